@@ -1,0 +1,306 @@
+"""Typed settings of a run: one section per part of the library.
+
+The dataclasses below are the only place where defaults live. They can be
+changed until `check` is called, because absl flags override single fields
+(`--config.model.n_future=8`); after that they are values: compared, hashed
+and stored in modules, never written to.
+"""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+import types
+import typing
+
+HEAD_KINDS = ("parallel", "linear", "causal", "anticausal", "unembedding")
+LOSSES = ("serial", "checkpointed", "formula")
+REMAT_POLICIES = ("none", "dots", "full")
+SOURCES = ("python", "text", "jsonl", "array_record")
+
+_section = dataclasses.dataclass(unsafe_hash=True)
+
+
+@_section
+class Model:
+  """Shape of the network; letters as in README (D, F, L, H, K, V, N)."""
+
+  vocab: int = 259  # V: the byte tokenizer's size
+  width: int = 256  # D: residual width
+  mlp: int = 768  # F: feed-forward width
+  layers: int = 6  # L: transformer layers, the heads' own included
+  extra_layers: int = 0  # trunk layers on top of L (paper, table S4: "+3")
+  attn_heads: int = 4  # H: query heads
+  kv_heads: int = 4  # K: key and value heads, a divisor of H
+  n_future: int = 4  # N: future tokens predicted, the paper's n
+  head: str = "parallel"  # one of HEAD_KINDS
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-5
+  mask_documents: bool = True  # no attention across documents
+  dtype: str = "float32"  # activations; parameters stay float32
+  remat: str = "none"  # one of REMAT_POLICIES
+
+  @property
+  def head_layers(self) -> int:
+    """Transformer layers that the heads use up of `layers`."""
+    chain = self.head in ("parallel", "causal", "anticausal")
+    return self.n_future if chain else 0
+
+  @property
+  def trunk_layers(self) -> int:
+    return self.layers - self.head_layers + self.extra_layers
+
+  def check(self) -> None:
+    for name in ("vocab", "width", "mlp", "layers", "attn_heads", "kv_heads"):
+      _positive(self, name)
+    _positive(self, "n_future")
+    _one_of("model.head", self.head, HEAD_KINDS)
+    _one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
+    _one_of("model.remat", self.remat, REMAT_POLICIES)
+    _divides("model.width", self.width, "model.attn_heads", self.attn_heads)
+    _divides("model.attn_heads", self.attn_heads, "model.kv_heads", self.kv_heads)
+    if self.width // self.attn_heads % 2:
+      raise ValueError(
+        f"model.width {self.width} over model.attn_heads {self.attn_heads} "
+        "gives an odd number of channels; rotary embeddings need pairs"
+      )
+    if self.trunk_layers < 1:
+      raise ValueError(
+        f"model.layers {self.layers} leaves {self.trunk_layers} trunk layers "
+        f"under {self.n_future} {self.head} heads: raise model.layers, lower "
+        "model.n_future, or use model.head='unembedding'"
+      )
+
+
+@_section
+class Data:
+  """Where documents come from and how they become batches."""
+
+  source: str = "python"  # one of SOURCES
+  path: str = ""  # file or directory; empty only for source='python'
+  field: str = "text"  # JSONL field that holds the document
+  tokenizer: str = "bytes"  # 'bytes' or the path of a SentencePiece model
+  cache: str = "~/.cache/mtp_jax"  # packed tokens, keyed by fingerprints
+  seq_len: int = 256  # T
+  batch: int = 16  # B, over all processes
+  max_bytes: int = 0  # stop reading the corpus there; 0: read it all
+  held_out: float = 0.02  # share of documents kept for evaluation
+  on_error: str = "raise"  # 'raise', or 'skip': count and report bad records
+  seed: int = 0
+  workers: int = 0  # prefetching worker processes
+
+  def check(self) -> None:
+    _one_of("data.source", self.source, SOURCES)
+    _one_of("data.on_error", self.on_error, ("raise", "skip"))
+    if self.source != "python" and not self.path:
+      raise ValueError(f"data.source {self.source!r} needs data.path")
+    if not 0 < self.held_out < 1:
+      raise ValueError(f"data.held_out {self.held_out} is not between 0 and 1")
+    for name in ("seq_len", "batch"):
+      _positive(self, name)
+    for name in ("max_bytes", "workers", "seed"):
+      _positive(self, name, zero=True)
+
+
+@_section
+class Optim:
+  """AdamW with linear warm-up and cosine decay (paper, table S13)."""
+
+  peak: float = 3e-4  # learning rate after warm-up
+  warmup: int = 100  # steps
+  end: float = 0.03  # last learning rate over peak, the paper's decay ratio
+  beta1: float = 0.9
+  beta2: float = 0.95
+  decay: float = 0.1  # decoupled weight decay, on matrices only
+  clip: float = 1.0  # global gradient norm
+
+  def check(self) -> None:
+    _positive(self, "peak")
+    _positive(self, "clip")
+    _positive(self, "warmup", zero=True)
+
+
+@_section
+class Mesh:
+  """Devices along each axis; -1 takes all that are left."""
+
+  data: int = -1  # batch, and parameters sharded over it (FSDP)
+  model: int = 1  # tensor parallel
+
+  def check(self) -> None:
+    if (self.data, self.model).count(-1) > 1:
+      raise ValueError("only one of mesh.data and mesh.model may be -1")
+    for name in ("data", "model"):
+      if getattr(self, name) != -1:
+        _positive(self, name)
+
+
+@_section
+class Train:
+  """The training loop."""
+
+  steps: int = 1000
+  accumulate: int = 1  # microbatches per step
+  loss: str = "serial"  # one of LOSSES
+  loss_block: int = 256  # positions whose logits are alive at once
+  head_weights: tuple[float, ...] = ()  # one per head; empty: all 1
+  seed: int = 0
+  log_every: int = 20
+  eval_every: int = 500
+  eval_batches: int = 8
+  sample_tokens: int = 64  # length of the sample written at evaluation; 0: none
+  save_every: int = 500
+  keep: int = 3  # checkpoints kept
+  max_bad_steps: int = 10  # non-finite steps in a row before stopping
+
+  def check(self) -> None:
+    _one_of("train.loss", self.loss, LOSSES)
+    for name in (
+      "steps",
+      "accumulate",
+      "loss_block",
+      "log_every",
+      "eval_every",
+      "eval_batches",
+      "save_every",
+      "keep",
+      "max_bad_steps",
+    ):
+      _positive(self, name)
+    _positive(self, "sample_tokens", zero=True)
+
+
+@_section
+class Decode:
+  """Generation."""
+
+  heads: int = 0  # k: heads used, 1 is ordinary decoding; 0: all
+  max_new: int = 256  # tokens
+
+  def check(self) -> None:
+    _positive(self, "heads", zero=True)
+    _positive(self, "max_new")
+
+
+@_section
+class Config:
+  """A whole run. Only `train` and the programs read this; the rest of the
+  library takes the section or the numbers that it needs."""
+
+  model: Model = dataclasses.field(default_factory=Model)
+  data: Data = dataclasses.field(default_factory=Data)
+  optim: Optim = dataclasses.field(default_factory=Optim)
+  mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  train: Train = dataclasses.field(default_factory=Train)
+  decode: Decode = dataclasses.field(default_factory=Decode)
+
+  def check(self) -> "Config":
+    """Returns self, or raises ValueError that names fields and numbers."""
+    for field in dataclasses.fields(self):
+      section = getattr(self, field.name)
+      _check_types(field.name, section)
+      section.check()
+    _divides("data.batch", self.data.batch, "train.accumulate", self.train.accumulate)
+    weights, n = self.train.head_weights, self.model.n_future
+    if weights and len(weights) != n:
+      raise ValueError(
+        f"train.head_weights has {len(weights)} entries for model.n_future={n}"
+      )
+    if self.decode.heads > n:
+      raise ValueError(
+        f"decode.heads={self.decode.heads} but model.n_future={n}"
+      )
+    if self.optim.warmup >= self.train.steps:
+      raise ValueError(
+        f"optim.warmup {self.optim.warmup} is not below train.steps {self.train.steps}"
+      )
+    return self
+
+
+def to_json(config: Config) -> str:
+  """The config as indented JSON, one key per field."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+  """Rebuilds a Config from `to_json`; unknown fields raise ValueError."""
+  return from_dict(json.loads(text))
+
+
+def from_dict(tree: dict) -> Config:
+  config = Config()
+  for section, fields in tree.items():
+    if not hasattr(config, section):
+      raise ValueError(unknown_field(config, section))
+    for name, value in fields.items():
+      if not hasattr(getattr(config, section), name):
+        raise ValueError(unknown_field(config, f"{section}.{name}"))
+      if isinstance(value, list):
+        value = tuple(value)
+      setattr(getattr(config, section), name, value)
+  return config.check()
+
+
+def load(path: str | pathlib.Path) -> Config:
+  """Reads the config that a run wrote to its workdir."""
+  return from_json(pathlib.Path(path).read_text())
+
+
+def differences(old: dict, new: dict) -> list[str]:
+  """Fields in which two `dataclasses.asdict` trees differ, as
+  'model.width: 64 in the first, 96 in the second'."""
+  lines = []
+  for section in sorted(old.keys() | new.keys()):
+    a, b = old.get(section, {}), new.get(section, {})
+    for name in sorted(a.keys() | b.keys()):
+      x, y = (
+        tuple(v) if isinstance(v, list) else v
+        for v in (a.get(name), b.get(name))
+      )
+      if x != y:
+        lines.append(f"{section}.{name}: {x!r} in the first, {y!r} in the second")
+  return lines
+
+
+def unknown_field(config: Config, path: str) -> str:
+  """Message for a field that does not exist, with the nearest names."""
+  known = [f.name for f in dataclasses.fields(config)]
+  known += [
+    f"{s.name}.{f.name}"
+    for s in dataclasses.fields(config)
+    for f in dataclasses.fields(getattr(config, s.name))
+  ]
+  near = difflib.get_close_matches(path, known, 3, 0.5)
+  hint = f"; did you mean {' or '.join(near)}?" if near else ""
+  return f"config has no field {path!r}{hint}"
+
+
+def _check_types(name: str, section) -> None:
+  for field, kind in typing.get_type_hints(type(section)).items():
+    value = getattr(section, field)
+    if isinstance(kind, types.GenericAlias):
+      kind = typing.get_origin(kind)
+    if kind is float and type(value) is int:
+      setattr(section, field, float(value))
+    elif type(value) is not kind:
+      raise ValueError(
+        f"{name}.{field} is {value!r}, a {type(value).__name__}; "
+        f"it takes a {kind.__name__}"
+      )
+
+
+def _positive(section, name: str, zero: bool = False) -> None:
+  value = getattr(section, name)
+  if value < 0 or (value == 0 and not zero):
+    where = f"{type(section).__name__.lower()}.{name}"
+    raise ValueError(f"{where} is {value}; it must be {'at least 0' if zero else 'positive'}")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+  if value not in choices:
+    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _divides(name: str, value: int, by_name: str, by: int) -> None:
+  if value % by:
+    raise ValueError(f"{name} {value} is not divisible by {by_name} {by}")
