@@ -58,7 +58,9 @@ class Model:
     _one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
     _one_of("model.remat", self.remat, REMAT_POLICIES)
     _divides("model.width", self.width, "model.attn_heads", self.attn_heads)
-    _divides("model.attn_heads", self.attn_heads, "model.kv_heads", self.kv_heads)
+    _divides(
+      "model.attn_heads", self.attn_heads, "model.kv_heads", self.kv_heads
+    )
     if self.width // self.attn_heads % 2:
       raise ValueError(
         f"model.width {self.width} over model.attn_heads {self.attn_heads} "
@@ -200,7 +202,9 @@ class Config:
       section = getattr(self, field.name)
       _check_types(field.name, section)
       section.check()
-    _divides("data.batch", self.data.batch, "train.accumulate", self.train.accumulate)
+    _divides(
+      "data.batch", self.data.batch, "train.accumulate", self.train.accumulate
+    )
     weights, n = self.train.head_weights, self.model.n_future
     if weights and len(weights) != n:
       raise ValueError(
@@ -258,7 +262,9 @@ def differences(old: dict, new: dict) -> list[str]:
         for v in (a.get(name), b.get(name))
       )
       if x != y:
-        lines.append(f"{section}.{name}: {x!r} in the first, {y!r} in the second")
+        lines.append(
+          f"{section}.{name}: {x!r} in the first, {y!r} in the second"
+        )
   return lines
 
 
@@ -293,7 +299,9 @@ def _positive(section, name: str, zero: bool = False) -> None:
   value = getattr(section, name)
   if value < 0 or (value == 0 and not zero):
     where = f"{type(section).__name__.lower()}.{name}"
-    raise ValueError(f"{where} is {value}; it must be {'at least 0' if zero else 'positive'}")
+    raise ValueError(
+      f"{where} is {value}; it must be {'at least 0' if zero else 'positive'}"
+    )
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,0 +1,140 @@
+"""The Llama 2 transformer layer: RMSNorm, rotary attention, SwiGLU."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtp_jax import config
+
+
+class Context(NamedTuple):
+  """What every layer of one pass shares: rotation and attention mask."""
+
+  cos: jax.Array  # [B, T, 1, C/2] float32
+  sin: jax.Array  # [B, T, 1, C/2] float32
+  mask: jax.Array  # [B, 1, T, S] bool, true where position t may look at s
+
+
+def context(
+  positions: jax.Array, mask: jax.Array, cfg: config.Model
+) -> Context:
+  """Rotary angles of `positions` [B, T] int32, beside `mask` [B, 1, T, S]."""
+  channels = cfg.width // cfg.attn_heads
+  frequency = cfg.rope_theta ** (
+    -jnp.arange(0, channels, 2, dtype=jnp.float32) / channels
+  )
+  angle = positions[..., None, None].astype(jnp.float32) * frequency
+  return Context(jnp.cos(angle), jnp.sin(angle), mask)
+
+
+def training_context(segments: jax.Array, cfg: config.Model) -> Context:
+  """Causal context of whole windows; `segments` [B, T] int32 tells documents
+  apart, and with `cfg.mask_documents` no position sees another document."""
+  T = segments.shape[1]
+  positions = jnp.arange(T)
+  mask = (positions[:, None] >= positions)[None, None]
+  if cfg.mask_documents:
+    mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
+  mask = jnp.broadcast_to(mask, (segments.shape[0], 1, T, T))
+  return context(jnp.broadcast_to(positions, segments.shape), mask, cfg)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """x / rms(x) * scale over the last axis, in float32, cast back."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
+  return (y * scale).astype(x.dtype)
+
+
+def rotate(x: jax.Array, ctx: Context) -> jax.Array:
+  """Rotates neighbouring channel pairs of x [B, T, H, C] by position."""
+  a, b = jnp.moveaxis(
+    x.reshape(*x.shape[:-1], -1, 2).astype(jnp.float32), -1, 0
+  )
+  pair = jnp.stack([a * ctx.cos - b * ctx.sin, a * ctx.sin + b * ctx.cos], -1)
+  return pair.reshape(x.shape).astype(x.dtype)
+
+
+def param(
+  key: jax.Array, shape: tuple[int, ...], axes: tuple, fan_in: int, gain=1.0
+) -> nnx.Param:
+  """Float32 normal parameter of deviation gain / sqrt(fan_in)."""
+  value = jax.random.normal(key, shape, jnp.float32) * gain * fan_in**-0.5
+  return nnx.Param(value, axes=axes)
+
+
+def ones(width: int) -> nnx.Param:
+  return nnx.Param(jnp.ones((width,), jnp.float32), axes=(None,))
+
+
+class Block(nnx.Module):
+  """One pre-norm transformer layer.
+
+  Calling it runs a whole window. A decoder uses its two halves apart:
+  `project_kv` writes keys and values, `mix` asks for one result, so that a
+  head can fill its cache on a window and answer at one position of it.
+  """
+
+  def __init__(self, cfg: config.Model, key: jax.Array):
+    D, F, H, K = cfg.width, cfg.mlp, cfg.attn_heads, cfg.kv_heads
+    C = D // H
+    keys = iter(jax.random.split(key, 7))
+    out_gain = (2 * (cfg.layers + cfg.extra_layers)) ** -0.5
+    self.cfg = cfg
+    self.attn_norm = ones(D)
+    self.wq = param(next(keys), (D, H, C), ("embed", "heads", None), D)
+    self.wk = param(next(keys), (D, K, C), ("embed", "kv_heads", None), D)
+    self.wv = param(next(keys), (D, K, C), ("embed", "kv_heads", None), D)
+    self.wo = param(
+      next(keys), (H, C, D), ("heads", None, "embed"), D, out_gain
+    )
+    self.mlp_norm = ones(D)
+    self.w_gate = param(next(keys), (D, F), ("embed", "mlp"), D)
+    self.w_up = param(next(keys), (D, F), ("embed", "mlp"), D)
+    self.w_down = param(next(keys), (F, D), ("mlp", "embed"), F, out_gain)
+
+  def __call__(self, x: jax.Array, ctx: Context) -> jax.Array:
+    """x [B, T, D] -> [B, T, D]; the window attends to itself."""
+    return self.mix(x, ctx, *self.project_kv(x, ctx))
+
+  def project_kv(
+    self, x: jax.Array, ctx: Context
+  ) -> tuple[jax.Array, jax.Array]:
+    """Keys (rotated) and values of x [B, T, D], each [B, T, K, C]."""
+    y = rms_norm(x, self.attn_norm[...], self.cfg.norm_eps)
+    k = jnp.einsum("BTD,DKC->BTKC", y, self.wk.astype(x.dtype))
+    v = jnp.einsum("BTD,DKC->BTKC", y, self.wv.astype(x.dtype))
+    return rotate(k, ctx), v
+
+  def mix(
+    self, x: jax.Array, ctx: Context, k: jax.Array, v: jax.Array
+  ) -> jax.Array:
+    """Attention of x [B, T, D] over k, v [B, S, K, C], then the MLP."""
+    y = rms_norm(x, self.attn_norm[...], self.cfg.norm_eps)
+    q = rotate(jnp.einsum("BTD,DHC->BTHC", y, self.wq.astype(x.dtype)), ctx)
+    y = jax.nn.dot_product_attention(q, k, v, mask=ctx.mask)
+    x = x + jnp.einsum("BTHC,HCD->BTD", y, self.wo.astype(x.dtype))
+    y = rms_norm(x, self.mlp_norm[...], self.cfg.norm_eps)
+    gate = jax.nn.silu(y @ self.w_gate.astype(x.dtype))
+    up = gate * (y @ self.w_up.astype(x.dtype))
+    return x + up @ self.w_down.astype(x.dtype)
+
+
+def stack(make: Callable, key: jax.Array, size: int):
+  """`size` modules made by `make(key)`, their arrays stacked on axis 0."""
+  return jax.vmap(make)(jax.random.split(key, size))
+
+
+def rematerialise(fun: Callable, policy: str) -> Callable:
+  """`fun` under jax.checkpoint: 'none' keeps all activations, 'dots' keeps
+  the results of matrix products, 'full' keeps only the inputs."""
+  if policy == "none":
+    return fun
+  saved = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+  }
+  return jax.checkpoint(fun, policy=saved[policy], prevent_cse=False)
