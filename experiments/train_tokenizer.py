@@ -1,0 +1,73 @@
+"""Trains a SentencePiece model on a corpus and proves it lossless there.
+
+  python -m experiments.train_tokenizer --vocab=4096 --output=code.model
+  python -m experiments.train --config.data.tokenizer=code.model
+
+About 20 s on two cores for the default 20 MB of the machine's Python files.
+Prints the bytes per token of documents that the model was not trained on.
+"""
+
+from absl import app, flags, logging
+
+from mtp_jax import config, tokenizer
+from mtp_jax.data import corpora
+
+_SOURCE = flags.DEFINE_enum(
+  "source", "python", config.SOURCES, "Kind of corpus."
+)
+_PATH = flags.DEFINE_string("path", "", "File or folder of the corpus.")
+_FIELD = flags.DEFINE_string("field", "text", "JSONL field of the text.")
+_VOCAB = flags.DEFINE_integer("vocab", 4096, "Ids wanted.", lower_bound=260)
+_OUTPUT = flags.DEFINE_string("output", None, "The model file to write.")
+_MAX_BYTES = flags.DEFINE_integer(
+  "max_bytes", 20_000_000, "Read no more of the corpus; 0: read it all."
+)
+_HELD_OUT = flags.DEFINE_float("held_out", 0.02, "Share not trained on.")
+flags.mark_flag_as_required("output")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  data = config.Data(
+    source=_SOURCE.value,
+    path=_PATH.value,
+    field=_FIELD.value,
+    max_bytes=_MAX_BYTES.value,
+    held_out=_HELD_OUT.value,
+  )
+  try:
+    data.check()
+    trained = tokenizer.train_sentencepiece(
+      _texts(data, held_out=False), _OUTPUT.value, _VOCAB.value
+    )
+  except ValueError as error:
+    raise app.UsageError(str(error)) from error
+  if trained.vocab < _VOCAB.value:
+    logging.warning("the corpus supports only %d ids", trained.vocab)
+  documents = size = tokens = 0
+  for text in _texts(data, held_out=True):
+    ids = trained.encode(text)
+    if trained.decode_bytes(ids) != text:
+      raise RuntimeError(f"lossy on held-out document {documents}")
+    documents, size = documents + 1, size + len(text)
+    tokens += len(ids)
+  print(f"{_OUTPUT.value}: {trained.vocab} ids, {trained.fingerprint}")
+  if not documents:
+    print("no document fell into the held-out share: nothing was verified")
+    return
+  print(
+    f"{documents} held-out documents, {size} bytes: all come back exactly, "
+    f"{size / tokens:.3f} bytes per token"
+  )
+
+
+def _texts(data: config.Data, held_out: bool):
+  documents = corpora.deduplicated(corpora.read(data))
+  for document, is_held_out in corpora.split(documents, data.held_out):
+    if is_held_out == held_out:
+      yield document.text
+
+
+if __name__ == "__main__":
+  app.run(main)

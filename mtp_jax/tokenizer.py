@@ -1,0 +1,227 @@
+"""Text to ids and back: plain bytes, and SentencePiece models.
+
+Both classes have the same face: `bos`, `eos`, `pad`, `vocab`, `fingerprint`,
+`encode`, `decode` and `decode_bytes`. `encode` adds no special ids; whoever
+packs documents or builds prompts adds `bos` and `eos`.
+"""
+
+import hashlib
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import sentencepiece
+
+_SPACE = "\u2581"  # what SentencePiece writes where the text has a space
+_SENTENCE = 4000  # bytes; its trainer drops sentences above 4192
+
+
+class Bytes:
+  """Every byte is its own id; lossless on any file.
+
+  Ids 0 to 255 are the bytes, 256 begins a document, 257 ends it and 258 pads.
+  """
+
+  bos, eos, pad, vocab = 256, 257, 258, 259
+  fingerprint = hashlib.sha256(b"bytes bos=256 eos=257").hexdigest()[:16]
+
+  def encode(self, text: str | bytes) -> np.ndarray:
+    """Ids [length], int32; a str is taken as UTF-8."""
+    raw = _utf8(text) if isinstance(text, str) else text
+    return np.frombuffer(raw, np.uint8).astype(np.int32)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """Text of the ids, specials dropped; broken UTF-8 becomes U+FFFD."""
+    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+  def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+    """The inverse of `encode`: exact bytes, specials dropped.
+
+    Raises:
+      ValueError: an id is outside the vocabulary; the message names it.
+    """
+    ids = _inside(ids, self.vocab)
+    return ids[ids < 256].astype(np.uint8).tobytes()
+
+
+class SentencePiece:
+  """A SentencePiece model behind the interface of `Bytes`.
+
+  Models made by `train_sentencepiece` give back every valid UTF-8 text
+  exactly; a model from elsewhere normalises as it was trained to. Where a
+  model defines no `pad`, its `eos` stands in (padding is known by segment 0,
+  never by id); where it defines no `bos`, `eos` stands in as well.
+
+  Args:
+    path: the `.model` file.
+
+  Raises:
+    ValueError: the file is missing, is no model, or defines no end id.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    try:
+      model = pathlib.Path(path).read_bytes()
+      if not model:
+        raise RuntimeError("the file is empty")
+      self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except (OSError, RuntimeError) as error:
+      raise ValueError(f"{path} is no SentencePiece model: {error}") from error
+    p = self._processor
+    self.vocab = p.vocab_size()
+    self.eos = p.eos_id()
+    if self.eos < 0:
+      raise ValueError(f"{path} defines no id for the end of a document")
+    self.bos = p.bos_id() if p.bos_id() >= 0 else self.eos
+    self.pad = p.pad_id() if p.pad_id() >= 0 else self.eos
+    self.fingerprint = hashlib.sha256(model).hexdigest()[:16]
+    self._pieces = [_piece_bytes(p, i) for i in range(self.vocab)]
+    # A dummy prefix would be added to every part of a text cut at U+2581.
+    self._adds_space = p.id_to_piece(p.encode("a")[0]).startswith(_SPACE)
+    mark = [p.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+    self._mark = mark if all(p.is_byte(i) for i in mark) else None
+
+  def encode(self, text: str | bytes) -> np.ndarray:
+    """Ids [length], int32; bytes must be UTF-8.
+
+    SentencePiece reads U+2581 in a text as a space. Here it goes through the
+    byte pieces instead, so that it survives.
+
+    Raises:
+      ValueError: the text has no UTF-8 form; the message says where.
+    """
+    raw = _utf8(text) if isinstance(text, str) else text
+    try:
+      text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise ValueError(f"SentencePiece takes UTF-8 only: {error}") from error
+    if self._mark is None or self._adds_space or _SPACE not in text:
+      return np.array(self._processor.encode(text), np.int32)
+    first, *rest = self._processor.encode(text.split(_SPACE))
+    for part in rest:
+      first += self._mark + part
+    return np.array(first, np.int32)
+
+  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+    """Text of the ids, specials dropped; broken UTF-8 becomes U+FFFD."""
+    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+  def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+    """Bytes of the ids, specials dropped; an unknown piece is U+FFFD.
+
+    Raises:
+      ValueError: an id is outside the vocabulary; the message names it.
+    """
+    raw = b"".join(self._pieces[i] for i in _inside(ids, self.vocab))
+    return raw[1:] if self._adds_space and raw[:1] == b" " else raw
+
+
+def train_sentencepiece(
+  documents: Iterable[str | bytes], path: str | os.PathLike, vocab: int
+) -> SentencePiece:
+  """Trains a lossless byte-pair model and writes it to a file.
+
+  Byte fallback, no normalisation, no dummy prefix, whitespace kept, runs of
+  whitespace as pieces of their own: what source code needs.
+
+  Args:
+    documents: texts, UTF-8 where bytes; read once, one at a time.
+    path: the `.model` file to write; it appears whole or not at all.
+    vocab: ids wanted, the 256 bytes and 4 specials included. A small corpus
+      may support fewer: the returned tokenizer's `vocab` tells.
+
+  Raises:
+    ValueError: no text, or a vocabulary too small for its characters.
+  """
+  path, model = pathlib.Path(path), io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=_sentences(documents),
+      model_writer=model,
+      vocab_size=vocab,
+      model_type="bpe",
+      byte_fallback=True,
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      allow_whitespace_only_pieces=True,
+      hard_vocab_limit=False,
+      unk_id=0,
+      bos_id=1,
+      eos_id=2,
+      pad_id=3,
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    raise ValueError(
+      f"SentencePiece cannot learn {vocab} ids from this text: {error}"
+    ) from error
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+  partial.write_bytes(model.getvalue())
+  os.replace(partial, path)
+  return SentencePiece(path)
+
+
+def load(name: str) -> Bytes | SentencePiece:
+  """The tokenizer that `config.Data.tokenizer` names.
+
+  Args:
+    name: 'bytes', or the path of a SentencePiece model.
+
+  Raises:
+    ValueError: neither of the two.
+  """
+  if name == "bytes":
+    return Bytes()
+  path = pathlib.Path(name).expanduser()
+  if not path.is_file():
+    raise ValueError(
+      f"tokenizer {name!r} is neither 'bytes' nor the file of a model"
+    )
+  return SentencePiece(path)
+
+
+def _sentences(documents: Iterable[str | bytes]) -> Iterator[str]:
+  """Documents cut at line ends into what the trainer accepts."""
+  for text in documents:
+    text = text.decode("utf-8") if isinstance(text, bytes) else text
+    start, size = 0, 0
+    position = 0
+    for line in text.splitlines(keepends=True):
+      length = len(line.encode())
+      if size and size + length > _SENTENCE:
+        yield text[start:position]
+        start, size = position, 0
+      position += len(line)
+      size += length
+    if size:
+      yield text[start:]
+
+
+def _piece_bytes(processor, index: int) -> bytes:
+  piece = processor.id_to_piece(index)
+  if processor.is_byte(index):
+    return bytes([int(piece[1:-1], 16)])
+  if processor.is_control(index):
+    return b""
+  if processor.is_unknown(index):
+    return "\ufffd".encode()
+  return piece.replace(_SPACE, " ").encode()
+
+
+def _utf8(text: str) -> bytes:
+  try:
+    return text.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise ValueError(f"text has no UTF-8 form: {error}") from error
+
+
+def _inside(ids: Sequence[int] | np.ndarray, vocab: int) -> np.ndarray:
+  ids = np.asarray(ids, np.int64)
+  outside = ids[(ids < 0) | (ids >= vocab)]
+  if outside.size:
+    raise ValueError(f"id {outside[0]} is outside the vocabulary of {vocab}")
+  return ids.ravel()

@@ -1,0 +1,173 @@
+"""Bytes and SentencePiece: exact round trips and clear refusals."""
+
+import dataclasses
+import pathlib
+
+import hypothesis
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import strategies as st
+
+from mtp_jax import tokenizer
+
+SOURCE = pathlib.Path(tokenizer.__file__).read_text()
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+  path = tmp_path_factory.mktemp("tokenizer") / "inner" / "code.model"
+  return tokenizer.train_sentencepiece([SOURCE, SOURCE.encode()], path, 500)
+
+
+def test_ten_thousand_random_byte_strings_come_back_exactly():
+  codec, rng = tokenizer.Bytes(), np.random.default_rng(0)
+  for length in rng.integers(0, 67, 10_000):
+    raw = rng.bytes(length)
+    ids = codec.encode(raw)
+    assert ids.dtype == np.int32 and ids.tolist() == list(raw)
+    assert codec.decode_bytes(ids) == raw
+    assert codec.decode(ids) == raw.decode("utf-8", errors="replace")
+
+
+@hypothesis.given(st.text())
+def test_bytes_give_back_any_text(text):
+  codec = tokenizer.Bytes()
+  assert codec.decode(codec.encode(text)) == text
+
+
+def test_bytes_specials_are_dropped_and_distinct():
+  codec = tokenizer.Bytes()
+  assert [codec.bos, codec.eos, codec.pad, codec.vocab] == [256, 257, 258, 259]
+  assert codec.decode([256, 104, 258, 105, 257]) == "hi"
+  assert codec.decode([]) == "" and codec.decode_bytes([]) == b""
+
+
+def test_decoding_of_broken_utf8_is_replacement():
+  assert tokenizer.Bytes().decode([0xFF, 0x61, 0xE6, 0x97]) == "\ufffda\ufffd"
+
+
+@pytest.mark.parametrize("bad", [-1, 259, 10**6])
+def test_bytes_refuse_ids_outside(bad):
+  with pytest.raises(ValueError, match=f"id {bad} .* 259"):
+    tokenizer.Bytes().decode([1, bad])
+
+
+def test_lone_surrogate_is_a_value_error(trained):
+  for codec in (tokenizer.Bytes(), trained):
+    with pytest.raises(ValueError, match="no UTF-8 form"):
+      codec.encode("a\ud800b")
+
+
+HARD = [
+  "",
+  " leading",
+  "trailing  ",
+  "\t\n\n  f(x)\r\n",
+  "a\u2581b \u2581\u2581 c",  # SentencePiece's own mark for a space
+  "<s> </s> <pad> <unk> <0x41>",
+  "\ufeffq\x00\x01",
+  "\u2047 \u2585",
+  "日本語 🎉",
+]
+
+
+@pytest.mark.parametrize("text", HARD)
+def test_sentencepiece_gives_back_hard_texts(trained, text):
+  ids = trained.encode(text)
+  assert ids.dtype == np.int32 and ids.ndim == 1
+  assert trained.decode(ids) == text
+  assert trained.encode(text.encode()).tolist() == ids.tolist()
+
+
+@hypothesis.given(st.text())
+def test_sentencepiece_gives_back_any_text(trained, text):
+  assert trained.decode_bytes(trained.encode(text)) == text.encode()
+
+
+def test_sentencepiece_gives_back_source_code_in_fewer_tokens(trained):
+  for module in (dataclasses, hypothesis, pathlib):
+    text = pathlib.Path(module.__file__).read_bytes()
+    ids = trained.encode(text)
+    assert trained.decode_bytes(ids) == text
+    assert len(ids) < 0.9 * len(text)
+
+
+def test_sentencepiece_decodes_as_the_library_does(trained):
+  text = SOURCE[:997]
+  library = sentencepiece.SentencePieceProcessor(
+    model_proto=trained._processor.serialized_model_proto()
+  )
+  assert trained.encode(text).tolist() == library.encode(text)
+  assert trained.decode(trained.encode(text)) == library.decode(
+    library.encode(text)
+  )
+
+
+def test_sentencepiece_drops_specials_and_names_bad_ids(trained):
+  specials = {trained.bos, trained.eos, trained.pad}
+  assert len(specials) == 3 and trained.vocab == 500
+  ids = [trained.bos, *trained.encode("x = 1"), trained.eos, trained.pad]
+  assert trained.decode(ids) == "x = 1"
+  for bad in (-1, trained.vocab):
+    with pytest.raises(ValueError, match=f"id {bad} .* {trained.vocab}"):
+      trained.decode([bad])
+
+
+def test_sentencepiece_refuses_bytes_that_are_not_utf8(trained):
+  with pytest.raises(ValueError, match="UTF-8 only.*position 1"):
+    trained.encode(b"a\xff")
+
+
+def test_foreign_model_without_pad_and_with_dummy_prefix(tmp_path):
+  # The shape of Llama's own model.
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(SOURCE.splitlines()),
+    model_prefix=str(tmp_path / "foreign"),
+    vocab_size=400,
+    model_type="bpe",
+    byte_fallback=True,
+    minloglevel=2,
+  )
+  codec = tokenizer.load(str(tmp_path / "foreign.model"))
+  assert codec.pad == codec.eos != codec.bos
+  assert codec.decode(codec.encode("return text")) == "return text"
+
+
+def test_fingerprints_tell_tokenizers_apart(trained, tmp_path):
+  again = tokenizer.train_sentencepiece([SOURCE] * 2, tmp_path / "a.model", 500)
+  other = tokenizer.train_sentencepiece([SOURCE], tmp_path / "b.model", 400)
+  assert again.fingerprint == trained.fingerprint  # training is deterministic
+  prints = {
+    trained.fingerprint,
+    other.fingerprint,
+    tokenizer.Bytes().fingerprint,
+  }
+  assert len(prints) == 3
+  assert tokenizer.load(str(tmp_path / "b.model")).vocab == 400
+
+
+def test_vocabulary_larger_than_the_text_supports_is_cut(tmp_path):
+  assert (
+    tokenizer.train_sentencepiece(["abab"], tmp_path / "m", 9000).vocab < 400
+  )
+
+
+def test_vocabulary_too_small_leaves_no_file(tmp_path):
+  with pytest.raises(ValueError, match="cannot learn 100 ids"):
+    tokenizer.train_sentencepiece([SOURCE], tmp_path / "m", 100)
+  with pytest.raises(ValueError, match="cannot learn"):
+    tokenizer.train_sentencepiece([], tmp_path / "m", 300)
+  assert not list(tmp_path.iterdir())
+
+
+def test_load_names_what_it_cannot_load(tmp_path, trained):
+  assert isinstance(tokenizer.load("bytes"), tokenizer.Bytes)
+  with pytest.raises(ValueError, match="'byte' is neither 'bytes' nor"):
+    tokenizer.load("byte")
+  model = trained._processor.serialized_model_proto()
+  for i, content in enumerate((b"", b"no model", model[: len(model) // 2])):
+    path = tmp_path / f"{i}.model"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{i}.model is no SentencePiece"):
+      tokenizer.load(str(path))
