@@ -199,10 +199,10 @@ def python(tmp_path, monkeypatch):
     roots = {"stdlib": library, "purelib": packages, "platlib": packages}
     monkeypatch.setattr(sysconfig, "get_path", lambda label: str(roots[label]))
     for i in range(101):
-      (library / f"m{i}.py").write_text(f"x = {i}\n" * 97)
+      (library / f"m{i:03}.py").write_text(f"x = {i}\n" * 97)
     (library / "latin.py").write_bytes(b"# \xe9\n")
     (library / "data.txt").write_text("no Python")
-    (packages / "m0.py").write_text("import numpy\n")
+    (packages / "m000.py").write_text("import numpy\n")
 
   return install
 
@@ -213,7 +213,9 @@ def test_python_source_is_named_alike_wherever_it_is_installed(python):
   here = read("python", "", skipped)
   assert skipped == {"not UTF-8": 1}  # although on_error is 'raise'
   assert len(here) == 102
-  assert {"stdlib/m0.py", "packages/m0.py"} < {d.name for d in here}
+  by_name = {d.name: d.text for d in here}
+  assert by_name["packages/m000.py"] == b"import numpy\n"
+  assert by_name["stdlib/m000.py"] == b"x = 0\n" * 97
   python("elsewhere/on/disk")
   assert read("python", "") == here
 

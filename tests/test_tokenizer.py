@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+import subprocess
+import sys
 
 import hypothesis
 import numpy as np
@@ -171,3 +173,22 @@ def test_load_names_what_it_cannot_load(tmp_path, trained):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{i}.model is no SentencePiece"):
       tokenizer.load(str(path))
+
+
+def test_the_training_program_proves_its_model_lossless(tmp_path):
+  for i in range(40):
+    (tmp_path / f"{i}.txt").write_text(f"file {i}\n" + SOURCE[i * 50 :])
+  command = [sys.executable, "-m", "experiments.train_tokenizer"]
+  command += ["--source=text", f"--path={tmp_path}", "--vocab=400"]
+  command += ["--held_out=0.2", f"--output={tmp_path}/.out/code.model"]
+  root = pathlib.Path(__file__).parents[1]
+  done = subprocess.run(
+    command, capture_output=True, text=True, cwd=root, timeout=60
+  )
+  assert done.returncode == 0, done.stderr
+  assert "all come back exactly" in done.stdout
+  assert tokenizer.load(f"{tmp_path}/.out/code.model").vocab == 400
+  absent = [*command, f"--path={tmp_path}/absent"]
+  done = subprocess.run(absent, capture_output=True, text=True, cwd=root)
+  assert done.returncode == 1 and "does not exist" in done.stderr
+  assert "Traceback" not in done.stderr

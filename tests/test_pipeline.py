@@ -1,0 +1,374 @@
+"""Packing and batches: nothing lost, nothing half-written, one order."""
+
+import collections
+import concurrent.futures
+import json
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+
+from mtp_jax import config, tokenizer
+from mtp_jax.data import corpora, pipeline
+
+
+def in_memory(lengths):
+  """Documents of these lengths; every token is its own position."""
+  total = sum(lengths)
+  return pipeline.Packed(
+    tokens=np.arange(total, dtype=np.uint32),
+    starts=np.cumsum([0, *lengths[:-1]], dtype=np.int64),
+    bytes_per_token=1.0,
+    fingerprint="",
+    documents=len(lengths),
+    skipped={},
+  )
+
+
+@pytest.fixture
+def data(tmp_path):
+  """A corpus of 211 lines, one empty, one twice, and an empty cache."""
+  rows = [f"document {i}\n" * (i % 13) for i in range(1, 212)]
+  rows[7] = rows[5]
+  path = tmp_path / "corpus.jsonl"
+  path.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+  return config.Data(
+    source="jsonl", path=str(path), cache=str(tmp_path / "c"), held_out=0.1
+  )
+
+
+def entries(data):
+  """Folders of the cache: the finished ones, and all."""
+  names = {p.name for p in pathlib.Path(data.cache).iterdir() if p.is_dir()}
+  return {n for n in names if "partial" not in n}, names
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+@pytest.mark.parametrize("seq_len", [2, 3, 5, 7, 13, 101])
+def test_every_pair_inside_a_document_is_in_one_window_once(n, seq_len):
+  lengths = np.random.default_rng(n).integers(1, 12, 29).tolist()
+  packed = in_memory(lengths)
+  wanted, start = [], 0
+  for length in lengths:
+    inside = range(start, start + length)
+    pairs = [(p, p + i) for p in inside for i in range(1, n + 1)]
+    wanted += [(p, q) for p, q in pairs if q in inside]
+    start += length
+  found = []
+  for w in range(packed.windows(seq_len)):
+    tokens, segments = packed.window(w, seq_len, n)
+    assert tokens.dtype == segments.dtype == np.int32
+    assert tokens.shape == segments.shape == (seq_len + n,)
+    found += [
+      (int(tokens[t]), int(tokens[t + i]))
+      for t in range(seq_len)
+      for i in range(1, n + 1)
+      if segments[t] == segments[t + i] != 0
+    ]
+  assert sorted(found) == sorted(wanted)
+
+
+def test_segments_count_documents_and_mark_the_padding():
+  packed = in_memory([3, 1, 4])
+  tokens, segments = packed.window(1, 5, 7)
+  assert tokens.tolist() == [5, 6, 7] + [0] * 9
+  assert segments.tolist() == [3] * 3 + [0] * 9
+  assert packed.window(0, 5, 0)[1].tolist() == [1, 1, 1, 2, 3]
+  for index in (-1, 2):
+    with pytest.raises(IndexError, match=f"window {index} of 2"):
+      packed.window(index, 5, 1)
+
+
+def test_packing_keeps_every_document_whole(data):
+  codec, skipped = tokenizer.Bytes(), collections.Counter()
+  documents = list(corpora.deduplicated(corpora.read(data, skipped), skipped))
+  assert skipped["duplicate"] and skipped["empty"]
+  splits = pipeline.pack(data, codec)
+  for packed, held_out in zip(splits, (False, True), strict=True):
+    wanted = [
+      d.text
+      for d in documents
+      if corpora.is_held_out(d.text, data.held_out) == held_out
+    ]
+    parts = np.split(packed.tokens, packed.starts[1:])
+    assert all(p[0] == codec.bos and p[-1] == codec.eos for p in parts)
+    assert [codec.decode_bytes(p) for p in parts] == wanted
+    assert packed.documents == len(wanted) > 0
+    assert packed.skipped == skipped
+    # An end is predicted too, a beginning never.
+    size = sum(map(len, wanted))
+    assert packed.bytes_per_token == size / (size + len(wanted))
+    assert packed.tokens.dtype == np.uint16
+  assert splits[0].fingerprint != splits[1].fingerprint
+
+
+class Counting(tokenizer.Bytes):
+  """Knows how many documents it was given."""
+
+  calls = 0
+
+  def encode(self, text):
+    self.calls += 1
+    return super().encode(text)
+
+
+def test_a_corpus_is_tokenised_once(data):
+  codec = Counting()
+  first = pipeline.pack(data, codec)
+  calls = codec.calls
+  again = pipeline.pack(data, codec)
+  assert codec.calls == calls > 0
+  for a, b in zip(first, again, strict=True):
+    assert isinstance(b.tokens, np.memmap)
+    assert a.fingerprint == b.fingerprint
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
+def test_whatever_changes_the_tokens_packs_anew(data, tmp_path):
+  model = tokenizer.train_sentencepiece(["document 1\n"], tmp_path / "m", 300)
+  prints = {pipeline.pack(data, tokenizer.Bytes())[0].fingerprint}
+  prints.add(pipeline.pack(data, model)[0].fingerprint)
+  data.held_out = 0.2
+  prints.add(pipeline.pack(data, tokenizer.Bytes())[0].fingerprint)
+  data.max_bytes = 3001
+  prints.add(pipeline.pack(data, tokenizer.Bytes())[0].fingerprint)
+  with open(data.path, "r+") as file:
+    text = file.read().replace("document 3", "Document 3")
+    file.seek(0)
+    file.write(text)
+  data.max_bytes = 0
+  prints.add(pipeline.pack(data, tokenizer.Bytes())[0].fingerprint)
+  assert len(prints) == len(entries(data)[0]) == 5
+
+
+def test_fingerprint_is_of_the_contents_and_not_of_the_place(data, tmp_path):
+  first = pipeline.pack(data, tokenizer.Bytes())
+  data.path = shutil.copy(data.path, tmp_path / "copy.jsonl")
+  data.cache = str(tmp_path / "other")
+  again = pipeline.pack(data, tokenizer.Bytes())
+  assert [p.fingerprint for p in first] == [p.fingerprint for p in again]
+
+
+HARMS = {
+  "flipped": lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]),
+  "truncated": lambda raw: raw[: len(raw) // 2],
+  "emptied": lambda raw: b"",
+  "longer": lambda raw: raw + b"\0",
+  "gone": None,
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_cache_is_packed_anew_with_a_warning(data, tmp_path, harm):
+  codec = tokenizer.Bytes()
+  intact = [np.array(p.tokens) for p in pipeline.pack(data, codec)]
+  ((name,), _) = entries(data)
+  files = sorted((tmp_path / "c" / name).iterdir())
+  assert len(files) == 5
+  for path in files:
+    change = HARMS[harm]
+    raw = path.read_bytes()
+    path.unlink()
+    if change:
+      path.write_bytes(change(raw))
+    with pytest.warns(UserWarning, match=f"packing anew: .*{name} "):
+      packed = pipeline.pack(data, codec)
+    for a, b in zip(intact, packed, strict=True):
+      np.testing.assert_array_equal(a, b.tokens)
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    pipeline.pack(data, codec)
+
+
+def test_a_flipped_number_in_the_meta_file_is_found(data, tmp_path):
+  pipeline.pack(data, tokenizer.Bytes())
+  ((name,), _) = entries(data)
+  path = tmp_path / "c" / name / "meta.json"
+  path.write_text(path.read_text().replace('"bytes": ', '"bytes": 1', 1))
+  with pytest.warns(UserWarning, match="damaged meta.json"):
+    pipeline.pack(data, tokenizer.Bytes())
+
+
+KILLED = """
+import os, signal, sys
+from mtp_jax import config, tokenizer
+from mtp_jax.data import pack
+
+class Killed(tokenizer.Bytes):
+  left = 101
+  def encode(self, text):
+    self.left -= 1
+    if not self.left:
+      os.kill(os.getpid(), signal.SIGKILL)
+    return super().encode(text)
+
+pack.pack(config.Data(source="jsonl", path=sys.argv[1], cache=sys.argv[2],
+                      held_out=0.1), Killed())
+"""
+
+
+def test_a_killed_packing_leaves_no_cache(data):
+  command = [sys.executable, "-c", KILLED, data.path, data.cache]
+  assert subprocess.run(command, timeout=60).returncode == -9
+  whole, every = entries(data)
+  assert not whole and len(every) == 1  # only the partial folder
+  codec = Counting()
+  train, _ = pipeline.pack(data, codec)
+  assert codec.calls > 101
+  whole, every = entries(data)
+  assert whole == every and len(whole) == 1
+  assert train.tokens[-1] == codec.eos
+
+
+def test_an_error_while_packing_leaves_no_cache(data):
+  with open(data.path, "a") as file:
+    file.write("\nno JSON")
+  with pytest.raises(ValueError, match="corpus.jsonl:212: not JSON"):
+    pipeline.pack(data, tokenizer.Bytes())
+  assert entries(data) == (set(), set())
+  data.on_error = "skip"
+  train, held_out = pipeline.pack(data, tokenizer.Bytes())
+  assert train.skipped == held_out.skipped
+  assert train.skipped["not JSON"] == 1
+
+
+def test_concurrent_packings_do_the_work_once(data):
+  codec = Counting()
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    done = list(pool.map(lambda _: pipeline.pack(data, codec), range(4)))
+  train, held_out = done[0]
+  assert codec.calls == train.documents + held_out.documents
+  assert len({packed.fingerprint for packed, _ in done}) == 1
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+  for i in range(8):
+    text = "".join(f"{i} {j * 7919}\n" for j in range(200_003))
+    (tmp_path / f"{i}.txt").write_text(text)
+  data = config.Data(
+    source="text", path=str(tmp_path), cache=str(tmp_path / ".cache")
+  )
+  tracemalloc.start()
+  train, held_out = pipeline.pack(data, tokenizer.Bytes())
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  # One piece of 64 KiB is 0.5 MB as int64 ids; all of them would be 150 MB.
+  assert len(train.tokens) + len(held_out.tokens) > 19_000_000
+  assert peak < 6_000_000
+
+
+def test_a_split_without_a_document_is_an_error(tmp_path):
+  (tmp_path / "one.txt").write_text("a single document")
+  data = config.Data(
+    source="text", path=str(tmp_path / "one.txt"), cache=str(tmp_path / "c")
+  )
+  with pytest.raises(ValueError, match="0.02 splits 1 documents into 1 .* 0"):
+    pipeline.pack(data, tokenizer.Bytes())
+  assert entries(data) == (set(), set())
+
+
+def test_pickling_sends_the_place_and_not_the_tokens(data):
+  packed, _ = pipeline.pack(data, tokenizer.Bytes())
+  raw = pickle.dumps(packed)
+  assert len(raw) < 1500 < packed.tokens.nbytes
+  copy = pickle.loads(raw)
+  np.testing.assert_array_equal(copy.tokens, packed.tokens)
+  np.testing.assert_array_equal(copy.starts, packed.starts)
+  assert copy.fingerprint == packed.fingerprint
+
+
+SHAPE = dict(batch=12, seq_len=7, n_future=3, seed=5)
+STEPS = np.random.default_rng(0).integers(0, 10_000, 3).tolist()
+
+
+def equal(a, b):
+  assert a.keys() == b.keys() == {"tokens", "segments"}
+  for key in a:
+    assert a[key].dtype == np.int32
+    np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.fixture
+def packed(data):
+  return pipeline.pack(data, tokenizer.Bytes())[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("step", STEPS)
+def test_global_batch_is_the_same_for_any_number_of_processes(
+  packed, processes, step
+):
+  whole = pipeline.batch_at(packed, step, **SHAPE)
+  assert whole["tokens"].shape == (12, 10)
+  rows = [
+    next(
+      pipeline.batches(
+        packed, **SHAPE, process=p, processes=processes, start=step
+      )
+    )
+    for p in range(processes)
+  ]
+  stacked = {key: np.concatenate([r[key] for r in rows]) for key in whole}
+  equal(stacked, whole)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_batches_are_the_same_for_any_number_of_workers(packed, workers):
+  place = dict(process=1, processes=2)
+  for start in STEPS:
+    stream = pipeline.batches(
+      packed, **SHAPE, **place, workers=workers, start=start
+    )
+    for step in range(start, start + 5):
+      wanted = pipeline.batch_at(packed, step, **SHAPE, **place)
+      equal(next(stream), wanted)
+
+
+def test_an_epoch_gives_every_window_once_in_an_order_of_its_own(packed):
+  count = packed.windows(7)
+  rows = []
+  for batch in pipeline.batches(packed, **SHAPE):
+    pairs = zip(batch["tokens"], batch["segments"], strict=True)
+    rows += [(t.tobytes(), s.tobytes()) for t, s in pairs]
+    if len(rows) >= 2 * count:
+      break
+  windows = [packed.window(w, 7, 3) for w in range(count)]
+  wanted = sorted((t.tobytes(), s.tobytes()) for t, s in windows)
+  first, second = rows[:count], rows[count : 2 * count]
+  assert sorted(first) == sorted(second) == wanted
+  assert first != second
+  other = pipeline.batch_at(packed, 0, **SHAPE | {"seed": 6})
+  assert (
+    other["tokens"] != pipeline.batch_at(packed, 0, **SHAPE)["tokens"]
+  ).any()
+
+
+def test_a_split_smaller_than_a_batch_repeats():
+  batch = pipeline.batch_at(in_memory([3]), 2, **SHAPE)
+  assert (batch["tokens"][:, :3] == [0, 1, 2]).all()
+
+
+def test_step_one_million_is_reached_at_once(packed, capsys):
+  begin = time.perf_counter()
+  batch = next(pipeline.batches(packed, **SHAPE, start=10**6))
+  seconds = time.perf_counter() - begin
+  with capsys.disabled():
+    print(f"\nstep 10**6 reached in {seconds * 1e3:.1f} ms")
+  equal(batch, pipeline.batch_at(packed, 10**6, **SHAPE))
+  assert seconds < 5  # 0.2 is promised; the rest is a busy machine's
+
+
+def test_batches_that_cannot_be_are_refused_with_their_numbers(packed):
+  with pytest.raises(ValueError, match="batch 12 is not divisible by 5"):
+    pipeline.batches(packed, **SHAPE, processes=5)
+  with pytest.raises(ValueError, match="process 2 is not one of 2"):
+    pipeline.batches(packed, **SHAPE, process=2, processes=2)
+  with pytest.raises(ValueError, match="no window"):
+    pipeline.batches(in_memory([0]), **SHAPE)
