@@ -1,0 +1,1 @@
+"""Generation: pure functions over a frozen state."""

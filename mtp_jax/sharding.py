@@ -1,0 +1,100 @@
+"""From logical axes to devices: one mesh, one table, one function.
+
+Parameters are born with logical axes in their metadata (`model/layers.py`);
+this module knows only those names, not the model.
+"""
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtp_jax import config
+
+# Logical axis -> mesh axis: FSDP over 'data', tensor parallel over 'model'.
+RULES = {
+  "batch": "data",
+  "embed": "data",
+  "vocab": "model",
+  "mlp": "model",
+  "heads": "model",
+  "kv_heads": "model",
+}
+
+
+def make_mesh(cfg: config.Mesh, devices=None) -> jax.sharding.Mesh:
+  """A mesh with axes ('data', 'model').
+
+  Args:
+    cfg: devices along each axis; -1 takes all that are left.
+    devices: default `jax.devices()`.
+
+  Raises:
+    ValueError: the axes' product is not the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  shape = [cfg.data, cfg.model]
+  if -1 in shape:
+    shape[shape.index(-1)] = len(devices) // -int(np.prod(shape))
+  if int(np.prod(shape)) != len(devices):
+    raise ValueError(
+      f"mesh.data={cfg.data} x mesh.model={cfg.model} does not use exactly "
+      f"the {len(devices)} devices at hand"
+    )
+  return jax.make_mesh(
+    tuple(shape), ("data", "model"), (AxisType.Auto,) * 2, devices=devices
+  )
+
+
+def shardings(tree, mesh: jax.sharding.Mesh, rules: dict = RULES):
+  """NamedSharding of every array in `tree`.
+
+  Args:
+    tree: a pytree of `nnx.Variable`s and bare arrays or their abstract
+      forms: a model, or an optimiser state whose moments are shaped like one.
+    mesh: see `make_mesh`.
+    rules: logical axis -> mesh axis. Leading stacked axes (layers, heads) and
+      bare arrays (step counts) are replicated.
+
+  Returns:
+    The tree with a NamedSharding for each array.
+
+  Raises:
+    ValueError: an axis is not divisible by the devices it is split over.
+  """
+
+  def one(x):
+    if not isinstance(x, nnx.Variable):
+      return NamedSharding(mesh, P())
+    value = x.get_value()
+    axes = (None,) * value.ndim
+    axes = axes[: value.ndim - len(x.axes)] + tuple(x.axes)
+    names = [rules.get(a) for a in axes]
+    for axis, name, size in zip(axes, names, value.shape, strict=True):
+      if name and size % mesh.shape[name]:
+        raise ValueError(
+          f"{axis} {size} is not divisible by {mesh.shape[name]} devices of "
+          f"axis {name!r}: change the size (a vocabulary can be padded) or "
+          "the mesh"
+        )
+    return x.replace(NamedSharding(mesh, P(*names)))
+
+  return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def gathered(param: nnx.Variable, mesh: jax.sharding.Mesh) -> nnx.Variable:
+  """`param` collected from the 'data' axis, still split over 'model'.
+
+  What a loop reads at every turn is gathered once, before it, not inside.
+  """
+  rules = {k: v for k, v in RULES.items() if v != "data"}
+  where = shardings(param, mesh, rules).get_value()
+  return param.replace(
+    jax.lax.with_sharding_constraint(param.get_value(), where)
+  )
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """Rows of a batch over 'data', everything else whole."""
+  return NamedSharding(mesh, P("data"))
