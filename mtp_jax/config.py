@@ -9,8 +9,8 @@ and stored in modules, never written to.
 import dataclasses
 import difflib
 import json
+import math
 import pathlib
-import types
 import typing
 
 HEAD_KINDS = ("parallel", "linear", "causal", "anticausal", "unembedding")
@@ -51,9 +51,7 @@ class Model:
     return self.layers - self.head_layers + self.extra_layers
 
   def check(self) -> None:
-    for name in ("vocab", "width", "mlp", "layers", "attn_heads", "kv_heads"):
-      _positive(self, name)
-    _positive(self, "n_future")
+    _check_fields(self, zero=("extra_layers",))
     _one_of("model.head", self.head, HEAD_KINDS)
     _one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
     _one_of("model.remat", self.remat, REMAT_POLICIES)
@@ -92,16 +90,12 @@ class Data:
   workers: int = 0  # prefetching worker processes
 
   def check(self) -> None:
+    _check_fields(self, zero=("max_bytes", "workers", "seed"))
     _one_of("data.source", self.source, SOURCES)
     _one_of("data.on_error", self.on_error, ("raise", "skip"))
     if self.source != "python" and not self.path:
       raise ValueError(f"data.source {self.source!r} needs data.path")
-    if not 0 < self.held_out < 1:
-      raise ValueError(f"data.held_out {self.held_out} is not between 0 and 1")
-    for name in ("seq_len", "batch"):
-      _positive(self, name)
-    for name in ("max_bytes", "workers", "seed"):
-      _positive(self, name, zero=True)
+    _share(self, "held_out", 0 < self.held_out < 1)
 
 
 @_section
@@ -117,9 +111,10 @@ class Optim:
   clip: float = 1.0  # global gradient norm
 
   def check(self) -> None:
-    _positive(self, "peak")
-    _positive(self, "clip")
-    _positive(self, "warmup", zero=True)
+    _check_fields(self, zero=("warmup", "end", "beta1", "beta2", "decay"))
+    _share(self, "end", 0 <= self.end <= 1)
+    for name in ("beta1", "beta2"):
+      _share(self, name, 0 <= getattr(self, name) < 1)
 
 
 @_section
@@ -130,11 +125,13 @@ class Mesh:
   model: int = 1  # tensor parallel
 
   def check(self) -> None:
+    _check_fields(self, any_sign=("data", "model"))
     if (self.data, self.model).count(-1) > 1:
       raise ValueError("only one of mesh.data and mesh.model may be -1")
     for name in ("data", "model"):
-      if getattr(self, name) != -1:
-        _positive(self, name)
+      size = getattr(self, name)
+      if size < 1 and size != -1:
+        raise ValueError(f"mesh.{name} is {size}; it must be positive, or -1")
 
 
 @_section
@@ -156,20 +153,8 @@ class Train:
   max_bad_steps: int = 10  # non-finite steps in a row before stopping
 
   def check(self) -> None:
+    _check_fields(self, zero=("sample_tokens", "seed"))
     _one_of("train.loss", self.loss, LOSSES)
-    for name in (
-      "steps",
-      "accumulate",
-      "loss_block",
-      "log_every",
-      "eval_every",
-      "eval_batches",
-      "save_every",
-      "keep",
-      "max_bad_steps",
-    ):
-      _positive(self, name)
-    _positive(self, "sample_tokens", zero=True)
 
 
 @_section
@@ -180,8 +165,7 @@ class Decode:
   max_new: int = 256  # tokens
 
   def check(self) -> None:
-    _positive(self, "heads", zero=True)
-    _positive(self, "max_new")
+    _check_fields(self, zero=("heads",))
 
 
 @_section
@@ -199,9 +183,7 @@ class Config:
   def check(self) -> "Config":
     """Returns self, or raises ValueError that names fields and numbers."""
     for field in dataclasses.fields(self):
-      section = getattr(self, field.name)
-      _check_types(field.name, section)
-      section.check()
+      getattr(self, field.name).check()
     _divides(
       "data.batch", self.data.batch, "train.accumulate", self.train.accumulate
     )
@@ -216,7 +198,8 @@ class Config:
       )
     if self.optim.warmup >= self.train.steps:
       raise ValueError(
-        f"optim.warmup {self.optim.warmup} is not below train.steps {self.train.steps}"
+        f"optim.warmup {self.optim.warmup} is not below train.steps "
+        f"{self.train.steps}"
       )
     return self
 
@@ -232,12 +215,14 @@ def from_json(text: str) -> Config:
 
 
 def from_dict(tree: dict) -> Config:
+  """Rebuilds a Config from `dataclasses.asdict`; what is missing keeps its
+  default."""
   config = Config()
   for section, fields in tree.items():
-    if not hasattr(config, section):
+    if section not in _fields(config):
       raise ValueError(unknown_field(config, section))
     for name, value in fields.items():
-      if not hasattr(getattr(config, section), name):
+      if name not in _fields(getattr(config, section)):
         raise ValueError(unknown_field(config, f"{section}.{name}"))
       if isinstance(value, list):
         value = tuple(value)
@@ -270,38 +255,57 @@ def differences(old: dict, new: dict) -> list[str]:
 
 def unknown_field(config: Config, path: str) -> str:
   """Message for a field that does not exist, with the nearest names."""
-  known = [f.name for f in dataclasses.fields(config)]
-  known += [
-    f"{s.name}.{f.name}"
-    for s in dataclasses.fields(config)
-    for f in dataclasses.fields(getattr(config, s.name))
+  known = [
+    f"{section}.{name}"
+    for section in _fields(config)
+    for name in _fields(getattr(config, section))
   ]
-  near = difflib.get_close_matches(path, known, 3, 0.5)
+  near = difflib.get_close_matches(path, _fields(config) + known, 3, 0.5)
   hint = f"; did you mean {' or '.join(near)}?" if near else ""
   return f"config has no field {path!r}{hint}"
 
 
-def _check_types(name: str, section) -> None:
+def _fields(section) -> list[str]:
+  return [f.name for f in dataclasses.fields(section)]
+
+
+def _check_fields(section, zero=(), any_sign=()) -> None:
+  """Types and signs: a number is positive, or at least 0 if it is named in
+  `zero`. An int where a float belongs becomes one."""
   for field, kind in typing.get_type_hints(type(section)).items():
+    path = f"{type(section).__name__.lower()}.{field}"
     value = getattr(section, field)
-    if isinstance(kind, types.GenericAlias):
-      kind = typing.get_origin(kind)
-    if kind is float and type(value) is int:
-      setattr(section, field, float(value))
-    elif type(value) is not kind:
-      raise ValueError(
-        f"{name}.{field} is {value!r}, a {type(value).__name__}; "
-        f"it takes a {kind.__name__}"
-      )
+    if typing.get_origin(kind) is tuple and type(value) is tuple:
+      item = typing.get_args(kind)[0]
+      value = tuple(_typed(f"an entry of {path}", v, item) for v in value)
+    else:
+      value = _typed(path, value, typing.get_origin(kind) or kind)
+    setattr(section, field, value)
+    if kind in (int, float) and field not in any_sign:
+      if value < 0 or (value == 0 and field not in zero):
+        bound = "at least 0" if field in zero else "positive"
+        raise ValueError(f"{path} is {value}; it must be {bound}")
 
 
-def _positive(section, name: str, zero: bool = False) -> None:
-  value = getattr(section, name)
-  if value < 0 or (value == 0 and not zero):
-    where = f"{type(section).__name__.lower()}.{name}"
+def _typed(path: str, value, kind: type):
+  """`value` as a `kind`; ValueError if it is another, or not finite."""
+  if kind is float and type(value) is int:
+    value = float(value)
+  if type(value) is not kind:
     raise ValueError(
-      f"{where} is {value}; it must be {'at least 0' if zero else 'positive'}"
+      f"{path} is {value!r}, a {type(value).__name__}; "
+      f"it takes a {kind.__name__}"
     )
+  if kind is float and not math.isfinite(value):
+    raise ValueError(f"{path} is {value}; it must be finite")
+  return value
+
+
+def _share(section, name: str, inside: bool) -> None:
+  if not inside:
+    path = f"{type(section).__name__.lower()}.{name}"
+    value = getattr(section, name)
+    raise ValueError(f"{path} {value} is not between 0 and 1")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
