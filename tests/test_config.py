@@ -1,0 +1,326 @@
+"""Config: what is wrong is refused by name and number; the rest survives."""
+
+import dataclasses
+import inspect
+import json
+import sys
+
+import hypothesis
+import pytest
+from absl import flags
+from hypothesis import strategies as st
+from ml_collections import config_flags
+
+from mtp_jax import config
+
+SECTIONS = [f.name for f in dataclasses.fields(config.Config)]
+
+
+def changed(**fields):
+  """A Config with 'section__field' set, not checked."""
+  cfg = config.Config()
+  for path, value in fields.items():
+    section, name = path.split("__")
+    assert hasattr(getattr(cfg, section), name), path
+    setattr(getattr(cfg, section), name, value)
+  return cfg
+
+
+def numbers():
+  """(path, default) of every int and float field."""
+  for section in SECTIONS:
+    for field in dataclasses.fields(getattr(config.Config(), section)):
+      if field.type in (int, float):
+        yield f"{section}.{field.name}", field.default
+
+
+def test_defaults_are_valid():
+  cfg = config.Config()
+  assert cfg.check() is cfg
+  assert (cfg.model.trunk_layers, cfg.model.head_layers) == (2, 4)
+
+
+@pytest.mark.parametrize(
+  ("fields", "texts"),
+  [
+    ({"model__vocab": 0}, ["model.vocab is 0", "positive"]),
+    ({"model__width": -7}, ["model.width is -7"]),
+    ({"model__norm_eps": 0.0}, ["model.norm_eps is 0.0"]),
+    ({"model__rope_theta": -3.0}, ["model.rope_theta is -3.0"]),
+    ({"model__extra_layers": -2}, ["model.extra_layers is -2", "at least 0"]),
+    ({"model__head": "medusa"}, ["model.head", "medusa", "anticausal"]),
+    ({"model__dtype": "float16"}, ["model.dtype", "float16", "bfloat16"]),
+    ({"model__remat": "some"}, ["model.remat", "some", "none, dots, full"]),
+    (
+      {"model__width": 34, "model__attn_heads": 5, "model__kv_heads": 5},
+      ["model.width 34", "model.attn_heads 5"],
+    ),
+    (
+      {"model__attn_heads": 8, "model__kv_heads": 3},
+      ["model.attn_heads 8", "model.kv_heads 3"],
+    ),
+    (
+      {"model__width": 35, "model__attn_heads": 5, "model__kv_heads": 1},
+      ["model.width 35", "model.attn_heads 5", "odd"],
+    ),
+    (
+      {"model__layers": 5, "model__n_future": 7},
+      ["model.layers 5", "-2 trunk", "7 parallel", "'unembedding'"],
+    ),
+    ({"model__layers": 4, "model__head": "causal"}, ["0 trunk", "4 causal"]),
+    ({"data__source": "web"}, ["data.source", "web", "array_record"]),
+    ({"data__source": "jsonl"}, ["data.source 'jsonl'", "data.path"]),
+    ({"data__on_error": "log"}, ["data.on_error", "log", "raise, skip"]),
+    ({"data__held_out": 1.0}, ["data.held_out 1.0", "between 0 and 1"]),
+    ({"data__batch": 0}, ["data.batch is 0"]),
+    ({"data__workers": -1}, ["data.workers is -1", "at least 0"]),
+    ({"optim__peak": 0.0}, ["optim.peak is 0.0"]),
+    ({"optim__peak": float("nan")}, ["optim.peak is nan", "finite"]),
+    ({"optim__clip": float("inf")}, ["optim.clip is inf", "finite"]),
+    ({"optim__end": 1.5}, ["optim.end 1.5", "between 0 and 1"]),
+    ({"optim__beta2": 1.0}, ["optim.beta2 1.0", "between 0 and 1"]),
+    ({"optim__decay": -0.1}, ["optim.decay is -0.1"]),
+    ({"mesh__data": -1, "mesh__model": -1}, ["mesh.data", "mesh.model", "-1"]),
+    ({"mesh__model": 0}, ["mesh.model is 0"]),
+    ({"mesh__data": -2}, ["mesh.data is -2"]),
+    ({"train__loss": "fused"}, ["train.loss", "fused", "serial"]),
+    ({"train__keep": 0}, ["train.keep is 0"]),
+    ({"decode__heads": -1}, ["decode.heads is -1"]),
+    ({"decode__heads": 5}, ["decode.heads=5", "model.n_future=4"]),
+    (
+      {"data__batch": 14, "train__accumulate": 3},
+      ["data.batch 14", "train.accumulate 3"],
+    ),
+    (
+      {"train__head_weights": (1.0, 0.5, 0.25)},
+      ["train.head_weights", "3 entries", "model.n_future=4"],
+    ),
+    (
+      {"optim__warmup": 13, "train__steps": 13},
+      ["optim.warmup 13", "train.steps 13"],
+    ),
+  ],
+)
+def test_errors_name_field_and_numbers(fields, texts):
+  with pytest.raises(ValueError) as error:
+    changed(**fields).check()
+  for text in texts:
+    assert text in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in numbers()])
+def test_every_number_has_a_lower_bound(path):
+  with pytest.raises(ValueError, match=path.replace(".", r"\.")):
+    changed(**{path.replace(".", "__"): -1_000_003}).check()
+
+
+@pytest.mark.parametrize(
+  ("fields", "texts"),
+  [
+    ({"model__width": 64.0}, ["model.width is 64.0, a float", "int"]),
+    ({"model__width": "64"}, ["model.width is '64', a str", "int"]),
+    ({"model__width": True}, ["model.width is True, a bool", "int"]),
+    ({"model__mask_documents": 1}, ["mask_documents is 1, a int", "bool"]),
+    ({"model__head": None}, ["model.head is None, a NoneType", "str"]),
+    ({"optim__peak": "1e-3"}, ["optim.peak is '1e-3', a str", "float"]),
+    ({"optim__peak": True}, ["optim.peak is True, a bool", "float"]),
+    ({"train__head_weights": [1.0]}, ["head_weights is [1.0], a list"]),
+    ({"train__head_weights": 2.0}, ["head_weights is 2.0, a float", "tuple"]),
+    (
+      {"train__head_weights": (1.0, "a", 1.0, 1.0)},
+      ["an entry of train.head_weights is 'a', a str"],
+    ),
+  ],
+)
+def test_wrong_types_are_refused(fields, texts):
+  with pytest.raises(ValueError) as error:
+    changed(**fields).check()
+  for text in texts:
+    assert text in str(error.value), str(error.value)
+
+
+def test_a_section_alone_checks_its_types():
+  with pytest.raises(ValueError, match=r"model\.layers is 6\.0, a float"):
+    config.Model(layers=6.0).check()
+
+
+def test_int_becomes_float():
+  cfg = changed(optim__peak=1, train__head_weights=(2, 1, 0.5, 0)).check()
+  assert (cfg.optim.peak, type(cfg.optim.peak)) == (1.0, float)
+  assert cfg.train.head_weights == (2.0, 1.0, 0.5, 0.0)
+  assert {type(w) for w in cfg.train.head_weights} == {float}
+
+
+@pytest.mark.parametrize(
+  ("head", "trunk"),
+  [
+    ("parallel", 8),
+    ("causal", 8),
+    ("anticausal", 8),
+    ("linear", 13),
+    ("unembedding", 13),
+  ],
+)
+def test_trunk_layers(head, trunk):
+  """Heads that are transformer layers use up layers; extra ones come on top."""
+  cfg = config.Model(layers=11, n_future=5, head=head, extra_layers=2)
+  cfg.check()
+  assert cfg.trunk_layers == trunk
+
+
+SMALL = st.integers(1, 97)
+CONFIGS = st.fixed_dictionaries(
+  {
+    "model__width": SMALL.map(lambda n: 24 * n),
+    "model__kv_heads": st.sampled_from([1, 2, 4]),
+    "model__layers": st.integers(5, 97),
+    "model__head": st.sampled_from(config.HEAD_KINDS),
+    "model__mask_documents": st.booleans(),
+    "data__path": st.text(max_size=9),
+    "data__seed": st.integers(0, 2**63),
+    "optim__peak": st.floats(1e-9, 1e9),
+    "mesh__model": SMALL,
+    "train__head_weights": st.one_of(
+      st.just(()), st.tuples(*[st.floats(0, 10)] * 4)
+    ),
+  }
+)
+
+
+@hypothesis.settings(max_examples=60, deadline=None, derandomize=True)
+@hypothesis.given(CONFIGS)
+def test_json_round_trip(fields):
+  cfg = changed(**fields).check()
+  again = config.from_json(config.to_json(cfg))
+  assert again == cfg
+  assert hash(again) == hash(cfg)
+  assert type(again.train.head_weights) is tuple
+  assert config.differences(*map(dataclasses.asdict, (cfg, again))) == []
+
+
+def test_load(tmp_path):
+  cfg = changed(model__n_future=3, train__head_weights=(3.0, 2.0, 1.0)).check()
+  (tmp_path / "config.json").write_text(config.to_json(cfg))
+  assert config.load(tmp_path / "config.json") == cfg
+  assert config.load(str(tmp_path / "config.json")) == cfg
+  assert cfg != config.Config()
+
+
+def test_missing_fields_keep_their_defaults():
+  cfg = config.from_json('{"model": {"n_future": 2}}')
+  assert cfg == changed(model__n_future=2)
+
+
+@pytest.mark.parametrize(
+  ("path", "near"),
+  [
+    ("model.n_futures", "model.n_future"),
+    ("model.headlayers", "model.layers"),
+    ("model.head_layers", "model.extra_layers"),  # a property, no field
+    ("optim.warm_up", "optim.warmup"),
+    ("train.head_weight", "train.head_weights"),
+    ("mdel", "model"),
+    ("check", ""),  # a method, no section
+    ("data.zzzzzzzz", ""),
+  ],
+)
+def test_unknown_fields_get_the_nearest_names(path, near):
+  section, _, name = path.partition(".")
+  tree = {section: {name: 3} if name else {}}
+  with pytest.raises(ValueError) as error:
+    config.from_json(json.dumps(tree))
+  message = str(error.value)
+  assert f"no field '{path}'" in message
+  assert ("did you mean" in message) == bool(near)
+  assert near in message.partition("did you mean")[2]
+
+
+def test_values_from_json_are_checked():
+  with pytest.raises(ValueError, match=r"model\.width is '64'"):
+    config.from_json('{"model": {"width": "64"}}')
+  with pytest.raises(ValueError, match=r"model\.width 66 .*attn_heads 4"):
+    config.from_json('{"model": {"width": 66}}')
+
+
+def test_differences():
+  old = dataclasses.asdict(changed(model__width=64, optim__peak=0.5))
+  new = dataclasses.asdict(changed(model__width=96, train__head_weights=(1.0,)))
+  assert config.differences(old, new) == [
+    "model.width: 64 in the first, 96 in the second",
+    "optim.peak: 0.5 in the first, 0.0003 in the second",
+    "train.head_weights: () in the first, (1.0,) in the second",
+  ]
+  assert config.differences(new, json.loads(json.dumps(new))) == []
+  del old["decode"]
+  old["model"]["gone"] = 3
+  assert config.differences(old, dataclasses.asdict(config.Config())) == [
+    "decode.heads: None in the first, 0 in the second",
+    "decode.max_new: None in the first, 256 in the second",
+    "model.gone: 3 in the first, None in the second",
+    "model.width: 64 in the first, 256 in the second",
+    "optim.peak: 0.5 in the first, 0.0003 in the second",
+  ]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_sections_are_hashable_values(section):
+  """What a Module stores is part of jit's cache key."""
+  kind = type(getattr(config.Config(), section))
+  assert kind() == kind() and kind() is not kind()
+  assert hash(kind()) == hash(kind())
+  for field in dataclasses.fields(kind):
+    other = dataclasses.replace(kind(), **{field.name: "another"})
+    assert other != kind()
+    assert hash(other) != hash(kind())
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_get_config_is_where_overrides_live(tmp_path, monkeypatch):
+  """absl flags reach nested fields, tuples included, of a config file."""
+  file = tmp_path / "run.py"
+  file.write_text(
+    inspect.cleandoc("""
+    from mtp_jax import config
+
+
+    def get_config():
+      return config.Config(model=config.Model(width=96, layers=9))
+    """)
+  )
+
+  def parse(*overrides):
+    monkeypatch.setattr(sys, "argv", ["run", f"--config={file}", *overrides])
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(sys.argv)
+    return values.config
+
+  assert parse() == changed(model__width=96, model__layers=9)
+  cfg = parse(
+    "--config.model.n_future=2",
+    "--config.train.head_weights=(1.0,2.0)",
+    "--config.optim.peak=1",
+    "--config.model.head=causal",
+    "--config.model.mask_documents=false",
+    "--config.mesh.model=-1",
+    "--config.mesh.data=2",
+  ).check()
+  assert cfg == changed(
+    model__width=96,
+    model__layers=9,
+    model__n_future=2,
+    train__head_weights=(1.0, 2.0),
+    optim__peak=1.0,
+    model__head="causal",
+    model__mask_documents=False,
+    mesh__model=-1,
+    mesh__data=2,
+  )
+  cfg = parse("--config.model.n_future=2", "--config.train.head_weights=(3,1)")
+  assert cfg.check().train.head_weights == (3.0, 1.0)
+  for override in ("model.n_future=1.5", "optim.peak=high", "model=3"):
+    with pytest.raises(flags.IllegalFlagValueError, match=override[:5]):
+      parse(f"--config.{override}")
+  for override in ("model.n_futures=3", "model.trunk_layers=3", "mdel.width=3"):
+    with pytest.raises(KeyError):
+      parse(f"--config.{override}")
