@@ -165,7 +165,10 @@ def train_sentencepiece(
   return SentencePiece(path)
 
 
-def load(name: str) -> Bytes | SentencePiece:
+Tokenizer = Bytes | SentencePiece
+
+
+def load(name: str) -> Tokenizer:
   """The tokenizer that `config.Data.tokenizer` names.
 
   Args:

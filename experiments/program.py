@@ -1,0 +1,69 @@
+"""How every program here starts: flags to a checked config, errors in a line."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from mtp_jax import checkpoint, config, run
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config",
+  None,
+  "File with get_config(); --config.model.n_future=4 overrides a field.",
+)
+flags.mark_flag_as_required("config")
+
+
+def settings() -> config.Config:
+  """The config of --config with its overrides, checked."""
+  return _CONFIG.value.check()
+
+
+def start(main: Callable[[list[str]], None]) -> None:
+  """`app.run`, with what the user can mend said in one line, exit code 1."""
+  app.run(_mendable(main), flags_parser=_mendable(_parse))
+
+
+def _parse(argv: list[str]) -> list[str]:
+  _check_fields(argv)
+  absl_logging.get_absl_handler().addFilter(_worth_saying)
+  return app.parse_flags_with_usage(argv)
+
+
+def _worth_saying(line: logging.LogRecord) -> bool:
+  """Ours; warnings of libraries; of orbax, which tells of every file, errors."""
+  if "site-packages" not in line.pathname:
+    return True
+  least = logging.ERROR if "orbax" in line.pathname else logging.WARNING
+  return line.levelno >= least
+
+
+def _check_fields(argv):
+  """config_flags answers an unknown field with a traceback: look before."""
+  known = config.Config()
+  for argument in argv[1:]:
+    name = argument.lstrip("-").split("=")[0]
+    if argument == "--":
+      return
+    if not argument.startswith("-") or not name.startswith("config."):
+      continue
+    section, _, field = name.removeprefix("config.").partition(".")
+    if not hasattr(getattr(known, section, None), field or " "):
+      raise ValueError(config.unknown_field(known, name.partition(".")[2]))
+
+
+_MENDABLE = ValueError, OSError, checkpoint.CheckpointError, run.Diverged
+
+
+def _mendable(fun):
+  def call(argv):
+    try:
+      return fun(argv)
+    except _MENDABLE as error:
+      sys.exit(f"error: {error}")
+
+  return call

@@ -1,0 +1,256 @@
+"""A run in a workdir: the loop around the training step, and what it keeps."""
+
+import contextlib
+import pathlib
+import signal
+import threading
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from mtp_jax import checkpoint, config, metrics, optim, sharding
+from mtp_jax import train as train_lib
+from mtp_jax import workdir as workdir_lib
+from mtp_jax.data import pipeline
+from mtp_jax.decode import blockwise, network
+from mtp_jax.evaluate import held_out
+
+
+class Diverged(Exception):
+  """Too many steps in a row had a non-finite loss or gradient."""
+
+
+def fit(cfg: config.Config, workdir: str | pathlib.Path) -> train_lib.State:
+  """Trains, or goes on training, in `workdir`.
+
+  Starts from the newest whole checkpoint there. SIGTERM (and the first
+  Ctrl-C) saves the current step and returns. The run is a function of `cfg`
+  alone: stopped, killed and resumed anywhere, it ends with the same bits.
+
+  Args:
+    cfg: the run's settings.
+    workdir: takes config.json, checkpoints/, train.csv, held_out.csv,
+      sample.txt, tensorboard/ and a copy of a SentencePiece model.
+
+  Returns:
+    The last state: of step `cfg.train.steps`, or where it was told to stop.
+
+  Raises:
+    ValueError: settings that do not fit each other, the data or the devices.
+    checkpoint.CheckpointError: the workdir holds another run, or cannot be
+      written.
+    Diverged: `train.max_bad_steps` non-finite steps in a row.
+  """
+  cfg.check()
+  workdir = pathlib.Path(workdir).expanduser()
+  codec = workdir_lib.tokenizer(cfg, workdir)
+  mesh = sharding.make_mesh(cfg.mesh)
+  _check_batch(cfg, mesh)
+  packed = pipeline.pack(cfg.data, codec)
+  with (
+    checkpoint.Checkpoints(
+      workdir / "checkpoints", keep=cfg.train.keep
+    ) as saved,
+    _stop_signals() as asked,
+  ):
+    metadata = workdir_lib.metadata(cfg, codec, packed)
+    found = saved.restore(
+      train_lib.abstract_state(cfg, mesh), expect=workdir_lib.fixed(metadata)
+    )
+    state = found[0] if found else train_lib.init_state(cfg, mesh)
+    if jax.process_index() == 0:
+      workdir.mkdir(parents=True, exist_ok=True)
+      (workdir / "config.json").write_text(config.to_json(cfg))
+    run = _Run(cfg, mesh, codec, packed, workdir, int(state.step))
+    try:
+      return run.steps(state, saved, metadata, asked)
+    finally:
+      run.close()
+
+
+class _Run:
+  """The loop of `fit`: steps, reports, measures, saves."""
+
+  def __init__(self, cfg, mesh, codec, packed, workdir, start):
+    self.cfg, self.mesh, self.codec = cfg, mesh, codec
+    self.train, self.held_out = packed
+    self.start = start
+    first = jax.process_index() == 0
+    self.writer = metrics.Writer(workdir, start, first)
+    self.progress = metrics.Progress(cfg.train.steps, start, first)
+    self.clock = metrics.Clock(cfg.model, cfg.data)
+
+  def close(self):
+    self.progress.close()
+    self.writer.close()
+
+  def steps(self, state, saved, metadata, asked):
+    cfg = self.cfg.train
+    if self.start:
+      self.progress.say(f"going on from step {self.start}")
+    batches = pipeline.batches(
+      self.train,
+      **self._shape(),
+      seed=self.cfg.data.seed,
+      process=jax.process_index(),
+      processes=jax.process_count(),
+      workers=self.cfg.data.workers,
+      start=self.start,
+    )
+    step_fn = train_lib.compile_step(self.cfg, self.mesh)
+    previous = None
+    for step in range(self.start + 1, cfg.steps + 1):
+      with self.clock.waiting():
+        batch = self._place(next(batches))
+      state, found = step_fn(state, batch)
+      self._check(step - 1, previous)  # one step late: the device goes on
+      previous = found
+      self.clock.step()
+      self.progress.advance(step)
+      stop = _told_to_stop(asked, step)
+      if step % cfg.log_every == 0 or step == cfg.steps:
+        self._report(step, found)
+      if step % cfg.eval_every == 0 or step == cfg.steps:
+        with self.clock.paused():
+          self._measure(step, state.model)
+      if step % cfg.save_every == 0 or step == cfg.steps or stop:
+        self._check(step, found)
+        with self.clock.paused():
+          saved.save(step, state, metadata, wait=stop)
+      if stop:
+        self.progress.say(f"told to stop: step {step} is saved")
+        break
+    self._check(int(state.step), previous)
+    return state
+
+  def _shape(self):
+    data, n_future = self.cfg.data, self.cfg.model.n_future
+    return dict(batch=data.batch, seq_len=data.seq_len, n_future=n_future)
+
+  def _place(self, batch):
+    where = sharding.batch_sharding(self.mesh)
+    return {
+      k: jax.make_array_from_process_local_data(where, v)
+      for k, v in batch.items()
+    }
+
+  def _check(self, step, found):
+    if found is None or int(found["bad"]) < self.cfg.train.max_bad_steps:
+      return
+    raise Diverged(
+      f"step {step}: loss {float(found['loss'])} or gradient norm "
+      f"{float(found['grad_norm'])} was not finite {int(found['bad'])} steps "
+      "in a row. The parameters are those before them; no step after the last "
+      "checkpoint was saved. Lower optim.peak, raise optim.warmup, or look at "
+      "the data of these steps"
+    )
+
+  def _report(self, step, found):
+    found = jax.device_get(found)
+    rate = self.clock.lap()
+    values = {"loss": found["loss"], "grad_norm": found["grad_norm"]}
+    values["learning_rate"] = float(
+      optim.schedule(self.cfg.optim, self.cfg.train.steps)(step - 1)
+    )
+    values["skipped_steps"] = found["skipped"]
+    values |= self._per_head(found["nats"], self.train) | rate
+    self.writer.write("train", step, values)
+    line = (
+      f"loss {found['loss']:.3f}  head 1 {found['nats'][0]:.3f} nats  "
+      f"{rate['tokens_per_second']:,.0f} tokens/s"
+    )
+    if "flop_utilisation" in rate:
+      line += f"  {rate['flop_utilisation']:.1%} of peak"
+    self.progress.report(step, line)
+
+  def _per_head(self, nats, packed):
+    """Nats per token and bits per byte of each head, by name."""
+    bits = nats / np.log(2) / packed.bytes_per_token
+    values = {f"nats_{i}": x for i, x in enumerate(nats, 1)}
+    return values | {f"bits_per_byte_{i}": x for i, x in enumerate(bits, 1)}
+
+  def _measure(self, step, net):
+    batches = (
+      self._place(
+        pipeline.batch_at(
+          self.held_out,
+          i,
+          **self._shape(),
+          seed=0,
+          process=jax.process_index(),
+          processes=jax.process_count(),
+        )
+      )
+      for i in range(self.cfg.train.eval_batches)
+    )
+    found = held_out.measure(net, batches)
+    values = self._per_head(found["nats"], self.held_out)
+    accuracy = found["accuracy"]
+    values |= {f"accuracy_{i}": x for i, x in enumerate(accuracy, 1)}
+    values["tokens_per_forward_greedy"] = found["greedy"]
+    values["tokens_per_forward_sampled"] = found["sampled"]
+    self.writer.write("held_out", step, values)
+    bits = [values[f"bits_per_byte_{i}"] for i in (1, len(accuracy))]
+    self.progress.say(
+      f"held out at step {step}: {bits[0]:.3f} bits per byte (head 1), "
+      f"{bits[1]:.3f} (head {len(accuracy)}); "
+      f"{found['greedy']:.2f} tokens per forward predicted"
+    )
+    if self.cfg.train.sample_tokens and jax.process_count() == 1:
+      self._sample(step, net)
+
+  def _sample(self, step, net):
+    """Continues the first half window of the held-out text."""
+    prompt = self.held_out.window(0, max(1, self.cfg.data.seq_len // 2), 0)[0]
+    written = blockwise.generate(
+      network.prepare(net),
+      [prompt],
+      heads=self.cfg.decode.heads or self.cfg.model.n_future,
+      max_new=self.cfg.train.sample_tokens,
+      stop=self.codec.eos,
+    )
+    texts = [self.codec.decode(t) for t in (prompt, written.tokens[0])]
+    self.writer.write_text("sample", step, "[...]".join(texts))
+
+
+def _check_batch(cfg, mesh):
+  rows = cfg.data.batch // cfg.train.accumulate
+  devices = mesh.shape["data"]
+  if rows % devices:
+    raise ValueError(
+      f"data.batch {cfg.data.batch} in {cfg.train.accumulate} microbatches "
+      f"gives {rows} rows, not divisible by {devices} devices of axis 'data'"
+    )
+
+
+@contextlib.contextmanager
+def _stop_signals():
+  """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts."""
+  asked = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield asked
+    return
+  old = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+
+  def ask(number, frame):
+    del frame
+    logging.info("signal %d: saving and stopping after this step", number)
+    asked.set()
+    signal.signal(signal.SIGINT, old[signal.SIGINT])
+
+  for number in old:
+    signal.signal(number, ask)
+  try:
+    yield asked
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def _told_to_stop(asked: threading.Event, step: int) -> bool:
+  """Whether all processes stop at this step; any of them may be told."""
+  if jax.process_count() == 1:
+    return asked.is_set()
+  return multihost_utils.reached_preemption_sync_point(step)
