@@ -128,13 +128,19 @@ def stack(make: Callable, key: jax.Array, size: int):
   return jax.vmap(make)(jax.random.split(key, size))
 
 
-def rematerialise(fun: Callable, policy: str) -> Callable:
+def rematerialise(
+  fun: Callable, policy: str, scanned: bool = False
+) -> Callable:
   """`fun` under jax.checkpoint: 'none' keeps all activations, 'dots' keeps
-  the results of matrix products, 'full' keeps only the inputs."""
+  the results of matrix products, 'full' keeps only the inputs.
+
+  Forward and backward of a `scanned` fun are loops of their own; elsewhere
+  barriers keep the compiler from merging the second run with the first.
+  """
   if policy == "none":
     return fun
   saved = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
   }
-  return jax.checkpoint(fun, policy=saved[policy], prevent_cse=False)
+  return jax.checkpoint(fun, policy=saved[policy], prevent_cse=not scanned)

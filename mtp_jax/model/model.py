@@ -42,7 +42,7 @@ class Model(nnx.Module):
     def layer(x, block):
       return block(x, ctx), None
 
-    layer = layers.rematerialise(layer, self.cfg.remat)
+    layer = layers.rematerialise(layer, self.cfg.remat, scanned=True)
     return jax.lax.scan(layer, self.look_up(tokens), self.trunk)[0]
 
   def __call__(
