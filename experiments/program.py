@@ -64,6 +64,7 @@ def _mendable(fun):
     try:
       return fun(argv)
     except _MENDABLE as error:
+      absl_logging.debug("where it happened", exc_info=True)  # --verbosity=1
       sys.exit(f"error: {error}")
 
   return call

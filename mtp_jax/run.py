@@ -157,10 +157,9 @@ class _Run:
     values["skipped_steps"] = found["skipped"]
     values |= self._per_head(found["nats"], self.train) | rate
     self.writer.write("train", step, values)
-    line = (
-      f"loss {found['loss']:.3f}  head 1 {found['nats'][0]:.3f} nats  "
-      f"{rate['tokens_per_second']:,.0f} tokens/s"
-    )
+    line = f"loss {found['loss']:.3f}  head 1 {found['nats'][0]:.3f} nats"
+    if rate["tokens_per_second"]:
+      line += f"  {rate['tokens_per_second']:,.0f} tokens/s"
     if "flop_utilisation" in rate:
       line += f"  {rate['flop_utilisation']:.1%} of peak"
     self.progress.report(step, line)

@@ -83,7 +83,7 @@ def train_step(
     sums = jnp.zeros(()), jnp.zeros((N,)), zeros
     (total, nats, grads), _ = jax.lax.scan(one, sums, rows)
 
-  norm = optax.global_norm(grads)
+  norm = optax.tree.norm(grads)
   good = jnp.isfinite(total) & jnp.isfinite(norm)
   tx = optim.make(cfg.optim, cfg.train.steps)
   updates, opt = tx.update(grads, state.opt, state.model)

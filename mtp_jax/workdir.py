@@ -51,7 +51,7 @@ def load(
     mesh = sharding.make_mesh(
       config.Mesh(data=1, model=1), jax.local_devices()[:1]
     )
-    state, _, _ = saved.restore(train_lib.abstract_state(cfg, mesh), step=step)
+    state, _, _ = saved.restore(train.abstract_state(cfg, mesh), step=step)
   return state.model, cfg, codec
 
 

@@ -1,0 +1,38 @@
+"""What several test files need: processes with devices of their own."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# XLA optimises as ever; LLVM, which takes most of the time to compile on a
+# CPU and changes neither the memory nor the FLOPs of a program, does not.
+QUICK = "--xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
+
+
+@pytest.fixture
+def run_with_devices():
+  """Runs a program on CPU devices and returns what it prints."""
+
+  def run(devices: int, program: str, *arguments: str, timeout=300) -> str:
+    env = os.environ | {
+      "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+      "JAX_PLATFORMS": "cpu",
+      "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+      [sys.executable, "-c", program, *arguments],
+      env=env,
+      capture_output=True,
+      text=True,
+      timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+  return run

@@ -1,0 +1,190 @@
+"""Held-out measures: the formula, and what the decoder then counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtp_jax import config, loss
+from mtp_jax.decode import blockwise, network
+from mtp_jax.evaluate import held_out
+from mtp_jax.model import model
+
+
+def make(head="parallel", n_future=3):
+  return model.Model(
+    config.Model(
+      vocab=29,
+      width=20,
+      mlp=28,
+      layers=n_future + 1,
+      attn_heads=2,
+      kv_heads=1,
+      n_future=n_future,
+      head=head,
+    ),
+    jax.random.key(1),
+  )
+
+
+def make_batch(n_future, rows=5, length=23):
+  tokens = jax.random.randint(
+    jax.random.key(2), (rows, length + n_future), 0, 29
+  )
+  ends = np.random.default_rng(0).random((rows, length + n_future)) < 0.1
+  segments = 1 + np.cumsum(ends, 1).astype(np.int32)
+  segments[0, -7:] = 0  # past the end of the data
+  return {"tokens": tokens, "segments": jnp.asarray(segments)}
+
+
+all_logits = jax.jit(lambda net, *batch: net(*batch))
+
+
+def slowly(net, batch):
+  """The same measures, position by position, in float64."""
+  N = net.cfg.n_future
+  tokens, segments = (np.asarray(batch[k]) for k in ("tokens", "segments"))
+  B, T = tokens.shape[0], tokens.shape[1] - N
+  logits = np.float64(all_logits(net, tokens[:, :T], segments[:, :T]))
+  p = np.exp(logits - logits.max(-1, keepdims=True))
+  p /= p.sum(-1, keepdims=True)
+  nats, hits, targets = np.zeros((3, N))
+  walks = {"greedy": [0.0, 0.0], "sampled": [0.0, 0.0]}
+  for b in range(B):
+    mass = {name: np.zeros(T + N + 1) for name in walks}
+    for t in range(T):
+      here = segments[b, t]
+      for i in range(N):
+        if here and segments[b, t + 1 + i] == here:
+          x = tokens[b, t + 1 + i]
+          nats[i] -= np.log(p[i, b, t, x])
+          hits[i] += logits[i, b, t].argmax() == x
+          targets[i] += 1
+      for name in walks:
+        if t == 0 or here != segments[b, t - 1]:
+          mass[name][t] = 1.0
+        reach, steps = 1.0, []
+        for i in range(1, N):
+          inside = here and segments[b, t + 1 + i] == here and t + i < T
+          if name == "greedy":
+            agrees = inside and (
+              logits[i, b, t].argmax() == logits[0, b, t + i].argmax()
+            )
+          else:
+            agrees = (
+              np.minimum(p[i, b, t], p[0, b, t + i]).sum() if inside else 0
+            )
+          steps.append(reach * (1 - agrees))
+          reach *= agrees
+        steps.append(reach)
+        for j, chance in enumerate(steps):
+          mass[name][t + 1 + j] += mass[name][t] * chance
+        if t <= T - N and here and segments[b, t + 1] == here:
+          m = mass[name][t]
+          walks[name] = [
+            walks[name][0] + m,
+            walks[name][1] + m * sum((j + 1) * c for j, c in enumerate(steps)),
+          ]
+  return {
+    "nats": nats / targets,
+    "accuracy": hits / targets,
+    **{name: written / passes for name, (passes, written) in walks.items()},
+  }
+
+
+KINDS = [(head, 4) for head in config.HEAD_KINDS] + [("parallel", 64)]
+
+
+@pytest.mark.parametrize("head, block", KINDS)
+def test_equals_the_slow_way(head, block):
+  net, batch = make(head), make_batch(3)
+  got = held_out.measure(net, [batch], block=block)
+  want = slowly(net, batch)
+  assert 1 < want["greedy"] < want["sampled"] < 3
+  for name, value in want.items():
+    # Sums of some hundred float32 terms against float64.
+    np.testing.assert_allclose(got[name], value, rtol=2e-5, err_msg=name)
+
+
+def test_batches_are_averaged_by_their_targets():
+  net = make()
+  whole = make_batch(3, rows=5)
+  parts = [jax.tree.map(lambda x: x[:2], whole)]
+  parts.append(jax.tree.map(lambda x: x[2:], whole))
+  a, b = held_out.measure(net, [whole]), held_out.measure(net, iter(parts))
+  for name in a:
+    # The same terms added in another order.
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
+
+
+def test_one_head_writes_one_token_per_pass():
+  got = held_out.measure(make(n_future=1), [make_batch(1)])
+  assert got["greedy"] == got["sampled"] == 1
+
+
+def learn(net, text, steps):
+  """A model that knows a text well enough to agree with itself at times."""
+  N, tx = net.cfg.n_future, optax.adam(1e-2)
+  tokens = jnp.asarray(text)[None]
+  segments = jnp.ones_like(tokens)
+  targets = loss.future_targets(tokens, segments, N)
+
+  @jax.jit
+  def fit(net):
+    def one(carry, _):
+      net, opt = carry
+      grads = jax.grad(
+        lambda net: loss.token_loss(
+          net,
+          tokens[:, :-N],
+          segments[:, :-N],
+          targets,
+          jnp.full((N,), 1 / tokens.size),
+        )[0]
+      )(net)
+      updates, opt = tx.update(grads, opt)
+      return (optax.apply_updates(net, updates), opt), None
+
+    return jax.lax.scan(one, (net, tx.init(net)), None, steps)[0][0]
+
+  return fit(net)
+
+
+@pytest.mark.parametrize("head", ["parallel", "unembedding"])
+def test_predicts_what_the_decoder_counts(head):
+  """On the model's own text the walk is the decoder's, pass for pass."""
+  text = np.random.default_rng(0).integers(0, 29, 9).tolist() * 7
+  net, new = learn(make(head, n_future=4), text, 25), 90
+  prompt = text[:5]
+  result = blockwise.generate(
+    network.prepare(net), [prompt], heads=4, max_new=new
+  )
+  own = np.array([*prompt, *result.tokens[0]])
+  sources = len(prompt) - 1 + np.cumsum([0, *result.per_pass[0]])[:-1]
+  tokens = np.concatenate([own, np.zeros(4, int)])[None].astype(np.int32)
+  segments = np.where(np.arange(tokens.shape[1]) < len(own), 1, 0)[None]
+  hits = agreements(net, tokens, segments)
+  fresh = np.arange(len(own)) == len(prompt) - 1
+  counts = np.isin(np.arange(len(own)), sources[:-1])  # the last is cut short
+  passes, written = held_out.walk(hits, fresh[None], counts[None])
+  assert float(passes) == len(sources) - 1
+  assert float(written) == result.per_pass[0][:-1].sum()
+  assert len(set(result.per_pass[0])) > 1  # neither always nor never accepted
+
+
+def agreements(net, tokens, segments):
+  N, T = net.cfg.n_future, tokens.shape[1] - net.cfg.n_future
+  best = all_logits(net, tokens[:, :T], segments[:, :T]).argmax(-1)
+  best = np.asarray(best)
+  hits = np.zeros((N - 1, 1, T))
+  for i in range(1, N):
+    hits[i - 1, :, : T - i] = best[i, :, : T - i] == best[0, :, i:]
+  return jnp.asarray(hits)
+
+
+def test_errors_name_the_numbers():
+  with pytest.raises(ValueError, match="no batch"):
+    held_out.measure(make(), [])
+  with pytest.raises(ValueError, match="windows of 2 tokens .* 3 heads"):
+    held_out.measure(make(), [make_batch(3, length=2)])
