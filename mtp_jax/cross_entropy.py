@@ -1,4 +1,13 @@
-"""Cross-entropy fused with the unembedding: no [B, T, V] array exists."""
+"""Cross-entropy fused with the unembedding: no [B, T, V] array exists.
+
+The logits of a block of positions are made, used and dropped before those of
+the next block. Where a gradient is wanted it is taken while they are there,
+with the three matrix products that the gradient needs anyway.
+
+  cross_entropy    a differentiable function of hidden states and unembedding
+  value_and_grads  value and gradient at once, for a caller that adds up the
+                   unembedding's gradient over several heads (`loss.serial`)
+"""
 
 import functools
 
@@ -6,41 +15,58 @@ import jax
 import jax.numpy as jnp
 
 
+def project(hidden: jax.Array, unembed: jax.Array) -> jax.Array:
+  """Logits of hidden [B, T, D] under unembed [D, V]: float32 [B, T, V]."""
+  return jnp.einsum(
+    "BTD,DV->BTV", hidden, unembed, preferred_element_type=jnp.float32
+  )
+
+
+def token_nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """-log_softmax(logits)[targets] in nats, 0 where the target is negative.
+
+  Args:
+    logits: [..., V] float32.
+    targets: [...] int32.
+
+  Returns:
+    float32 [...].
+  """
+  picked = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], -1)
+  nll = jax.nn.logsumexp(logits, -1) - picked[..., 0]
+  return jnp.where(targets >= 0, nll, 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def cross_entropy(
   hidden: jax.Array, unembed: jax.Array, targets: jax.Array, block: int
 ) -> jax.Array:
   """Summed cross-entropy of one head, fused with its unembedding.
 
-  Equals -sum(log_softmax(hidden @ unembed)[targets]) over targets >= 0, but
-  takes `block` positions at a time, so that no [B, T, V] array exists.
-  Differentiated, it takes value and gradient of a block in the same pass.
+  Equals token_nll(project(hidden, unembed), targets).sum(), but only `block`
+  positions' logits are alive at once, in the backward pass too. The matrix
+  products run in `hidden`'s dtype, softmax and sums in float32.
 
   Args:
     hidden: [B, T, D].
     unembed: [D, V].
     targets: [B, T] int32, negative where there is none.
-    block: positions of T whose logits are alive together.
+    block: positions of each sequence whose logits are alive at once, at most.
 
   Returns:
     float32 scalar, nats.
   """
-  return _cross_entropy(block, hidden, unembed, targets)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(block, hidden, unembed, targets):
   u = unembed.astype(hidden.dtype)
 
-  def one(total, xs):
+  def one(nll, xs):
     h, target = xs
-    logits = project(h, u)
-    return total + token_nll(logits, target).sum(), None
+    return nll + token_nll(project(h, u), target).sum(), None
 
   xs = _in_blocks(hidden, block), _in_blocks(targets, block, fill=-1)
   return jax.lax.scan(one, jnp.zeros(()), xs)[0]
 
 
-def _cross_entropy_fwd(block, hidden, unembed, targets):
+def _cross_entropy_fwd(hidden, unembed, targets, block):
   d_unembed = jnp.zeros((1, *unembed.shape), jnp.float32)
   nll, d_hidden, d_unembed = value_and_grads(
     hidden, unembed, targets, jnp.ones(()), d_unembed, block
@@ -50,44 +76,67 @@ def _cross_entropy_fwd(block, hidden, unembed, targets):
 
 def _cross_entropy_bwd(block, grads, g):
   del block
-  return *(jax.tree.map(lambda d: (g * d).astype(d.dtype), grads)), None
+  d_hidden, d_unembed = ((g * d).astype(d.dtype) for d in grads)
+  return d_hidden, d_unembed, None
 
 
-_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
-def value_and_grads(hidden, unembed, targets, scale, d_unembed, block):
-  """One head's nll [], d(scale * nll)/d(hidden), and `d_unembed` plus
-  d(scale * nll)/d(unembed).
+def value_and_grads(
+  hidden: jax.Array,
+  unembed: jax.Array,
+  targets: jax.Array,
+  scale: jax.Array,
+  d_unembed: jax.Array,
+  block: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`cross_entropy` and the gradient of scale * cross_entropy, in one pass.
 
-  `d_unembed` is [R, D, V] float32: each of R slices of the batch adds up its
-  own gradient. With R = the number of devices along the batch the additions
-  need no communication, and whoever sums over R pays for it once.
+  The unembedding's gradient is added to `d_unembed`, whose R slices each
+  belong to a slice of the batch. With R = the devices along the batch axis
+  the additions need no communication; whoever sums over R pays for it once.
+
+  Args:
+    hidden: [B, T, D].
+    unembed: [D, V].
+    targets: [B, T] int32, negative where there is none.
+    scale: float32 scalar, a factor of the gradients, not of the value.
+    d_unembed: float32 [R, D, V], R a divisor of B.
+    block: positions of each sequence whose logits are alive at once, at most.
+
+  Returns:
+    nll, a float32 scalar in nats; d(hidden) in `hidden`'s dtype; `d_unembed`
+    with the gradient added.
   """
   B, T, D = hidden.shape
   R, _, V = d_unembed.shape
   u = unembed.astype(hidden.dtype)
 
   def one(carry, xs):
-    total, d_u = carry
+    nll, d_u = carry
     h, target = xs
     logits = project(h, u)
     top = logits.max(-1, keepdims=True)
     exps = jnp.exp(logits - top)
-    norm = exps.sum(-1, keepdims=True)
-    valid = (target >= 0)[..., None]
+    total = exps.sum(-1, keepdims=True)
+    # A mask, not a gather: it fuses, and partitions over a sharded V.
     hit = jnp.arange(V) == target[..., None]
-    nll = jnp.log(norm) + top - jnp.where(hit, logits, 0).sum(-1, keepdims=True)
-    d_logits = (exps / norm - hit) * jnp.where(valid, scale, 0.0)
+    valid = target[..., None] >= 0
+    picked = jnp.where(hit, logits, 0.0).sum(-1, keepdims=True)
+    nll += jnp.where(valid, jnp.log(total) + top - picked, 0.0).sum()
+    d_logits = (exps / total - hit) * jnp.where(valid, scale, 0.0)
     d_logits = d_logits.astype(h.dtype)
-    d_h = jnp.einsum("BTV,DV->BTD", d_logits, u)
-    d_u = d_u + jnp.einsum(
+    d_h = jnp.einsum(
+      "BTV,DV->BTD", d_logits, u, preferred_element_type=jnp.float32
+    )
+    d_u += jnp.einsum(
       "RBTD,RBTV->RDV",
       h.reshape(R, B // R, -1, D),
       d_logits.reshape(R, B // R, -1, V),
       preferred_element_type=jnp.float32,
     )
-    return (total + jnp.where(valid, nll, 0.0).sum(), d_u), d_h
+    return (nll, d_u), d_h.astype(h.dtype)
 
   xs = _in_blocks(hidden, block), _in_blocks(targets, block, fill=-1)
   (nll, d_unembed), d_hidden = jax.lax.scan(one, (jnp.zeros(()), d_unembed), xs)
@@ -95,21 +144,18 @@ def value_and_grads(hidden, unembed, targets, scale, d_unembed, block):
   return nll, d_hidden, d_unembed
 
 
-def project(h, u):
-  return jnp.einsum("BTD,DV->BTV", h, u, preferred_element_type=jnp.float32)
-
-
-def token_nll(logits, target):
-  picked = jnp.take_along_axis(logits, jnp.maximum(target, 0)[..., None], -1)
-  nll = jax.nn.logsumexp(logits, -1) - picked[..., 0]
-  return jnp.where(target >= 0, nll, 0.0)
-
-
 def _in_blocks(x, block, fill=0):
-  """[B, T, ...] -> [T/block, B, block, ...]; T, not B, which is sharded."""
+  """[B, T, ...] -> [blocks, B, T/blocks, ...]: T is cut, for B is sharded.
+
+  Blocks are of even size, so that little is padded. There are at least two:
+  XLA dissolves a loop of one turn, and then keeps the terms of `d_unembed`
+  apart, a [D, V] array for every head of a chain.
+  """
+  if block < 1:
+    raise ValueError(f"block {block} holds no position; it must be positive")
   B, T = x.shape[:2]
-  block = min(block, T)
+  size = -(-T // max(2, -(-T // block)))
   pad = [(0, 0)] * x.ndim
-  pad[1] = (0, -T % block)
+  pad[1] = (0, -T % size)
   x = jnp.pad(x, pad, constant_values=fill)
-  return jnp.moveaxis(x.reshape(B, -1, block, *x.shape[2:]), 1, 0)
+  return jnp.moveaxis(x.reshape(B, -1, size, *x.shape[2:]), 1, 0)

@@ -33,6 +33,9 @@ def future_targets(
 
   Returns:
     int32 [N, B, T]; -1 where t and t+1+i are not in the same document.
+
+  Raises:
+    ValueError: windows too short for N, or segments of another shape.
   """
   T = tokens.shape[1] - n_future
   if T < 1:
@@ -40,6 +43,8 @@ def future_targets(
       f"windows of {tokens.shape[1]} tokens hold no position for {n_future} "
       "future tokens"
     )
+  if segments.shape != tokens.shape:
+    raise ValueError(f"segments {segments.shape}, but tokens {tokens.shape}")
   here = segments[:, :T]
 
   def one(i):
@@ -50,55 +55,51 @@ def future_targets(
   return jnp.stack([one(i) for i in range(n_future)])
 
 
-def formula(heads, z, ctx, targets, scale, *, block=0, shards=1):
+def formula(
+  heads: heads_lib.Heads,
+  z: jax.Array,
+  ctx: layers.Context,
+  targets: jax.Array,
+  scale: jax.Array,
+  *,
+  block: int = 256,
+  shards: int = 1,
+) -> tuple[jax.Array, jax.Array]:
   """The loss as it is written: every head's logits alive at once.
 
-  Same arguments and result as `serial`; `block` and `shards` are ignored.
+  Arguments and result as of `serial`; `block` and `shards` change nothing.
   """
-  del block, shards
+  _check(heads, z, targets, scale, shards)
+  del block
   logits = heads.logits(heads(z, ctx))
   nll = cross_entropy.token_nll(logits, targets).sum((1, 2))
   return nll @ scale, jax.lax.stop_gradient(nll)
 
 
-def checkpointed(heads, z, ctx, targets, scale, *, block=0, shards=1):
+def checkpointed(
+  heads: heads_lib.Heads,
+  z: jax.Array,
+  ctx: layers.Context,
+  targets: jax.Array,
+  scale: jax.Array,
+  *,
+  block: int = 256,
+  shards: int = 1,
+) -> tuple[jax.Array, jax.Array]:
   """Head after head under `jax.checkpoint`: flat in N, every head run twice.
 
-  Same arguments and result as `serial`; one head's [B, T, V] logits are alive.
-  A chain of heads is run once as a whole, and only its outputs are taken one
-  after another.
+  One head's [B, T, V] logits are alive. Arguments and result as of `serial`;
+  `block` and `shards` change nothing.
   """
-  del block, shards
-  chain = heads.order is not None
-  own = heads.cfg.head == "unembedding"
+  _check(heads, z, targets, scale, shards)
+  del block
 
-  @jax.checkpoint
-  def head_nll(layer, x, unembed, target):
-    if not chain:
-      x = heads.normalise(heads.run(layer, x, ctx))
-    return cross_entropy.token_nll(
-      cross_entropy.project(x, unembed.astype(x.dtype)), target
-    ).sum()
+  def head_nll(hidden, unembed, target):
+    logits = cross_entropy.project(hidden, unembed.astype(hidden.dtype))
+    return cross_entropy.token_nll(logits, target).sum()
 
-  def one(total, xs):
-    layer, x, unembed, target, weight = xs
-    nll = head_nll(
-      layer,
-      z if x is None else x,
-      heads.unembed[...] if unembed is None else unembed,
-      target,
-    )
-    return total + weight * nll, nll
-
-  xs = (
-    None if chain else heads.layers,
-    heads(z, ctx) if chain else None,
-    heads.unembed[...] if own else None,
-    targets,
-    scale,
-  )
-  total, nll = jax.lax.scan(one, jnp.zeros(()), xs)
-  return total, jax.lax.stop_gradient(nll)
+  nll = _one_by_one(heads, z, ctx, targets, head_nll, jax.checkpoint)
+  return nll @ scale, jax.lax.stop_gradient(nll)
 
 
 def serial(
@@ -114,19 +115,18 @@ def serial(
   """The multi-token loss with memory that does not grow with N.
 
   Equals `formula`. The forward pass takes each head's value and gradient
-  together, head after head, and keeps d(heads), d(unembed) and dz; the
-  backward pass multiplies them by the cotangent. Without differentiation
-  only the values are computed.
+  together, head after head, and keeps d(heads) and dz; the backward pass
+  multiplies them by the cotangent. Undifferentiated, it computes values only.
 
   Args:
     heads: the model's heads.
     z: [B, T, D] trunk output.
-    ctx: the context that the trunk ran in.
+    ctx: the context that the trunk ran in; a constant, without gradient.
     targets: [N, B, T] int32, -1 where there is none.
     scale: [N] float32 factor of each head's summed loss.
-    block: positions whose logits are alive at once.
+    block: positions of each sequence whose logits are alive at once.
     shards: devices that share the batch axis; each adds up its own gradient
-      of the unembedding in float32, and they are summed once at the end.
+      of the unembedding in float32, and they are summed once, at the end.
 
   Returns:
     (sum_i scale_i * nll_i, nll [N]), float32, nats summed over targets >= 0.
@@ -137,133 +137,9 @@ def serial(
 
   Reference: the paper, figure 2 (independent heads), figure S11 (chains).
   """
-  N, B = targets.shape[:2]
-  if N != heads.cfg.n_future or targets.shape[1:] != z.shape[:2]:
-    raise ValueError(
-      f"targets {targets.shape} do not fit {heads.cfg.n_future} heads over "
-      f"z {z.shape}"
-    )
-  if B % shards:
-    raise ValueError(f"batch {B} is not divisible by {shards} shards")
+  _check(heads, z, targets, scale, shards)
   total, nll = _serial(block, shards, heads, z, ctx, targets, scale)
   return total, jax.lax.stop_gradient(nll)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _serial(block, shards, heads, z, ctx, targets, scale):
-  del shards
-  own = heads.cfg.head == "unembedding"
-  order = heads.order or range(heads.cfg.n_future)
-  if heads.order is None:
-
-    def one(_, xs):
-      layer, unembed, target = xs
-      h = heads.normalise(heads.run(layer, z, ctx))
-      u = heads.unembed[...] if unembed is None else unembed
-      return None, cross_entropy.cross_entropy(h, u, target, block)
-
-    xs = heads.layers, heads.unembed[...] if own else None, targets
-    nll = jax.lax.scan(one, None, xs)[1]
-  else:
-    x, values = z, {}
-    for i in order:
-      x = heads.run(heads.layer(i), x, ctx)
-      values[i] = cross_entropy.cross_entropy(
-        heads.normalise(x), heads.unembed[...], targets[i], block
-      )
-    nll = jnp.stack([values[i] for i in sorted(values)])
-  return nll @ scale, nll
-
-
-def _serial_fwd(block, shards, heads, z, ctx, targets, scale):
-  run = _independent if heads.order is None else _chain
-  nll, d_heads, d_z = run(block, shards, heads, z, ctx, targets, scale)
-  return (nll @ scale, nll), (d_heads, d_z, nll)
-
-
-def _serial_bwd(block, shards, saved, cotangents):
-  del block, shards
-  d_heads, d_z, nll = saved
-  g = cotangents[0]
-  d_heads, d_z = jax.tree.map(lambda d: (g * d).astype(d.dtype), (d_heads, d_z))
-  return d_heads, d_z, None, None, g * nll
-
-
-_serial.defvjp(_serial_fwd, _serial_bwd)
-
-
-def _independent(block, shards, heads, z, ctx, targets, scale):
-  own = heads.cfg.head == "unembedding"
-  zero = jnp.zeros((shards, *heads.unembed.shape[-2:]), jnp.float32)
-
-  def one(carry, xs):
-    d_norm, d_shared, d_z = carry
-    layer, unembed, target, weight = xs
-
-    def state(layer, norm, z):
-      h = heads.run(layer, z, ctx)
-      return layers.rms_norm(h, norm, heads.cfg.norm_eps)
-
-    h, pull = jax.vjp(state, layer, heads.norm[...], z)
-    u = heads.unembed[...] if unembed is None else unembed
-    nll, d_h, d_u = cross_entropy.value_and_grads(
-      h, u, target, weight, zero if own else d_shared, block
-    )
-    d_layer, d_n, d_z_head = pull(d_h)
-    carry = d_norm + d_n, None if own else d_u, d_z + d_z_head
-    return carry, (nll, d_layer, d_u.sum(0) if own else None)
-
-  carry = (
-    jnp.zeros_like(heads.norm[...]),
-    None if own else zero,
-    jnp.zeros(z.shape, jnp.float32),
-  )
-  xs = heads.layers, heads.unembed[...] if own else None, targets, scale
-  (d_norm, d_shared, d_z), (nll, d_layers, d_own) = jax.lax.scan(one, carry, xs)
-  d_unembed = d_own if own else d_shared.sum(0)
-  d_heads = _gradients(heads, d_layers, d_norm, d_unembed)
-  return nll, d_heads, d_z.astype(z.dtype)
-
-
-def _chain(block, shards, heads, z, ctx, targets, scale):
-  x, states, pulls = z, {}, {}
-  for i in heads.order:
-    x, pulls[i] = jax.vjp(
-      lambda layer, x: heads.run(layer, x, ctx), heads.layer(i), x
-    )
-    states[i] = x
-  d_norm = jnp.zeros_like(heads.norm[...])
-  d_u = jnp.zeros((shards, *heads.unembed.shape), jnp.float32)
-  d_x, nll, d_layers = jnp.zeros_like(z), {}, {}
-  for i in reversed(heads.order):  # the last of the chain first, figure S11
-    # The barrier keeps this head's loss from starting before the last one's
-    # gradient is done: one head's logits at a time.
-    x, d_x, d_u = jax.lax.optimization_barrier((states[i], d_x, d_u))
-    h, pull_norm = jax.vjp(
-      lambda norm, x: layers.rms_norm(x, norm, heads.cfg.norm_eps),
-      heads.norm[...],
-      x,
-    )
-    nll[i], d_h, d_u = cross_entropy.value_and_grads(
-      h, heads.unembed[...], targets[i], scale[i], d_u, block
-    )
-    d_n, d_own = pull_norm(d_h)
-    d_norm = d_norm + d_n
-    d_layers[i], d_x = pulls[i](d_x + d_own)
-  stacked = jax.tree.map(
-    lambda *a: jnp.stack(a), *(d_layers[i] for i in sorted(d_layers))
-  )
-  nll = jnp.stack([nll[i] for i in sorted(nll)])
-  return nll, _gradients(heads, stacked, d_norm, d_u.sum(0)), d_x
-
-
-def _gradients(heads, d_layers, d_norm, d_unembed):
-  """The parts as a pytree of the structure of `heads`."""
-  grads = jax.tree.map(lambda a: a, heads)
-  grads.layers = d_layers
-  grads.norm = heads.norm.replace(d_norm)
-  grads.unembed = heads.unembed.replace(d_unembed)
-  return grads
 
 
 IMPLEMENTATIONS = {
@@ -283,6 +159,7 @@ def token_loss(
   loss: str = "serial",
   block: int = 256,
   shards: int = 1,
+  rows: jax.sharding.NamedSharding | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Trunk and loss of a batch.
 
@@ -295,11 +172,171 @@ def token_loss(
     loss: a key of IMPLEMENTATIONS.
     block: see `serial`.
     shards: see `serial`.
+    rows: on a mesh, the sharding of z's batch axis. XLA would otherwise split
+      z's width as FSDP splits the parameters', and sum every block's logits
+      over all devices.
 
   Returns:
     (scaled total, summed nats per head [N]).
+
+  Raises:
+    ValueError: no such loss, or shapes that do not fit each other.
   """
+  if loss not in IMPLEMENTATIONS:
+    known = ", ".join(IMPLEMENTATIONS)
+    raise ValueError(f"no loss {loss!r}; choose one of {known}")
   ctx = layers.training_context(segments, net.cfg)
   z = net.run_trunk(tokens, ctx)
+  if rows is not None:
+    z = jax.lax.with_sharding_constraint(z, rows)
   call = IMPLEMENTATIONS[loss]
   return call(net.heads, z, ctx, targets, scale, block=block, shards=shards)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _serial(block, shards, heads, z, ctx, targets, scale):
+  del shards
+  head_nll = functools.partial(cross_entropy.cross_entropy, block=block)
+  nll = _one_by_one(heads, z, ctx, targets, head_nll)
+  return nll @ scale, nll
+
+
+def _serial_fwd(block, shards, heads, z, ctx, targets, scale):
+  run = _independent if heads.order is None else _chain
+  nll, d_heads, d_z = run(block, shards, heads, z, ctx, targets, scale)
+  return (nll @ scale, nll), (d_heads, d_z, nll)
+
+
+def _serial_bwd(block, shards, saved, cotangents):
+  del block, shards
+  d_heads, d_z, nll = saved
+  g, _ = cotangents
+  d_heads, d_z = jax.tree.map(lambda d: (g * d).astype(d.dtype), (d_heads, d_z))
+  return d_heads, d_z, None, None, g * nll
+
+
+_serial.defvjp(_serial_fwd, _serial_bwd)
+
+
+def _independent(block, shards, heads, z, ctx, targets, scale):
+  """nll [N], d(heads) and dz of heads that all read z: figure 2."""
+  own = _own_unembed(heads)
+  zero = jnp.zeros((shards, *heads.unembed.shape[-2:]), jnp.float32)
+
+  def hidden_state(layer, norm, z):
+    # Without cfg.remat: the gradient is taken at once, so no activation waits.
+    x = z if layer is None else layer(z, ctx)
+    return layers.rms_norm(x, norm, heads.cfg.norm_eps)
+
+  def one(sums, xs):
+    d_norm, d_shared, d_z = sums
+    layer, unembed, target, weight = xs
+    hidden, pull = jax.vjp(hidden_state, layer, heads.norm[...], z)
+    nll, d_hidden, d_unembed = cross_entropy.value_and_grads(
+      hidden,
+      heads.unembed[...] if own is None else unembed,
+      target,
+      weight,
+      d_shared if own is None else zero,
+      block,
+    )
+    d_layer, d_norm_here, d_z_here = pull(d_hidden)
+    if own is None:
+      d_shared, d_own = d_unembed, None
+    else:
+      d_own = d_unembed.sum(0)
+    sums = d_norm + d_norm_here, d_shared, d_z + d_z_here
+    return sums, (nll, d_layer, d_own)
+
+  sums = (
+    jnp.zeros_like(heads.norm[...]),
+    zero if own is None else None,
+    jnp.zeros(z.shape, jnp.float32),
+  )
+  xs = heads.layers, own, targets, scale
+  (d_norm, d_shared, d_z), (nll, d_layers, d_own) = jax.lax.scan(one, sums, xs)
+  d_unembed = d_shared.sum(0) if own is None else d_own
+  d_heads = _gradients(heads, d_layers, d_norm, d_unembed)
+  return nll, d_heads, d_z.astype(z.dtype)
+
+
+def _chain(block, shards, heads, z, ctx, targets, scale):
+  """nll [N], d(heads) and dz of heads that feed each other: figure S11.
+
+  Unrolled: a scan would keep a copy of every head's weights for `pulls`.
+  """
+  N = heads.cfg.n_future
+  states, pulls, nll, d_layers = [None] * N, [None] * N, [None] * N, [None] * N
+
+  x = z
+  for i in heads.order:
+    x, pulls[i] = jax.vjp(
+      lambda layer, x: heads.run(layer, x, ctx), heads.layer(i), x
+    )
+    states[i] = x
+
+  d_norm = jnp.zeros_like(heads.norm[...])
+  d_unembed = jnp.zeros((shards, *heads.unembed.shape), jnp.float32)
+  d_x = jnp.zeros_like(z)
+  for i in reversed(heads.order):
+    # This head's loss waits for the gradient of the one that it feeds, so
+    # that their logits and activations are not alive together.
+    x, d_x = jax.lax.optimization_barrier((states[i], d_x))
+    hidden, pull_norm = jax.vjp(
+      lambda norm, x: layers.rms_norm(x, norm, heads.cfg.norm_eps),
+      heads.norm[...],
+      x,
+    )
+    nll[i], d_hidden, d_unembed = cross_entropy.value_and_grads(
+      hidden, heads.unembed[...], targets[i], scale[i], d_unembed, block
+    )
+    d_norm_here, d_state = pull_norm(d_hidden)
+    d_norm += d_norm_here
+    d_layers[i], d_x = pulls[i](d_x + d_state)
+
+  d_layers = jax.tree.map(lambda *a: jnp.stack(a), *d_layers)
+  d_heads = _gradients(heads, d_layers, d_norm, d_unembed.sum(0))
+  return jnp.stack(nll), d_heads, d_x
+
+
+def _one_by_one(heads, z, ctx, targets, head_nll, wrap=lambda one: one):
+  """nll [N] by a scan over the heads; a chain carries its state along."""
+  chain = heads.order is not None
+
+  def one(state, xs):
+    layer, unembed, target = xs
+    state = heads.run(layer, state if chain else z, ctx)
+    u = heads.unembed[...] if unembed is None else unembed
+    nll = head_nll(heads.normalise(state), u, target)
+    return state if chain else None, nll
+
+  xs = heads.layers, _own_unembed(heads), targets
+  furthest_first = heads.cfg.head == "anticausal"
+  start = z if chain else None
+  return jax.lax.scan(wrap(one), start, xs, reverse=furthest_first)[1]
+
+
+def _own_unembed(heads):
+  """[N, D, V] if each head has its own unembedding, None if they share one."""
+  return heads.unembed[...] if heads.cfg.head == "unembedding" else None
+
+
+def _gradients(heads, d_layers, d_norm, d_unembed):
+  """The parts as a pytree of the structure and the dtypes of `heads`."""
+  grads = jax.tree.map(lambda a: a, heads)
+  grads.layers = d_layers
+  grads.norm = heads.norm.replace(d_norm)
+  grads.unembed = heads.unembed.replace(d_unembed.astype(heads.unembed.dtype))
+  return grads
+
+
+def _check(heads, z, targets, scale, shards):
+  N, B, T = heads.cfg.n_future, *z.shape[:2]
+  if targets.shape != (N, B, T):
+    raise ValueError(
+      f"targets {targets.shape} do not fit {N} heads over z {z.shape}"
+    )
+  if scale.shape != (N,):
+    raise ValueError(f"scale {scale.shape} does not fit {N} heads")
+  if B % shards:
+    raise ValueError(f"batch {B} is not divisible by {shards} shards")

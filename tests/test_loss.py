@@ -1,0 +1,425 @@
+"""Three implementations of one loss: values, gradients, memory, devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import flops
+from mtp_jax import config, loss
+from mtp_jax.model import layers, model
+
+N, B, T, V = 3, 2, 11, 83
+KINDS = config.HEAD_KINDS
+RIVALS = ("serial", "checkpointed")
+CHAINS = ("causal", "anticausal")
+# Programs that run once on small arrays: compiling them is all they cost.
+jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def settings(kind="parallel", **changes):
+  fields = {
+    "vocab": V,
+    "width": 28,
+    "mlp": 31,
+    "layers": 5,
+    "attn_heads": 2,
+    "kv_heads": 1,
+    "n_future": N,
+    "head": kind,
+  }
+  return config.Model(**(fields | changes))
+
+
+@functools.cache
+def case(kind, dtype="float32", remat="none"):
+  """heads, z, ctx, targets and scale of two documents a row."""
+  cfg = settings(kind, dtype=dtype, remat=remat)
+  keys = jax.random.split(jax.random.key(1), 4)
+  net = model.Model(cfg, keys[0])
+  # a norm scale of ones would hide a norm that is applied twice
+  scale = jax.random.uniform(keys[1], net.heads.norm.shape, minval=0.5)
+  net.heads.norm = net.heads.norm.replace(scale)
+  tokens = jax.random.randint(keys[2], (B, T + N), 0, V)
+  segments = jnp.asarray([[1] * 5 + [2] * (T + N - 5), [0] * 2 + [1] * 12])
+  ctx = layers.training_context(segments[:, :T], cfg)
+  z = jax.random.normal(keys[3], (B, T, cfg.width)).astype(dtype)
+  targets = loss.future_targets(tokens, segments, N)
+  return net.heads, z, ctx, targets, jnp.asarray([0.7, 0.2, 0.05])
+
+
+def run(name, kind, block=4, dtype="float32", scale=None, **more):
+  """((total, nll), gradients of heads, z and scale)."""
+  heads, z, ctx, targets, weights = case(kind, dtype, **more)
+
+  @jit
+  def step(heads, z, scale):
+    def total(heads, z, scale):
+      call = loss.IMPLEMENTATIONS[name]
+      return call(heads, z, ctx, targets, scale, block=block)
+
+    return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(heads, z, scale)
+
+  return step(heads, z, weights if scale is None else scale)
+
+
+reference = functools.cache(functools.partial(run, "formula"))
+
+
+def distance(a, b):
+  """Norm of the difference of two trees over the norm of the second."""
+  a, b = (
+    np.concatenate([np.float64(x).ravel() for x in jax.tree.leaves(tree)])
+    for tree in (a, b)
+  )
+  return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+def assert_close(found, wanted, tolerance):
+  """Total, per-head losses, and each gradient array by its own norm."""
+  for (path, a), (_, b) in zip(
+    *(jax.tree_util.tree_leaves_with_path(x) for x in (found, wanted)),
+    strict=True,
+  ):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    assert distance(a, b) < tolerance, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_future_targets_against_loops(n, seed):
+  rng = np.random.default_rng(seed)
+  length = 17 + n
+  tokens = rng.integers(0, V, (B, length))
+  # documents of 1 to 4 tokens; number 0 is no document, and may come twice
+  numbers = rng.integers(0, 5, (B, length)).cumsum(1) % 7
+  segments = np.stack(
+    [np.repeat(row, rng.integers(1, 5))[:length] for row in numbers]
+  )
+  wanted = np.full((n, B, 17), -1)
+  for i in range(n):
+    for b in range(B):
+      for t in range(17):
+        if segments[b, t] == segments[b, t + 1 + i] and segments[b, t] != 0:
+          wanted[i, b, t] = tokens[b, t + 1 + i]
+  found = loss.future_targets(jnp.asarray(tokens), jnp.asarray(segments), n)
+  assert found.dtype == jnp.int32
+  np.testing.assert_array_equal(found, wanted)
+
+
+def test_formula_is_the_sum_over_all_logits():
+  """The oracle itself, against float64 on the model's own logits."""
+  cfg = settings()
+  net = model.Model(cfg, jax.random.key(0))
+  keys = jax.random.split(jax.random.key(2), 2)
+  tokens = jax.random.randint(keys[0], (B, T), 0, V)
+  segments = jnp.ones_like(tokens)
+  targets = jax.random.randint(keys[1], (N, B, T), -1, V)
+  logits = np.float64(net(tokens))
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  picked = np.take_along_axis(log_p, np.maximum(targets, 0)[..., None], -1)
+  wanted = -(picked[..., 0] * np.asarray(targets >= 0)).sum((1, 2))
+  scale = np.asarray([1.0, 0.5, 2.0])
+  total, nll = loss.token_loss(
+    net, tokens, segments, targets, scale, loss="formula"
+  )
+  np.testing.assert_allclose(nll, wanted, rtol=1e-6)
+  assert total == pytest.approx(wanted @ scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", RIVALS)
+def test_equals_the_formula(name, kind):
+  # Single arrays sum in another order, with cancellation: 1e-5. All together,
+  # a head-by-head gradient is the all-at-once gradient to 1e-6.
+  found, wanted = run(name, kind), reference(kind)
+  assert_close(found, wanted, 1e-5)
+  assert distance(found[1][:2], wanted[1][:2]) <= 1e-6
+  assert found[1][2].shape == (N,)
+
+
+@pytest.mark.parametrize("kind, block", [("parallel", 1), ("causal", 256)])
+def test_blocks_change_nothing(kind, block):
+  assert_close(run("serial", kind, block), reference(kind), 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "anticausal", "unembedding"])
+def test_undifferentiated_values(kind):
+  heads, z, ctx, targets, scale = case(kind)
+  total, nll = jit(functools.partial(loss.serial, block=4))(
+    heads, z, ctx, targets, scale
+  )
+  (wanted, wanted_nll), _ = reference(kind)
+  np.testing.assert_allclose(nll, wanted_nll, rtol=1e-6)
+  assert total == pytest.approx(float(wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "causal"])
+def test_heads_without_weight_get_no_gradient(kind):
+  scale = jnp.asarray([1.0, 0.0, 1.0])
+  (_, nll), grads = run("serial", kind, scale=scale)
+  (_, wanted), formula = run("formula", kind, scale=scale)
+  np.testing.assert_allclose(nll, wanted, rtol=1e-6)  # still reported
+  # An exact 0 has no relative distance: compare by the norm of all together.
+  assert distance(grads, formula) < 1e-6
+  if kind == "parallel":
+    assert not any(g[1].any() for g in jax.tree.leaves(grads[0].layers))
+    assert grads[0].layers.wq[0].any()
+
+
+def test_nothing_to_predict_is_zero():
+  heads, z, ctx, targets, scale = case("parallel")
+  (total, nll), grads = jax.value_and_grad(loss.serial, has_aux=True)(
+    heads, z, ctx, jnp.full_like(targets, -1), scale
+  )
+  assert total == 0 and not nll.any()
+  assert not any(g.any() for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("kind", ["parallel", "causal"])
+def test_cotangent_multiplies(kind):
+  heads, z, ctx, targets, scale = case(kind)
+
+  def three(heads, z, scale):
+    return 3 * loss.serial(heads, z, ctx, targets, scale, block=4)[0]
+
+  found = jit(jax.grad(three, (0, 1, 2)))(heads, z, scale)
+  wanted = jax.tree.map(lambda g: 3 * g, reference(kind)[1])
+  assert_close(found, wanted, 1e-5)
+
+
+@pytest.mark.parametrize("name", loss.IMPLEMENTATIONS)
+def test_no_gradient_through_the_second_result(name):
+  heads, z, ctx, targets, scale = case("parallel")
+
+  def second(heads, z, scale):
+    call = loss.IMPLEMENTATIONS[name]
+    return call(heads, z, ctx, targets, scale)[1].sum()
+
+  grads = jit(jax.grad(second, (0, 1, 2)))(heads, z, scale)
+  assert not any(g.any() for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("kind", ["parallel", "causal", "unembedding"])
+def test_bfloat16_activations(kind):
+  """Against float32 on the same bfloat16 z: the rounding of activations.
+
+  bfloat16 keeps 8 bits, 2**-9 a rounding, and a head rounds some ten times
+  on the way down and up: 2 % of each gradient's norm. Rounded sums would
+  not show at this size; the next test is theirs.
+  """
+  heads, z, ctx, targets, scale = case(kind, "bfloat16")
+  (total, nll), (d_heads, d_z, d_scale) = run("serial", kind, dtype="bfloat16")
+  assert d_z.dtype == z.dtype == jnp.bfloat16
+  assert {g.dtype for g in jax.tree.leaves((d_heads, d_scale, nll))} == {
+    jnp.dtype("float32")
+  }
+  exact = jax.jit(jax.value_and_grad(loss.formula, (0, 1, 4), has_aux=True))(
+    heads, z.astype("float32"), ctx, targets, scale
+  )
+  assert total == pytest.approx(float(exact[0][0]), rel=2e-3)
+  assert distance(d_heads, exact[1][0]) < 0.02
+  assert distance(d_z, exact[1][1]) < 0.02
+
+
+def test_sums_over_heads_are_float32():
+  """64 equal heads: dz is 64 times one head's dz to one rounding of bfloat16,
+  which a sum in bfloat16 misses by several."""
+  many = 64
+  cfg = settings("linear", n_future=many, dtype="bfloat16")
+  _, z, ctx, targets, _ = case("linear", "bfloat16")
+  heads = model.Model(cfg, jax.random.key(0)).heads
+  heads.layers = jax.tree.map(
+    lambda a: jnp.broadcast_to(a[:1], a.shape), heads.layers
+  )
+  targets = jnp.broadcast_to(targets[:1], (many, B, T))
+
+  @jit
+  @functools.partial(jax.grad, argnums=1)
+  def d_z(scale, z):
+    return loss.serial(heads, z, ctx, targets, scale, block=4)[0]
+
+  one = d_z(jnp.zeros(many).at[0].set(1.0), z)
+  np.testing.assert_array_equal(d_z(jnp.ones(many), z), many * one)
+
+
+@pytest.mark.parametrize(
+  "kind, policy", [("parallel", "dots"), ("anticausal", "full")]
+)
+def test_rematerialised_layers_give_the_same(kind, policy):
+  assert_close(run("serial", kind, remat=policy), reference(kind), 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_work_of_each_implementation(kind):
+  """FLOPs: a value costs one forward pass, serial a gradient no more than the
+  formula's, checkpointed every head's forward pass once more."""
+  heads, z, ctx, targets, scale = case(kind)
+
+  def total(name, heads, z):
+    call = loss.IMPLEMENTATIONS[name]
+    return call(heads, z, ctx, targets, scale, block=T)[0]
+
+  def work(name, gradient):
+    fun = functools.partial(total, name)
+    fun = jax.value_and_grad(fun, (0, 1)) if gradient else fun
+    return flops.count(fun, heads, z)
+
+  unembed = 2 * N * B * (T + 1) * V * z.shape[-1]  # T=11 is two blocks of 6
+  padding = unembed // (T + 1)
+  forward = work("formula", gradient=False)
+  both = work("formula", gradient=True)
+  assert work("serial", gradient=False) == forward + padding
+  serial = work("serial", gradient=True)
+  assert abs(serial - both - 3 * padding) <= 6 * N  # scale's own products
+  assert work("checkpointed", gradient=True) > both + 0.9 * (unembed - padding)
+
+
+@functools.cache
+def temp(kind, name, n):
+  """Temporary bytes of a compiled loss and gradient, but for the gradients of
+  the extra heads' own parameters.
+
+  Heads come on top of two trunk layers. Those of a chain leave activations
+  behind as any layer does, so they take the place of trunk layers.
+  """
+  B, T, V = 2, 64, 4001
+  own = 0 if kind in ("linear", "unembedding") else n
+  cfg = settings(
+    kind, vocab=V, n_future=n, layers=6 if kind in CHAINS else 2 + own
+  )
+
+  def step(net, tokens, targets):
+    def total(net):
+      segments = jnp.ones_like(tokens)
+      return loss.token_loss(
+        net, tokens, segments, targets, jnp.ones(n), loss=name, block=8
+      )
+
+    return jax.value_and_grad(total, has_aux=True)(net)
+
+  net = jax.eval_shape(lambda k: model.Model(cfg, k), jax.random.key(0))
+  tokens = jax.ShapeDtypeStruct((B, T), "int32")
+  targets = jax.ShapeDtypeStruct((n, B, T), "int32")
+  compiled = jit(step).lower(net, tokens, targets).compile()
+  parameters = net.heads.layers
+  if kind == "unembedding":
+    parameters = net.heads.unembed
+  extra = sum(4 * a.size // n for a in jax.tree.leaves(parameters)) * (n - 1)
+  return compiled.memory_analysis().temp_size_in_bytes - extra
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_does_not_grow_with_heads(kind):
+  window = 4 * 2 * 64 * 4001  # one head's logits
+  growth = temp(kind, "serial", 4) - temp(kind, "serial", 1)
+  assert growth < 0.05 * window
+
+
+def test_memory_of_the_rivals():
+  window = 4 * 2 * 64 * 4001
+  formula = temp("parallel", "formula", 4)
+  assert formula - temp("parallel", "formula", 1) > 3 * window
+  checkpointed = temp("parallel", "checkpointed", 4)
+  assert temp("parallel", "serial", 4) < 0.4 * checkpointed < 0.4 * formula
+  assert temp("parallel", "serial", 4) < 0.2 * formula
+
+
+def test_every_configured_loss_exists():
+  assert set(config.LOSSES) == set(loss.IMPLEMENTATIONS)
+
+
+@pytest.mark.parametrize("name", loss.IMPLEMENTATIONS)
+def test_errors_name_the_numbers(name):
+  heads, z, ctx, targets, scale = case("parallel")
+  call = loss.IMPLEMENTATIONS[name]
+  with pytest.raises(ValueError, match=r"\(2, 2, 11\) .* 3 heads .*11, 28"):
+    call(heads, z, ctx, targets[:2], scale)
+  with pytest.raises(ValueError, match=r"\(3, 2, 7\)"):
+    call(heads, z, ctx, targets[..., :7], scale)
+  with pytest.raises(ValueError, match=r"scale \(2,\) .* 3 heads"):
+    call(heads, z, ctx, targets, scale[:2])
+  with pytest.raises(ValueError, match="batch 2 .* 3 shards"):
+    call(heads, z, ctx, targets, scale, shards=3)
+
+
+def test_more_errors():
+  tokens = jnp.zeros((B, 3), jnp.int32)
+  with pytest.raises(ValueError, match="3 tokens .* 3 future"):
+    loss.future_targets(tokens, tokens, 3)
+  with pytest.raises(ValueError, match=r"\(2, 2\), but tokens \(2, 3\)"):
+    loss.future_targets(tokens, tokens[:, :2], 1)
+  with pytest.raises(ValueError, match="no loss 'seriel'; .*serial"):
+    loss.token_loss(None, None, None, None, None, loss="seriel")
+
+
+# Prints for each head kind and mesh the distance to one device's gradient,
+# then the collectives of the compiled loss and gradient that touch a [D, V] or
+# a block of logits: whether a loop repeats it, its name, its shapes.
+FSDP = """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from mtp_jax import config, loss, sharding
+from mtp_jax.model import model
+
+N, B, T, D, V = 3, 8, 20, 16, 712
+cases = ("parallel", 8, 1), ("causal", 4, 2), ("unembedding", 8, 1)
+for kind, data, width in cases:
+  cfg = config.Model(vocab=V, width=D, mlp=24, layers=5, attn_heads=2,
+                     kv_heads=2, n_future=N, head=kind)
+  mesh = sharding.make_mesh(config.Mesh(data=data, model=width))
+  net = model.Model(cfg, jax.random.key(0))
+  where, rows = sharding.shardings(net, mesh), sharding.batch_sharding(mesh)
+  tokens = jax.random.randint(jax.random.key(1), (B, T + N), 0, V)
+
+  def step(net, tokens, shards=1, rows=None):
+    def total(net):
+      if rows is not None and kind != "unembedding":
+        net.heads.unembed = sharding.gathered(net.heads.unembed, mesh)
+      ones = jnp.ones_like(tokens)
+      return loss.token_loss(
+        net, tokens[:, :T], ones[:, :T], loss.future_targets(tokens, ones, N),
+        jnp.ones(N), block=4, shards=shards, rows=rows)
+    return jax.value_and_grad(total, has_aux=True)(net)
+
+  fast = {"xla_backend_optimization_level": 0}
+  sharded = jax.jit(
+    lambda net, tokens: step(net, tokens, data, rows),
+    in_shardings=(where, rows), out_shardings=((None, None), where),
+    compiler_options=fast,
+  ).lower(net, tokens).compile()
+  on_one = jax.jit(step, compiler_options=fast)(net, tokens)
+  on_mesh = sharded(jax.device_put(net, where), jax.device_put(tokens, rows))
+  a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(result)])
+          for result in (on_mesh, on_one))
+  print("distance", kind, np.linalg.norm(a - b) / np.linalg.norm(b))
+
+  loop = None
+  for line in sharded.as_text().splitlines():
+    if line.endswith("{") and not line.startswith(" "):
+      loop = "once" if line.startswith("ENTRY") else "loop"
+    found = re.search(
+      r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)[(-]", line)
+    if found and str(V // width) in found[1]:
+      print("collective", kind, loop, found[2], found[1].replace(" ", ""))
+"""
+
+
+def test_fsdp_gathers_the_unembedding_once(run_with_devices):
+  lines = [line.split() for line in run_with_devices(8, FSDP).splitlines()]
+  distances = [float(x[2]) for x in lines if x[0] == "distance"]
+  # sums over devices come in another order
+  assert len(distances) == 3 and max(distances) < 1e-6
+  for kind in ("parallel", "causal"):
+    found = [x[2:] for x in lines if x[:2] == ["collective", kind]]
+    # Collected once, for all heads and blocks; d(unembed) summed over the
+    # devices once; logits never.
+    assert [x[0] for x in found] == ["once", "once"], found
+    assert sorted(x[1] for x in found)[0] == "all-gather", found
+  # Own unembeddings: each head's collected and summed in its turn.
+  found = [x[2:] for x in lines if x[:2] == ["collective", "unembedding"]]
+  assert sorted(x[1] for x in found) == ["all-gather", "all-reduce"], found
