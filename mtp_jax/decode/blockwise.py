@@ -16,6 +16,7 @@ Reference: the paper, section 3.2; Stern et al. 2018 (arXiv 1811.03115).
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +35,9 @@ class State:
   end: jax.Array  # [B] length at which a row is full
   drafts: jax.Array  # [B, k-1]
   done: jax.Array  # [B] stopped at an end token or at `end`
-  passes: jax.Array  # [B] decoding passes, the prompt's not counted
-  written_in: jax.Array  # [B, S] pass that wrote a token; 0: prompt's pass
+  passes: jax.Array  # [] decoding passes so far, the prompt's not counted
+  written_in: jax.Array  # [B, S] pass that wrote a token; 0: the prompt's
   cache: tuple
-
-  @property
-  def heads(self) -> int:
-    return self.drafts.shape[1] + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,35 +45,61 @@ class Result:
   """Texts and counts on the host; rows in the order of the prompts."""
 
   tokens: list[np.ndarray]  # new tokens of each row, its end token included
-  passes: np.ndarray  # [B] forward passes after the prompt's
   per_pass: list[np.ndarray]  # tokens written by each of a row's passes
 
   @property
+  def passes(self) -> np.ndarray:
+    """Passes [B] in which each row wrote, the prompt's not counted."""
+    return np.array([len(counts) for counts in self.per_pass])
+
+  @property
   def tokens_per_forward(self) -> float:
-    """New tokens over decoding passes, all rows together.
+    """New tokens over decoding passes, all rows together, from 1 to k.
 
-    The free token of each pass (head 1's own) counts, so it lies between 1
-    and k; the prompt's pass and the token that it writes do not count.
+    The free token of each pass (head 1's own) counts; the prompt's pass and
+    the token that it writes do not. Without any other pass it is nan.
     """
-    return float(
-      sum(p.sum() for p in self.per_pass) / max(self.passes.sum(), 1)
-    )
+    counts = np.concatenate(self.per_pass)
+    return float(counts.mean()) if counts.size else float("nan")
 
 
-def begin(network, tokens, lengths, *, heads, max_new, stop) -> State:
+def begin(
+  network,
+  tokens: jax.Array,
+  lengths: jax.Array,
+  *,
+  heads: int,
+  max_new: int,
+  stop: int,
+  cache_len: int | None = None,
+) -> State:
   """Reads the prompts, writes the first token and the first drafts.
 
   Args:
     network: a `network.Network`, or whatever has its methods.
-    tokens: [B, P] int32 prompts, padded on the right.
+    tokens: [B, P] int32 prompts from `prompts.pad`.
     lengths: [B] int32, at least 1.
     heads: k, from 1 to N.
-    max_new: tokens to write per row.
+    max_new: most tokens to write per row, at least 1.
     stop: id of the end token; -1 for none.
+    cache_len: S, P + max_new + heads if it is None.
+
+  Raises:
+    ValueError: heads, max_new or cache_len out of bounds.
   """
   B, P = tokens.shape
-  cache_len = P + max_new + heads  # a last window may reach past the end
-  cache = network.empty_cache(B, cache_len)
+  needed = P + max_new + heads  # a last window may reach past the end
+  cache_len = needed if cache_len is None else cache_len
+  if not 1 <= heads <= network.n_future:
+    raise ValueError(f"heads={heads} is outside 1..{network.n_future}")
+  if max_new < 1:
+    raise ValueError(f"max_new={max_new} writes nothing; give at least 1")
+  if cache_len < needed:
+    raise ValueError(
+      f"prompts of {P} tokens, max_new={max_new} and heads={heads} need "
+      f"{needed} positions, but cache_len={cache_len}"
+    )
+  cache = network.empty_cache(B, cache_len, heads)
   memory = network.absorb(cache, tokens, jnp.zeros_like(lengths), heads)
   last = (lengths - 1)[:, None]
   best = network.predict(memory, 0, last).argmax(-1).astype(jnp.int32)
@@ -87,15 +110,18 @@ def begin(network, tokens, lengths, *, heads, max_new, stop) -> State:
     end=lengths + max_new,
     drafts=_draft(network, memory, last, heads),
     done=(best[:, 0] == stop) | (max_new <= 1),
-    passes=jnp.zeros((B,), jnp.int32),
+    passes=jnp.zeros((), jnp.int32),
     written_in=jnp.zeros((B, cache_len), jnp.int32),
     cache=memory.cache,
   )
 
 
 def advance(network, state: State, stop: int) -> State:
-  """One forward pass: verify, accept 1..k tokens in every row, draft anew."""
-  k, start = state.heads, state.length - 1
+  """One forward pass: verify, accept 1..k tokens in every row, draft anew.
+
+  A row that is done computes along and writes nothing.
+  """
+  k, start = state.drafts.shape[1] + 1, state.length - 1
   window = jnp.concatenate(
     [jnp.take_along_axis(state.tokens, start[:, None], 1), state.drafts], 1
   )
@@ -110,7 +136,7 @@ def advance(network, state: State, stop: int) -> State:
   count = jnp.where(state.done, 0, count)
 
   fresh = places < count[:, None]
-  passes = state.passes + ~state.done
+  passes = state.passes + 1
   length = state.length + count
   return dataclasses.replace(
     state,
@@ -121,7 +147,7 @@ def advance(network, state: State, stop: int) -> State:
     passes=passes,
     written_in=_put(
       state.written_in,
-      jnp.broadcast_to(passes[:, None], best.shape),
+      jnp.broadcast_to(passes, best.shape),
       state.length,
       fresh,
     ),
@@ -149,13 +175,11 @@ def _put(buffer, new, start, keep):
 
 # The loop's parts as a notebook or a server calls them: shapes compile once,
 # the state's buffers are donated.
-begin_jit = jax.jit(begin, static_argnames=("heads", "max_new", "stop"))
-advance_jit = jax.jit(advance, static_argnames="stop", donate_argnums=1)
+begin_jit = jax.jit(begin, static_argnames=("heads", "max_new", "cache_len"))
+advance_jit = jax.jit(advance, donate_argnames="state")
 
 
-@functools.partial(
-  jax.jit, static_argnames=("stop",), donate_argnames=("state",)
-)
+@functools.partial(jax.jit, donate_argnames="state")
 def run(network, state: State, *, stop: int) -> State:
   """`advance` until every row is done, in one `while_loop` on the device."""
   return jax.lax.while_loop(
@@ -165,13 +189,18 @@ def run(network, state: State, *, stop: int) -> State:
 
 def generate(
   network,
-  prompts: list,
+  prompts: Sequence[Sequence[int]],
   *,
   heads: int,
   max_new: int,
   stop: int | None = None,
+  cache_len: int | None = None,
 ) -> Result:
-  """Continues every prompt greedily; equals ordinary greedy decoding.
+  """Continues every prompt greedily.
+
+  Equals appending head 1's choice to the text until it ends, one pass per
+  token, which is what heads=1 does. A pass over k tokens rounds differently
+  from a pass over one, so near-ties between two tokens may fall the other way.
 
   Args:
     network: from `network.prepare(model)`.
@@ -179,37 +208,41 @@ def generate(
     heads: k, from 1 (ordinary decoding) to N.
     max_new: most tokens to write per prompt.
     stop: id of the end token, or None.
+    cache_len: positions of the cache; None: as many as are needed.
 
   Returns:
     The new tokens of each prompt and the passes they took.
 
   Raises:
     ValueError: an empty prompt, an id outside the vocabulary, heads outside
-      1..N, max_new below 1.
+      1..N, max_new below 1, a prompt that with max_new + heads exceeds
+      cache_len.
   """
-  if not 1 <= heads <= network.n_future:
-    raise ValueError(f"heads={heads} is outside 1..{network.n_future}")
-  if max_new < 1:
-    raise ValueError(f"max_new={max_new} writes nothing; give at least 1")
   stop = -1 if stop is None else stop
-  tokens, lengths = prompts_lib.pad(prompts, network.vocab)
+  tokens, lengths = prompts_lib.pad(
+    prompts, network.vocab, cache_len=cache_len, reserve=max_new + heads
+  )
   state = begin_jit(
-    network, tokens, lengths, heads=heads, max_new=max_new, stop=stop
+    network,
+    tokens,
+    lengths,
+    heads=heads,
+    max_new=max_new,
+    stop=stop,
+    cache_len=cache_len,
   )
   return collect(run(network, state, stop=stop), lengths)
 
 
 def collect(state: State, lengths: np.ndarray) -> Result:
   """Copies a state's texts to the host; `lengths` [B] are the prompts'."""
-  tokens, length, passes, written_in = jax.device_get(
-    (state.tokens, state.length, state.passes, state.written_in)
+  tokens, written_in, ends = jax.device_get(
+    (state.tokens, state.written_in, state.length)
   )
-  rows = [slice(a, b) for a, b in zip(lengths, length, strict=True)]
+  rows = [slice(a, b) for a, b in zip(lengths, ends, strict=True)]
   return Result(
-    tokens=[t[r] for t, r in zip(tokens, rows, strict=True)],
-    passes=passes,
+    tokens=[t[new] for t, new in zip(tokens, rows, strict=True)],
     per_pass=[
-      np.bincount(w[r], minlength=p + 1)[1:]
-      for w, r, p in zip(written_in, rows, passes, strict=True)
+      np.bincount(w[new])[1:] for w, new in zip(written_in, rows, strict=True)
     ],
   )

@@ -1,0 +1,546 @@
+"""Blockwise decoding writes what ordinary greedy decoding writes."""
+
+import dataclasses
+import functools
+import pathlib
+import textwrap
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import strategies as st
+
+from mtp_jax import config, loss, tokenizer
+from mtp_jax.decode import blockwise, network
+from mtp_jax.model import model
+
+# Two float32 evaluations of a logit at different widths differ by less than
+# half of this (measured and asserted below). Where the best two are closer,
+# either may win.
+EPSILON = 3e-5
+
+
+# --- A mock: integers, exact at any width ---------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mock:
+  """The next token is a sum over the whole prefix; drafts are right to order.
+
+  Its cache holds the tokens themselves: one that is stale, misplaced or
+  clamped changes every later choice.
+  """
+
+  wanted: jax.Array  # [B, S] tokens that a pass drafted at s is to write
+  vocab: int = dataclasses.field(metadata={"static": True})
+  n_future: int = dataclasses.field(metadata={"static": True})
+
+  def empty_cache(self, batch, cache_len, heads):
+    return (jnp.full((batch, cache_len), 10_000),)
+
+  def absorb(self, cache, tokens, start, heads):
+    def write(old, new, start):
+      return jax.lax.dynamic_update_slice_in_dim(old, new, start, 0)
+
+    cache = jax.vmap(write)(cache[0], tokens, start)
+    return network.Memory((cache,), (), start)
+
+  def predict(self, memory, head, at):
+    cache = memory.cache[0]
+    slot = jnp.arange(cache.shape[1])
+    position = memory.start[:, None] + at
+    seen = slot <= position[..., None]  # [B, W', S]
+    total = ((cache[:, None] + 1) * (slot + 1) * seen).sum(-1)
+    token = total % self.vocab
+    for ahead in range(head):
+      total += (token + 1) * (position + 2 + ahead)
+      token = total % self.vocab
+    if head:
+      wanted = jnp.take_along_axis(self.wanted, position, 1)
+      token = jnp.where(head < wanted, token, (token + 1) % self.vocab)
+    return jax.nn.one_hot(token, self.vocab)
+
+
+def mock_text(prompt, vocab, max_new, stop=None):
+  """What the mock's head 1 writes, in plain Python."""
+  text = list(prompt)
+  while len(text) < len(prompt) + max_new:
+    text.append(sum((t + 1) * (s + 1) for s, t in enumerate(text)) % vocab)
+    if text[-1] == stop:
+      break
+  return text[len(prompt) :]
+
+
+def mock_counts(prompt, text, wanted, k):
+  """Tokens of each pass, given the whole new text and one row of `wanted`."""
+  counts, length = [], len(prompt) + 1
+  while length < len(prompt) + len(text):
+    room = len(prompt) + len(text) - length
+    counts.append(min(int(wanted[length - 2]), k, room))
+    length += counts[-1]
+  return counts
+
+
+def check_mock(mock, prompts, k, max_new, stop=None, cache_len=None):
+  got = blockwise.generate(
+    mock, prompts, heads=k, max_new=max_new, stop=stop, cache_len=cache_len
+  )
+  for b, prompt in enumerate(prompts):
+    text = mock_text(prompt, mock.vocab, max_new, stop)
+    counts = mock_counts(prompt, text, mock.wanted[b], k)
+    assert got.tokens[b].tolist() == text
+    assert got.per_pass[b].tolist() == counts
+    assert got.passes[b] == len(counts)
+  written = sum(len(t) - 1 for t in got.tokens)
+  if written:
+    assert got.tokens_per_forward == pytest.approx(written / sum(got.passes))
+  else:
+    assert np.isnan(got.tokens_per_forward)
+  return got
+
+
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
+def test_every_acceptance_count_is_forced(k):
+  for count in range(1, 6):
+    mock = Mock(np.full((3, 79), count), 13, 5)
+    got = check_mock(mock, PROMPTS, k, 23)
+    for counts in got.per_pass:
+      assert set(counts[:-1]) == {min(count, k)}
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_rows_accept_different_counts_in_one_pass(k):
+  wanted = np.random.default_rng(k).integers(1, 6, (3, 79))
+  got = check_mock(Mock(wanted, 13, 5), PROMPTS, k, 23)
+  assert len({len(counts) for counts in got.per_pass}) > 1
+  assert {c for counts in got.per_pass for c in counts} == set(range(1, k + 1))
+
+
+def test_a_stop_inside_an_accepted_block_ends_the_row_there():
+  inside = 0
+  for stop in range(13):
+    mock = Mock(np.full((3, 79), 5), 13, 5)
+    got = check_mock(mock, PROMPTS, 5, 23, stop=stop)
+    for text, counts in zip(got.tokens, got.per_pass, strict=True):
+      assert stop not in text[:-1]
+      inside += len(counts) > 0 and counts[-1] < 5 and text[-1] == stop
+  assert inside >= 13
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_one_token_takes_no_pass_after_the_prompts(k):
+  check_mock(Mock(np.full((3, 79), 5), 13, 5), PROMPTS, k, 1)
+
+
+def test_the_last_window_may_reach_the_end_of_the_cache():
+  """A cache with no position to spare: prompt, new tokens, one window."""
+  for longest in (13, 16, 17, 23):
+    prompts = [*PROMPTS[:2], [1 + i % 7 for i in range(longest)]]
+    wanted = np.random.default_rng(longest).integers(1, 6, (3, 79))
+    tight = longest + 11 + 5
+    check_mock(Mock(wanted, 13, 5), prompts, 5, 11, cache_len=tight)
+    with pytest.raises(ValueError, match=f"prompt 2 has {longest} tokens"):
+      check_mock(Mock(wanted, 13, 5), prompts, 5, 11, cache_len=tight - 1)
+
+
+@hypothesis.settings(max_examples=500, deadline=None)
+@hypothesis.given(
+  prompts=st.lists(
+    st.lists(st.integers(-1, 13), max_size=19), min_size=3, max_size=3
+  ),
+  k=st.sampled_from([1, 3, 5]),
+  max_new=st.sampled_from([0, 1, 17]),
+  cache_len=st.sampled_from([None, 38]),
+  stop=st.none() | st.integers(0, 12),
+  seed=st.integers(0, 2**32 - 1),
+)
+def test_any_prompts_are_decoded_or_refused(
+  prompts, k, max_new, cache_len, stop, seed
+):
+  """Never a clamped write: exact text, or a ValueError that names the value."""
+  wanted = np.random.default_rng(seed).integers(1, 6, (3, 79))
+  mock = Mock(wanted, 13, 5)
+  error = f"max_new={max_new} writes nothing" if max_new < 1 else None
+  for i, prompt in enumerate(prompts):
+    if cache_len and len(prompt) + max_new + k > cache_len:
+      error = f"prompt {i} has {len(prompt)} tokens"
+      break
+  for i, prompt in enumerate(prompts):
+    bad = [t for t in prompt if not 0 <= t < 13]
+    if bad or not prompt:
+      error = f"prompt {i} holds id {bad[0]}" if bad else f"prompt {i} is empty"
+      break
+  if error is None:
+    check_mock(mock, prompts, k, max_new, stop, cache_len)
+    return
+  with pytest.raises(ValueError, match=error):
+    check_mock(mock, prompts, k, max_new, stop, cache_len)
+
+
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"heads": 0}, "heads=0 is outside 1..5"),
+    ({"heads": 6}, "heads=6 is outside 1..5"),
+    ({"max_new": 0}, "max_new=0 writes nothing"),
+    ({"max_new": -3}, "max_new=-3 writes nothing"),
+    ({"cache_len": 20}, "prompt 2 has 13 tokens; with 9 positions"),
+    ({"cache_len": 0}, "prompt 0 has 5 tokens"),
+    ({"prompts": []}, "no prompts"),
+  ],
+)
+def test_settings_out_of_bounds(settings, words):
+  mock = Mock(np.ones((3, 79), int), 13, 5)
+  settings = {"prompts": PROMPTS, "heads": 2, "max_new": 7} | settings
+  with pytest.raises(ValueError, match=words):
+    blockwise.generate(mock, **settings)
+
+
+def test_begin_refuses_a_cache_that_a_window_would_leave():
+  mock = Mock(np.ones((3, 79), int), 13, 5)
+  tokens, lengths = np.zeros((3, 16), np.int32), np.ones(3, np.int32)
+  with pytest.raises(ValueError, match="16 tokens.* need 25 .*cache_len=24"):
+    blockwise.begin_jit(
+      mock, tokens, lengths, heads=2, max_new=7, stop=-1, cache_len=24
+    )
+
+
+def test_drafting_heads_work_at_one_place_only():
+  """Heads 2..k answer at the accepted place, head 1 on the whole window."""
+  asked = []
+
+  class Spy(Mock):
+    def predict(self, memory, head, at):
+      asked.append((head, at.shape[1]))
+      return super().predict(memory, head, at)
+
+  mock = Spy(np.ones((3, 79), int), 13, 5)
+  tokens, lengths = np.ones((3, 16), np.int32), np.ones(3, np.int32)
+  state = blockwise.begin(mock, tokens, lengths, heads=4, max_new=7, stop=-1)
+  assert asked == [(0, 1), (1, 1), (2, 1), (3, 1)]
+  asked.clear()
+  blockwise.advance(mock, state, -1)
+  assert asked == [(0, 4), (1, 1), (2, 1), (3, 1)]
+
+
+def test_passes_from_the_host_equal_the_loop():
+  wanted = np.random.default_rng(7).integers(1, 6, (3, 79))
+  mock = Mock(wanted, 13, 5)
+  want = check_mock(mock, PROMPTS, 5, 23, stop=4)
+  tokens = np.zeros((3, 16), np.int32)
+  for b, prompt in enumerate(PROMPTS):
+    tokens[b, : len(prompt)] = prompt
+  lengths = np.array([len(p) for p in PROMPTS], np.int32)
+  state = blockwise.begin_jit(
+    mock, tokens, lengths, heads=5, max_new=23, stop=4
+  )
+  seen = 0
+  while not state.done.all():
+    state = blockwise.advance_jit(mock, state, 4)
+    assert state.length.sum() > seen
+    seen = state.length.sum()
+  got = blockwise.collect(state, lengths)
+  for a, b in zip(got.tokens, want.tokens, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert int(state.passes) == max(want.passes)
+  assert got.tokens_per_forward == want.tokens_per_forward
+
+
+# --- The network ------------------------------------------------------------
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def read(decoder, cache, window, start, at):
+  """One pass for the references below: cache, and head 1's logits at `at`."""
+  memory = decoder.absorb(cache, window, start, 1)
+  return memory.cache, decoder.predict(memory, 0, at)
+
+
+uncached = jax.jit(lambda net, tokens: net(tokens)[0])
+
+
+CACHE, MAX_NEW = 60, 41  # one cache length, so that programs are shared
+
+
+def greedy(decoder, prompts, k, max_new):
+  """Ordinary greedy decoding whose every pass is k tokens wide.
+
+  One token per pass: the window is the last token and k-1 zeros, and what the
+  zeros wrote into the cache is overwritten by the passes that follow.
+  """
+  texts = [list(p) for p in prompts]
+  tokens = np.zeros((len(prompts), 16), np.int32)
+  for b, prompt in enumerate(prompts):
+    tokens[b, : len(prompt)] = prompt
+  cache = decoder.empty_cache(len(prompts), CACHE, 1)
+  last = np.array([[len(p) - 1] for p in prompts], np.int32)
+  cache, logits = read(decoder, cache, tokens, 0 * last[:, 0], last)
+  at = np.broadcast_to(np.arange(k, dtype=np.int32), (len(prompts), k))
+  for _ in range(max_new):
+    choices = np.asarray(logits)[:, 0].argmax(-1)
+    for text, choice in zip(texts, choices, strict=True):
+      text.append(int(choice))
+    window = np.zeros((len(prompts), k), np.int32)
+    window[:, 0] = choices
+    start = np.array([len(text) - 1 for text in texts], np.int32)
+    cache, logits = read(decoder, cache, window, start, at)
+  return [t[len(p) :] for t, p in zip(texts, prompts, strict=True)]
+
+
+def cut(text, stop):
+  """The text up to its first stop token, that included."""
+  text = list(text)
+  return text[: text.index(stop) + 1] if stop in text else text
+
+
+class Ties:
+  """Compares texts with ordinary greedy ones, and counts near-ties.
+
+  Args:
+    net: the model, which judges without a cache.
+    prompts, texts: what ordinary greedy decoding writes after each prompt.
+    rows: batch size of the judging program, so that it compiles once.
+  """
+
+  def __init__(self, net, prompts, texts, rows):
+    longest = max(len(p) + len(t) for p, t in zip(prompts, texts, strict=True))
+    tokens = np.zeros((rows, longest), np.int32)
+    for row, p, t in zip(tokens, prompts, texts, strict=False):
+      row[: len(p) + len(t)] = [*p, *t]
+    logits = np.asarray(uncached(net, tokens))
+    best = np.sort(logits, -1)[..., -2:]
+    self.texts, self.margins, self.error = texts, [], 0.0
+    for b, (p, t) in enumerate(zip(prompts, texts, strict=True)):
+      places = np.arange(len(p) - 1, len(p) + len(t) - 1)
+      chosen = logits[b, places, np.array(t)]
+      # The text itself is greedy: its choices are best but for near-ties.
+      assert (best[b, places, 1] - chosen < EPSILON).all()
+      self.margins.append(best[b, places, 1] - best[b, places, 0])
+    self.compared = self.flips = 0
+    self.near = sum(int((m < EPSILON).sum()) for m in self.margins)
+
+  def check(self, row, text):
+    """`text` is row's up to its end, or up to a near-tie that fell otherwise."""
+    want = self.texts[row][: len(text)]
+    differ = np.flatnonzero(np.array(want) != np.array(text))
+    self.compared += len(text) if not differ.size else int(differ[0])
+    if differ.size:
+      assert self.margins[row][differ[0]] < EPSILON, (row, differ[0])
+      self.flips += 1
+
+  def report(self, name):
+    print(
+      f"{name}: {self.compared} tokens compared, {self.near} of "
+      f"{sum(map(len, self.texts))} greedy choices within {EPSILON} of a tie, "
+      f"{self.flips} fell the other way"
+    )
+
+
+def create(cfg, seed, deviation):
+  """A random model, made without compiling an initialiser."""
+  rng, key = np.random.default_rng(seed), jax.random.key(0)
+
+  def fill(path, a):
+    is_norm = "norm" in jax.tree_util.keystr(path)
+    value = is_norm + rng.normal(size=a.shape) * deviation
+    return jnp.asarray(value, jnp.float32)
+
+  net = jax.eval_shape(lambda: model.Model(cfg, key))
+  return jax.tree_util.tree_map_with_path(fill, net)
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """A byte model after some seconds on a module of the standard library."""
+  cfg = config.Model(
+    width=32, mlp=88, layers=4, attn_heads=4, kv_heads=2, n_future=3
+  )
+  codec = tokenizer.Bytes()
+  text = codec.encode(pathlib.Path(textwrap.__file__).read_bytes())
+  rng, N, T = np.random.default_rng(0), cfg.n_future, 64
+  net = create(cfg, 0, 0.15)
+  tx = optax.adam(optax.cosine_decay_schedule(1e-2, 200))
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(net, opt, tokens):
+    ones = jnp.ones_like(tokens)
+    targets = loss.future_targets(tokens, ones, N)
+    scale = jnp.full(N, 1 / targets[0].size)
+
+    def nats(net):
+      return loss.token_loss(
+        net, tokens[:, :T], ones[:, :T], targets, scale, loss="formula"
+      )
+
+    grads, per_head = jax.grad(nats, has_aux=True)(net)
+    updates, opt = tx.update(grads, opt, net)
+    return optax.apply_updates(net, updates), opt, per_head * scale
+
+  opt = tx.init(net)
+  for _ in range(200):
+    starts = rng.integers(0, len(text) - T - N, 16)
+    batch = np.stack([text[s : s + T + N] for s in starts])
+    net, opt, per_head = step(net, opt, batch)
+  print("nats per byte and head:", per_head)
+  lengths = (1, 2, 3, 5, 7, 11, 13)
+  prompts = [text[997 * n : 997 * n + n].tolist() for n in lengths]
+  return net, prompts
+
+
+@pytest.fixture(scope="module")
+def ordinary(trained):
+  """Ordinary greedy texts of the prompts, and their judge."""
+  net, prompts = trained
+  texts = blockwise.generate(
+    network.prepare(net), prompts, heads=1, max_new=MAX_NEW, cache_len=CACHE
+  ).tokens
+  return Ties(net, prompts, texts, len(prompts))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
+  net, prompts = trained
+  decoder = network.prepare(net)
+  for size in range(1, 8):
+    batch = prompts[:size]
+    run = functools.partial(
+      blockwise.generate,
+      decoder,
+      batch,
+      heads=k,
+      max_new=MAX_NEW,
+      cache_len=CACHE,
+    )
+    got = run()
+    same_width = greedy(decoder, batch, k, MAX_NEW)
+    assert [t.tolist() for t in got.tokens] == same_width
+    for row, text in enumerate(got.tokens):
+      ordinary.check(row, text.tolist())
+    stop = ord(" ")
+    for text, want in zip(run(stop=stop).tokens, same_width, strict=True):
+      assert text.tolist() == cut(want, stop)
+  ordinary.report(f"trained, k={k}")
+  print(f"{got.tokens_per_forward:.3f} tokens per forward at batch 7")
+  if k > 1:
+    assert 1.1 < got.tokens_per_forward < k - 0.1
+    assert len({len(counts) for counts in got.per_pass}) > 1
+
+
+def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
+  net, prompts = trained
+  decoder = network.prepare(net)
+  for row, prompt in enumerate(prompts):
+    alone = blockwise.generate(
+      decoder, [prompt], heads=3, max_new=MAX_NEW, cache_len=CACHE
+    )
+    ordinary.check(row, alone.tokens[0].tolist())
+
+
+def test_logits_of_two_widths_stay_within_epsilon(trained, ordinary):
+  """What EPSILON stands on: the error of a logit is below half of it."""
+  net, prompts = trained
+  decoder = network.prepare(net)
+  texts = [[*p, *t] for p, t in zip(prompts, ordinary.texts, strict=True)]
+  tokens = np.array([t[: 1 + MAX_NEW] for t in texts], np.int32)
+  want = np.asarray(uncached(net, tokens))
+  worst = 0.0
+  for k in (1, 3):
+    cache = decoder.empty_cache(7, CACHE, 1)
+    at = np.broadcast_to(np.arange(k, dtype=np.int32), (7, k))
+    for s in range(0, MAX_NEW - k, k):
+      start = np.full(7, s, np.int32)
+      cache, got = read(decoder, cache, tokens[:, s : s + k], start, at)
+      worst = max(worst, np.abs(np.asarray(got) - want[:, s : s + k]).max())
+  print(f"largest difference of a logit: {worst:.1e}")
+  assert worst < EPSILON / 2
+
+
+# --- Random models, and heads that always or never agree ---------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rigged:
+  """A network whose drafts are the greedy text up to `wanted` tokens a pass."""
+
+  network: network.Network
+  texts: jax.Array  # [B, S] prompt and greedy text
+  wanted: jax.Array  # []
+
+  vocab = property(lambda self: self.network.vocab)
+  n_future = property(lambda self: self.network.n_future)
+
+  def empty_cache(self, *args):
+    return self.network.empty_cache(*args)
+
+  def absorb(self, *args):
+    return self.network.absorb(*args)
+
+  def predict(self, memory, head, at):
+    if head == 0:
+      return self.network.predict(memory, 0, at)
+    position = memory.start[:, None] + at + 1 + head
+    token = jnp.take_along_axis(self.texts, position, 1, mode="clip")
+    token = token + (head >= self.wanted)
+    return jax.nn.one_hot(token % self.vocab, self.vocab)
+
+
+def random_model(kind, seed):
+  blocks = 0 if kind in ("linear", "unembedding") else 4
+  cfg = config.Model(
+    vocab=31,
+    width=24,
+    mlp=41,
+    layers=1 + blocks,
+    attn_heads=6,
+    kv_heads=2,
+    n_future=4,
+    head=kind,
+  )
+  rng = np.random.default_rng(seed)
+  prompts = [rng.integers(0, 31, n).tolist() for n in rng.integers(1, 17, 208)]
+  return create(cfg, seed, 0.3), prompts
+
+
+def plain(net, prompts):
+  texts = blockwise.generate(
+    network.prepare(net), prompts, heads=1, max_new=64
+  ).tokens
+  return Ties(net, prompts, texts, len(prompts))
+
+
+@pytest.mark.parametrize("kind", config.HEAD_KINDS)
+def test_random_models_lose_nothing(kind):
+  """208 prompts of 64 tokens each, every k, all tokens equal."""
+  net, prompts = random_model(kind, 0)
+  want, decoder = plain(net, prompts), network.prepare(net)
+  for k in (2, 3, 4) if kind == "parallel" else (3,):
+    got = blockwise.generate(decoder, prompts, heads=k, max_new=64)
+    for row, text in enumerate(got.tokens):
+      want.check(row, text.tolist())
+    print(f"{got.tokens_per_forward:.3f} tokens per forward, k={k}")
+  want.report(f"random, {kind}")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_heads_that_always_or_never_agree_lose_nothing(seed):
+  net, prompts = random_model("parallel", seed)
+  want = plain(net, prompts)
+  texts = np.zeros((len(prompts), 16 + 64 + 4), np.int32)
+  for row, p, t in zip(texts, prompts, want.texts, strict=True):
+    row[: len(p) + len(t)] = [*p, *t]
+  for count in (1, 4):
+    rigged = Rigged(network.prepare(net), texts, np.int32(count))
+    got = blockwise.generate(rigged, prompts, heads=4, max_new=64)
+    for row, text in enumerate(got.tokens):
+      want.check(row, text.tolist())
+    if not want.flips:  # 63 = 15 passes of 4 tokens and one of 3
+      assert set(got.passes) == {63 if count == 1 else 16}
+  want.report(f"rigged, seed {seed}")

@@ -1,0 +1,194 @@
+"""The decoder's view of the model: what it caches, reads and rolls back."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtp_jax import config
+from mtp_jax.decode import blockwise, network
+from mtp_jax.model import model
+
+# Logits are of order 1 and sums of at most 64 float32 products, each rounded
+# at 1e-7 and in another order when a window is cut differently.
+ATOL = 2e-5
+B, T, S = 5, 29, 37
+LENGTHS = np.array([1, 2, 11, 16, 7], np.int32)  # each row's prompt
+KINDS = config.HEAD_KINDS
+
+
+def shape(kind, **fields):
+  blocks = 0 if kind in ("linear", "unembedding") else 3
+  fields = {
+    "vocab": 31,
+    "width": 24,
+    "mlp": 41,
+    "layers": 2 + blocks,
+    "attn_heads": 6,
+    "kv_heads": 2,
+    "n_future": 3,
+  } | fields
+  return config.Model(head=kind, **fields)
+
+
+def create(cfg):
+  """A random model, its norms too, made without compiling an initialiser."""
+  rng = np.random.default_rng(0)
+  key = jax.random.key(0)
+
+  def fill(path, a):
+    is_norm = "norm" in jax.tree_util.keystr(path)
+    value = is_norm + rng.normal(size=a.shape) * 0.2
+    return jnp.asarray(value, jnp.float32)
+
+  net = jax.eval_shape(lambda: model.Model(cfg, key))
+  return jax.tree_util.tree_map_with_path(fill, net)
+
+
+prepare = jax.jit(network.prepare)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def net(request):
+  return create(shape(request.param))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+  return np.random.default_rng(1).integers(0, 31, (B, T)).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames="heads")
+def read(decoder, cache, window, start, at, *, heads):
+  """One pass: the cache, and logits [k, B, W', V] of k heads at `at`."""
+  memory = decoder.absorb(cache, window, start, heads)
+  logits = [decoder.predict(memory, i, at) for i in range(heads)]
+  return memory.cache, jnp.stack(logits)
+
+
+uncached = jax.jit(lambda net, tokens: net(tokens))
+
+
+def windows(tokens, start, width):
+  return np.stack(
+    [t[s : s + width] for t, s in zip(tokens, start, strict=True)]
+  )
+
+
+def places(width):
+  return np.broadcast_to(np.arange(width, dtype=np.int32), (B, width))
+
+
+ZERO = np.zeros(B, np.int32)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_windows_at_ragged_starts_equal_the_uncached_model(net, tokens, k):
+  want = np.asarray(uncached(net, tokens))
+  decoder = prepare(net)
+  cache, start = decoder.empty_cache(B, S, k), ZERO
+
+  def check(logits, valid):
+    for b in range(B):
+      np.testing.assert_allclose(
+        logits[:, b, : valid[b]],
+        want[:k, b, start[b] : start[b] + valid[b]],
+        rtol=0,
+        atol=ATOL,
+      )
+
+  # The prompts' pass reads all rows as wide as the longest: what lies behind
+  # a row's own prompt is rubbish, and the next window overwrites it.
+  window = np.where(places(16) < LENGTHS[:, None], tokens[:, :16], 30)
+  cache, logits = read(decoder, cache, window, start, places(16), heads=k)
+  check(logits, LENGTHS)
+  start = LENGTHS
+  for step in ([3, 1, 2, 3, 1], [1, 3, 3, 2, 2], [0, 0, 0, 0, 0]):
+    window = windows(tokens, start, 3)
+    cache, logits = read(decoder, cache, window, start, places(3), heads=k)
+    check(logits, [3] * B)
+    start = start + np.int32(step)
+
+
+def test_one_place_equals_the_whole_window(net, tokens):
+  decoder = prepare(net)
+  cache = decoder.empty_cache(B, S, 3)
+  at = np.array([[0], [15], [3], [7], [11]], np.int32)
+  window = tokens[:, :16]
+  _, whole = read(decoder, cache, window, ZERO, places(16), heads=3)
+  _, one = read(decoder, cache, window, ZERO, at, heads=3)
+  want = np.take_along_axis(np.asarray(whole), at[None, ..., None], 2)
+  np.testing.assert_allclose(one, want, rtol=0, atol=ATOL)
+
+
+def test_a_smaller_start_rolls_back(net, tokens):
+  """Drafts that were refused leave no trace, to the last bit."""
+  decoder = prepare(net)
+  cache = decoder.empty_cache(B, S, 3)
+  cache, _ = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
+  window = windows(tokens, LENGTHS, 3)
+  wrong = np.concatenate([window[:, :1], 30 - window[:, 1:]], 1)
+  at = places(3)
+  _, want = read(decoder, cache, window, LENGTHS, at, heads=3)
+  detour, _ = read(decoder, cache, wrong, LENGTHS, at, heads=3)
+  # Far larger than any key or value: one look at it would show.
+  behind = (np.arange(S) >= LENGTHS[:, None])[:, None, :, None]
+  spoilt = jax.tree.map(lambda a: jnp.where(behind, 1e4, a), detour)
+  for cache in (detour, spoilt):
+    _, got = read(decoder, cache, window, LENGTHS, at, heads=3)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_caches_are_only_those_that_the_heads_need():
+  slots = {"parallel": 1, "causal": 1, "anticausal": 3}
+  for kind in KINDS:
+    cfg = shape(kind)
+    decoder = prepare(create(cfg))
+    for k in (1, 3):
+      cache = decoder.empty_cache(B, S, k)
+      own = (3 if k == 3 else slots[kind]) if kind in slots else 0
+      assert len(cache) == cfg.trunk_layers + own
+      assert {a.shape for a in jax.tree.leaves(cache)} == {(B, 2, S, 4)}
+
+
+@pytest.mark.parametrize("kind", ["parallel", "unembedding"])
+def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
+  half = create(shape(kind, dtype="bfloat16"))
+  full = create(shape(kind))
+  decoder = prepare(half)
+  kinds = {
+    ".".join(str(getattr(p, "name", p)) for p in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(decoder)
+  }
+  for name, leaf in kinds.items():
+    want = jnp.float32 if "norm" in name else jnp.bfloat16
+    assert leaf.dtype == want, name
+  assert half.embed[...].dtype == jnp.float32  # the trained model is as it was
+  cache = decoder.empty_cache(B, S, 3)
+  assert {a.dtype for a in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
+  _, got = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
+  assert got.dtype == jnp.float32
+  # A rounding to 8 bits errs by 0.002 of a value; some thirty of them in a
+  # row walk to 0.01.
+  for want in (uncached(half, tokens), uncached(full, tokens)):
+    error = got - want[:, :, :16]
+    assert jnp.std(error) < 0.02 * jnp.std(want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loop_updates_its_cache_in_place(kind):
+  """Temp memory of the compiled loop below a fifth of its cache."""
+  cfg = shape(kind, width=192)
+  key = jax.random.key(0)
+  decoder = jax.eval_shape(lambda: network.prepare(model.Model(cfg, key)))
+  begin = functools.partial(blockwise.begin, heads=3, max_new=3980, stop=-1)
+  prompts = np.zeros((3, 16), np.int32), np.ones(3, np.int32)
+  state = jax.eval_shape(begin, decoder, *prompts)
+  compiled = blockwise.run.lower(decoder, state, stop=-1).compile()
+  memory = compiled.memory_analysis()
+  cache = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.cache))
+  print(f"{kind}: temp / cache {memory.temp_size_in_bytes / cache:.3f}")
+  assert memory.temp_size_in_bytes < 0.2 * cache
+  assert memory.alias_size_in_bytes > cache  # the state's buffers are donated
