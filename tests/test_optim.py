@@ -114,9 +114,9 @@ def test_clip():
     _, state = tx.update(gradient, tx.init(net), net)
     mu = optax.tree_utils.tree_get(state, "mu")  # beta1 = 0: what went in
     if norm is None:
-      norm = optax.global_norm(gradient)
+      norm = optax.tree.norm(gradient)
       assert norm < 0.5
-    np.testing.assert_allclose(optax.global_norm(mu), norm, rtol=1e-5)
+    np.testing.assert_allclose(optax.tree.norm(mu), norm, rtol=1e-5)
     ratio = np.ravel(mu.w[...] / gradient.w[...])
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
 
