@@ -6,20 +6,16 @@ JSON record: the caller's metadata and, for every array, its dtype, shape and
 checksum. orbax alone restores a flipped bit, and casts a dtype, in silence.
 """
 
-import hashlib
-import json
-import math
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from mtp_jax import config as config_lib
+from mtp_jax import record as record_lib
 
 
 class CheckpointError(Exception):
@@ -72,14 +68,14 @@ class Checkpoints:
         nothing was started now. Earlier steps stay; save may be called again.
     """
     self.wait()
-    arrays, leaves = _flatten(state)
-    sums = checksums(list(arrays.values()))
-    record = _seal(
+    arrays, leaves = record_lib.flatten(state)
+    sums = record_lib.checksums(list(arrays.values()))
+    record = record_lib.seal(
       {
         "step": step,
         "metadata": metadata,
         "arrays": {
-          name: _describe(array, leaves[name], checksum)
+          name: record_lib.describe(array, leaves[name], checksum)
           for (name, array), checksum in zip(arrays.items(), sums, strict=True)
         },
       }
@@ -123,15 +119,21 @@ class Checkpoints:
     self.wait()
     if step is None and not self._candidates():
       return None
-    arrays, leaves = _flatten(like)
-    targets = _targets(arrays)
+    arrays, leaves = record_lib.flatten(like)
+    targets = record_lib.targets(arrays)
 
     def read(number):
       record = self._record(number)
       where = f"checkpoint {number} in {self._folder}"
-      if expect:
-        _check_metadata(where, record["metadata"], expect)
-      _check_leaves(where, record["arrays"], targets, leaves)
+      lines = record_lib.differing_metadata(record["metadata"], expect or {})
+      if lines:
+        raise CheckpointError(
+          f"{where} (the first) does not fit this run (the second): "
+          + "; ".join(lines)
+        )
+      lines = record_lib.differing_leaves(record["arrays"], targets, leaves)
+      if lines:
+        raise CheckpointError(f"{where} does not fit: {'; '.join(lines)}")
       loaded = self._arrays(number, record, targets)
       for name, entry in record["arrays"].items():
         if "key" in entry:
@@ -266,7 +268,10 @@ class Checkpoints:
         raise ValueError("its folder is not marked as complete")
       args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
       record = self._manager.restore(step, args=args)["metadata"]
-      if _seal(record)["seal"] != record["seal"] or record["step"] != step:
+      if (
+        record_lib.seal(record)["seal"] != record["seal"]
+        or record["step"] != step
+      ):
         raise ValueError("metadata: checksum differs")
     except Exception as error:  # damage surfaces as any type
       fault = _line(error)
@@ -281,7 +286,7 @@ class Checkpoints:
     except Exception as error:  # damage surfaces as any type
       fault = _line(error)
     _raise_together(fault)
-    found = checksums([loaded[name] for name in targets])
+    found = record_lib.checksums([loaded[name] for name in targets])
     faults = [
       f"array {name} has checksum {checksum}, "
       f"stored is {record['arrays'][name]['checksum']}"
@@ -290,160 +295,6 @@ class Checkpoints:
     ]
     _raise_together("; ".join(faults))
     return loaded
-
-
-def checksums(arrays: list[jax.Array]) -> list[str]:
-  """A checksum per array, the same for every sharding and process count.
-
-  Each array becomes uint32 words w (8- and 16-bit values widened); its sums
-  are Σ f(w[i], i) mod 2^32 for two functions f, each one to one in w: a change
-  to a single word, so any flipped bit, always changes both. f mixes all bits
-  of w with the flat position i, so that other damage passes about once in
-  2^64, flipped signs and swapped words too; Σ w[i]·h(i) with odd h(i) has the
-  first property but misses every second flip of a top bit. Computed where the
-  shards lie, in one call; no array is gathered. Beyond 2^32 elements positions
-  repeat: exchanging two words that share one is not seen.
-
-  Args:
-    arrays: arrays of any shape and plain dtype, on the devices of one mesh.
-
-  Returns:
-    Per array 16 hexadecimal digits.
-  """
-  sums = jax.device_get(jax.block_until_ready(_sums(arrays)))
-  return [f"{int(a):08x}{int(b):08x}" for a, b in sums]
-
-
-@jax.jit
-def _sums(arrays: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-  def one(x):
-    if x.dtype == jnp.bool_:
-      x = x.astype(jnp.uint8)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-      x = jnp.stack([x.real, x.imag], -1)
-    bits = min(jax.dtypes.itemsize_bits(x.dtype), 32)
-    words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
-    words = words.astype(jnp.uint32)
-    position = jnp.zeros(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-      stride = math.prod(words.shape[axis + 1 :]) % 2**32
-      index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-      position += index * jnp.uint32(stride)
-    place = _mix(position + jnp.uint32(1))
-    first = _mix(words ^ place)
-    second = _mix(words * jnp.uint32(0x9E3779B1) + (place ^ position))
-    # One reduction for both: two would keep `place` as an array in memory.
-    zero, axes = jnp.uint32(0), tuple(range(words.ndim))
-    return jax.lax.reduce(
-      (first, second),
-      (zero, zero),
-      lambda a, b: (a[0] + b[0], a[1] + b[1]),
-      axes,
-    )
-
-  return [one(x) for x in arrays]
-
-
-def _mix(x: jax.Array) -> jax.Array:
-  """Scatters uint32 bits one to one (the finaliser of MurmurHash3)."""
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
-
-
-def _flatten(tree) -> tuple[dict, dict]:
-  """Plain arrays by key path, and the leaves that they stand for."""
-  arrays, leaves = {}, {}
-  for path, leaf in jax.tree.leaves_with_path(tree):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    if name in leaves:
-      raise ValueError(f"two leaves share the key path {name!r}")
-    leaves[name] = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
-    arrays[name] = _key_data(leaf) if _is_key(leaf) else leaves[name]
-  return arrays, leaves
-
-
-def _is_key(leaf) -> bool:
-  dtype = getattr(leaf, "dtype", None)
-  return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-
-
-def _key_data(key):
-  """The numbers of a typed random key, or their abstract form."""
-  if isinstance(key, jax.Array):
-    return jax.random.key_data(key)
-  data = jax.eval_shape(jax.random.key_data, key)
-  return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=key.sharding)
-
-
-def _describe(array, leaf, checksum: str) -> dict:
-  """What the record says of one array."""
-  entry = {"dtype": str(leaf.dtype), "shape": list(array.shape)}
-  if _is_key(leaf):
-    entry["key"] = str(jax.random.key_impl(leaf))
-  return entry | {"checksum": checksum}
-
-
-def _targets(arrays: dict) -> dict:
-  """Shape, dtype and sharding to restore each array with."""
-  homes = [getattr(x, "sharding", None) for x in arrays.values()]
-  meshes = [h.mesh for h in homes if isinstance(h, jax.NamedSharding)]
-  if meshes:
-    default = jax.NamedSharding(meshes[0], jax.P())
-  else:
-    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  targets = {}
-  for (name, array), home in zip(arrays.items(), homes, strict=True):
-    if home is None or not getattr(array, "committed", True):
-      home = default
-    targets[name] = jax.ShapeDtypeStruct(
-      array.shape, array.dtype, sharding=home
-    )
-  return targets
-
-
-def _check_leaves(where: str, stored: dict, targets: dict, leaves: dict):
-  """Refuses another set of leaves, another dtype or another shape."""
-  have = {n: f"{e['dtype']}{e['shape']}" for n, e in stored.items()}
-  want = {n: f"{leaves[n].dtype}{list(x.shape)}" for n, x in targets.items()}
-  lines = [
-    f"{name}: {have.get(name, 'nothing')} is stored, "
-    f"{want.get(name, 'nothing')} is wanted"
-    for name in sorted(have.keys() | want.keys())
-    if have.get(name) != want.get(name)
-  ]
-  if lines:
-    raise CheckpointError(f"{where} does not fit: {'; '.join(lines)}")
-
-
-def _check_metadata(where: str, stored: dict, expect: dict) -> None:
-  """Refuses metadata that differs on the keys of `expect`."""
-  first, second = {}, {}
-
-  def collect(section, old, new):
-    for name, value in new.items():
-      kept = old.get(name) if isinstance(old, dict) else None
-      if isinstance(value, dict):
-        collect(name if section == "" else f"{section}.{name}", kept, value)
-      else:
-        first.setdefault(section or "metadata", {})[name] = kept
-        second.setdefault(section or "metadata", {})[name] = value
-
-  collect("", stored, json.loads(json.dumps(expect)))
-  lines = config_lib.differences(first, second)
-  if lines:
-    raise CheckpointError(
-      f"{where} (the first) does not fit this run (the second): "
-      + "; ".join(lines)
-    )
-
-
-def _seal(record: dict) -> dict:
-  """The record with a digest of itself."""
-  record = {name: value for name, value in record.items() if name != "seal"}
-  text = json.dumps(record, sort_keys=True)
-  digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-  return json.loads(text) | {"seal": digest}
 
 
 def _raise_together(fault: str) -> None:

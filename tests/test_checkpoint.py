@@ -1,14 +1,10 @@
 """Checkpoints: bit-equal round trips, and no damage that goes unnoticed."""
 
 import os
-import pathlib
 import random
 import re
 import resource
 import shutil
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +13,7 @@ import optax
 import pytest
 from flax import nnx
 
-import mtp_jax
-from mtp_jax import checkpoint
+from mtp_jax import checkpoint, record
 
 # Reads that orbax abandons when a file is damaged complain when collected.
 pytestmark = pytest.mark.filterwarnings(
@@ -195,13 +190,13 @@ def test_checksum_sees_every_bit():
         1 << bit % 8
       )
       variants.append(y)
-    sums = checkpoint.checksums(variants)
+    sums = record.checksums(variants)
     assert all(s[:8] != sums[0][:8] for s in sums[1:])
     assert all(s[8:] != sums[0][8:] for s in sums[1:])
   x = jax.random.normal(jax.random.key(0), (5, 7, 11))
   two_signs = x.at[0, 0, :2].multiply(-1)
   for y in (x[:, ::-1], x.swapaxes(0, 1).reshape(x.shape), two_signs, -x):
-    assert checkpoint.checksums([y]) != checkpoint.checksums([x])
+    assert record.checksums([y]) != record.checksums([x])
 
 
 def test_checksum_needs_no_memory():
@@ -209,7 +204,7 @@ def test_checksum_needs_no_memory():
     jax.ShapeDtypeStruct((2048, 1031), dtype)
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float32)
   ]
-  used = checkpoint._sums.lower(arrays).compile().memory_analysis()
+  used = record._sums.lower(arrays).compile().memory_analysis()
   assert used.temp_size_in_bytes < 2**16
 
 
@@ -357,7 +352,7 @@ def test_reading_leaves_a_running_save_alone(folder):
 
 MESHES = """
 import jax, jax.numpy as jnp, numpy as np, sys
-from mtp_jax import checkpoint
+from mtp_jax import checkpoint, record
 P, folder = jax.P, sys.argv[1]
 
 def mesh(*shape):
@@ -378,12 +373,12 @@ values = {
   "n": jnp.int32(5),
 }
 first = place(values, mesh(4, 2))
-sums = checkpoint.checksums(list(first.values()))
+sums = record.checksums(list(first.values()))
 with checkpoint.Checkpoints(folder) as saved:
   saved.save(1, first, {})
   for shape in ((4, 2), (8, 1), (2, 4), (1, 1)):
     like = place(values, mesh(*shape))
-    assert checkpoint.checksums(list(like.values())) == sums, shape
+    assert record.checksums(list(like.values())) == sums, shape
     got, _, _ = saved.restore(like)
     for name, x in got.items():
       assert x.sharding == like[name].sharding, (shape, name, x.sharding)
@@ -398,18 +393,5 @@ print("equal")
 """
 
 
-def test_meshes(tmp_path):
-  root = pathlib.Path(mtp_jax.__file__).parents[1]
-  env = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "JAX_PLATFORMS": "cpu",
-    "PYTHONPATH": str(root),
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", textwrap.dedent(MESHES), str(tmp_path / "c")],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
-  assert done.stdout == "equal\n", done.stderr[-3000:]
+def test_meshes(run_with_devices, tmp_path):
+  assert run_with_devices(8, MESHES, str(tmp_path / "c")) == "equal\n"

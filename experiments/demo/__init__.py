@@ -1,0 +1,1 @@
+"""The README's first command: train, decode both ways, compare."""

@@ -1,0 +1,173 @@
+"""One HTML page with its pictures inside, and the README's figure."""
+
+import base64
+import csv
+import html
+import io
+import json
+import pathlib
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+
+matplotlib.use("Agg")
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+  padding: 0 1rem; color: #222; }
+pre { background: #f7f7f7; padding: .8rem; overflow-x: auto; line-height: 1.45; }
+table { border-collapse: collapse; } td, th { padding: .2rem .9rem; text-align: right;
+  border-bottom: 1px solid #ddd; }
+img { max-width: 100%; } .prompt { color: #888; }
+.key span, pre span { border-radius: 2px; }
+"""
+
+
+def write(folder: pathlib.Path, result: dict, codec) -> None:
+  """Writes report.html and demo.png into `folder`, from `demo.json`'s data."""
+  figure = draw(folder, result)
+  figure.savefig(folder / "demo.png", dpi=130)
+  picture = io.BytesIO()
+  figure.savefig(picture, dpi=130)
+  plt.close(figure)
+  image = base64.b64encode(picture.getvalue()).decode()
+  last = result["decoding"][-1]
+  machine = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
+  samples = "\n".join(
+    f"<pre>{sample(codec, prompt, tokens, per_pass)}</pre>"
+    for prompt, tokens, per_pass in zip(
+      result["prompts"], last["tokens"], last["per_pass"], strict=True
+    )
+  )
+  page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<title>mtp_jax: what the demo found</title><style>{_STYLE}</style>
+<h1>Multi-token prediction on this machine's Python files</h1>
+<p>{html.escape(machine)}; {result["seconds"]} s in all.</p>
+<img alt="loss, acceptance and speed" src="data:image/png;base64,{image}">
+<h2>Heads, on {result["scores"]["tokens"]:,} held-out tokens</h2>
+{heads_table(result)}
+<h2>Decoding held-out files, one at a time</h2>
+{decoding_table(result)}
+<p>A forward pass writes its accepted drafts and one free token; both count.</p>
+<h2>Completions with {last["heads"]} heads</h2>
+<p class="key">Grey: the prompt. A colour is one forward pass, deeper for more
+tokens: {key(last["heads"])}. Ordinary decoding wrote
+{
+    "the same texts"
+    if not last["differences"]
+    else "other texts"
+    f" from these places on: {html.escape(json.dumps(last['differences']))}"
+  }.</p>
+{samples}
+</html>
+"""
+  (folder / "report.html").write_text(page)
+
+
+def draw(folder: pathlib.Path, result: dict) -> plt.Figure:
+  """Loss by head, acceptance by head, speed by heads used."""
+  with (folder / "train.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  steps = [int(r["step"]) for r in rows]
+  last = result["decoding"][-1]
+  figure, (left, middle, right) = plt.subplots(
+    1, 3, figsize=(12, 3.6), layout="constrained"
+  )
+  colours = plt.colormaps["viridis"](np.linspace(0, 0.9, last["heads"]))
+  for i, colour in enumerate(colours, 1):
+    bits = [float(r[f"bits_per_byte_{i}"]) for r in rows]
+    left.plot(steps, bits, color=colour, label=f"head {i}", lw=1.2)
+  left.set(xlabel="step", ylabel="bits per byte", title="Training loss")
+  left.set_ylim(top=6)
+  left.legend(fontsize=7, ncols=2)
+  drafts = range(2, last["heads"] + 1)
+  middle.bar(drafts, last["accepted"][1:], color=colours[1:])
+  middle.set(xlabel="head", title="Share of its drafts accepted", ylim=(0, 1))
+  middle.set_xticks(drafts)
+  heads = [e["heads"] for e in result["decoding"]]
+  speedups = [e["speedup"] for e in result["decoding"]]
+  right.bar(heads, speedups, color=colours)
+  right.plot(
+    heads,
+    [e["tokens_per_forward"] for e in result["decoding"]],
+    "k.--",
+    lw=0.8,
+    label="tokens per forward",
+  )
+  right.set(xlabel="heads used", title="Speed over ordinary decoding")
+  right.set_xticks(heads)
+  right.legend(fontsize=8)
+  return figure
+
+
+def heads_table(result: dict) -> str:
+  scores, last = result["scores"], result["decoding"][-1]
+  rows = zip(
+    scores["bits_per_byte"], scores["accuracy"], last["accepted"], strict=True
+  )
+  return _table(
+    ("head", "bits per byte", "accuracy", "drafts accepted"),
+    [
+      (i, f"{bits:.3f}", f"{acc:.1%}", "" if i == 1 else f"{accepted:.1%}")
+      for i, (bits, acc, accepted) in enumerate(rows, 1)
+    ],
+  )
+
+
+def decoding_table(result: dict) -> str:
+  return _table(
+    (
+      "heads used",
+      "tokens per forward",
+      "tokens per second",
+      "speedup",
+      "texts that differ",
+    ),
+    [
+      (
+        e["heads"],
+        f"{e['tokens_per_forward']:.2f}",
+        f"{e['tokens_per_second']:,.0f}",
+        f"{e['speedup']:.2f}",
+        len(e["differences"]),
+      )
+      for e in result["decoding"]
+    ],
+  )
+
+
+def sample(codec, prompt, tokens, per_pass) -> str:
+  """A completion; the tokens that one pass wrote share a background."""
+  parts = [f'<span class="prompt">{html.escape(codec.decode(prompt))}</span>']
+  # The prompt's own pass wrote the first token.
+  ends = np.cumsum([1, *per_pass])
+  for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+    text = html.escape(codec.decode(tokens[begin:end]))
+    parts.append(f'<span style="{_shade(end - begin)}">{text}</span>')
+  return "".join(parts)
+
+
+def key(heads: int) -> str:
+  return " ".join(
+    f'<span style="{_shade(n)}">&nbsp;{n}&nbsp;</span>'
+    for n in range(1, heads + 1)
+  )
+
+
+def _shade(tokens: int) -> str:
+  red, green, blue = (
+    int(255 * c) for c in plt.colormaps["YlGnBu"](0.09 * tokens)[:3]
+  )
+  edge = "box-shadow: inset 1px 0 #fff"
+  ink = "#fff" if tokens > 6 else "#222"
+  return f"background: rgb({red},{green},{blue}); color: {ink}; {edge}"
+
+
+def _table(names, rows) -> str:
+  head = "".join(f"<th>{name}</th>" for name in names)
+  body = "".join(
+    "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
+    for row in rows
+  )
+  return f"<table><tr>{head}</tr>{body}</table>"

@@ -1,0 +1,217 @@
+"""Trains a byte-level model on this machine's Python files and decodes it.
+
+  python -m experiments.demo.run --config=configs/quickstart.py \\
+    --workdir=runs/demo
+
+Continues held-out files with 1 to N heads, in turn and several times over,
+and prints bits per byte of every head, tokens per forward pass, speed, and
+whether all texts are the same. Leaves report.html, demo.png and demo.json in
+the workdir, beside the checkpoint. Started again it goes on where it was.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import time
+
+import jax
+import numpy as np
+import rich.console
+import rich.table
+from absl import app, flags
+
+from experiments import program
+from experiments.demo import report
+from mtp_jax import run, workdir
+from mtp_jax.data import pipeline
+from mtp_jax.decode import blockwise, network
+from mtp_jax.evaluate import held_out
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Takes the results.")
+_PROMPTS = flags.DEFINE_integer("prompts", 8, "Held-out files to continue.")
+_PROMPT_LEN = flags.DEFINE_integer("prompt_len", 96, "Tokens of a prompt.")
+_NEW = flags.DEFINE_integer("new", 256, "Tokens to write.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each, in turn.")
+_BATCHES = flags.DEFINE_integer("batches", 16, "Held-out batches to score.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  begin, folder = time.time(), pathlib.Path(_WORKDIR.value)
+  run.fit(program.settings(), folder)
+  net, cfg, codec = workdir.load(folder)
+  _, held = pipeline.pack(cfg.data, codec)
+  result = {
+    "machine": machine(),
+    "scores": score(net, cfg, held),
+    "prompts": [p.tolist() for p in choose_prompts(held)],
+  }
+  result["decoding"] = decode(net, codec, result["prompts"])
+  result["seconds"] = round(time.time() - begin)
+  (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
+  report.write(folder, result, codec)
+  show(result)
+  print(f"report: {folder / 'report.html'}   checkpoint: {folder}/checkpoints")
+
+
+def machine() -> dict[str, str]:
+  """What ran it: for every number its hardware, versions and date."""
+  names = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+  device = jax.devices()[0]
+  return {
+    "date": datetime.date.today().isoformat(),
+    "device": f"{len(jax.devices())} x {device.device_kind}",
+    "host": f"{os.cpu_count()} cores, {platform.machine()}",
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in names},
+  }
+
+
+def score(net, cfg, held) -> dict:
+  """Held-out measures of every head, as plain lists."""
+  shape = dict(
+    batch=cfg.data.batch,
+    seq_len=cfg.data.seq_len,
+    n_future=cfg.model.n_future,
+    seed=1,
+  )
+  found = held_out.measure(
+    net, (pipeline.batch_at(held, i, **shape) for i in range(_BATCHES.value))
+  )
+  bits = found["nats"] / np.log(2) / held.bytes_per_token
+  return {
+    "bits_per_byte": bits.tolist(),
+    "accuracy": found["accuracy"].tolist(),
+    "predicted_tokens_per_forward": float(found["greedy"]),
+    "tokens": _BATCHES.value * cfg.data.batch * cfg.data.seq_len,
+  }
+
+
+def choose_prompts(held) -> list[np.ndarray]:
+  """Beginnings of held-out files that are long enough, spread over them."""
+  ends = np.append(held.starts[1:], len(held.tokens))
+  long_enough = np.flatnonzero(
+    ends - held.starts >= _PROMPT_LEN.value + _NEW.value
+  )
+  if len(long_enough) < _PROMPTS.value:
+    raise ValueError(
+      f"only {len(long_enough)} held-out files have "
+      f"{_PROMPT_LEN.value + _NEW.value} tokens; lower --prompts or --new"
+    )
+  places = np.linspace(0, len(long_enough) - 1, _PROMPTS.value).astype(int)
+  starts = held.starts[long_enough[places]]
+  return [np.array(held.tokens[s : s + _PROMPT_LEN.value]) for s in starts]
+
+
+def decode(net, codec, prompts) -> list[dict]:
+  """One entry per number of heads: tokens, passes, seconds, agreement."""
+  decoder, counts = network.prepare(net), range(1, net.cfg.n_future + 1)
+
+  def generate(heads, prompt):
+    return blockwise.generate(
+      decoder, [prompt], heads=heads, max_new=_NEW.value, stop=codec.eos
+    )
+
+  texts = {k: [generate(k, p) for p in prompts] for k in counts}  # compiles
+  seconds = {k: [] for k in counts}
+  for _ in range(_REPEATS.value):
+    for k in counts:
+      begin = time.perf_counter()
+      for prompt in prompts:
+        generate(k, prompt)
+      seconds[k].append(time.perf_counter() - begin)
+  entries = []
+  for k in counts:
+    rows = texts[k]
+    per_pass = np.concatenate([r.per_pass[0] for r in rows])
+    entries.append(
+      {
+        "heads": k,
+        "tokens": [r.tokens[0].tolist() for r in rows],
+        "per_pass": [r.per_pass[0].tolist() for r in rows],
+        "tokens_per_forward": float(per_pass.mean()),
+        "accepted": [float((per_pass > j).mean()) for j in range(k)],
+        "seconds": seconds[k],
+        "tokens_per_second": sum(len(r.tokens[0]) for r in rows)
+        / float(np.median(seconds[k])),
+        "speedup": float(np.median(np.divide(seconds[1], seconds[k]))),
+        "differences": differences(net, prompts, texts[1], rows),
+      }
+    )
+  return entries
+
+
+def differences(net, prompts, ordinary, other) -> list[dict]:
+  """Where texts part, with the top-two margin of head 1 at that place."""
+  found = []
+  for i, (prompt, a, b) in enumerate(
+    zip(prompts, ordinary, other, strict=True)
+  ):
+    a, b = a.tokens[0], b.tokens[0]
+    if np.array_equal(a, b):
+      continue
+    size = min(len(a), len(b))
+    place = int(np.argmax(np.append(a[:size] != b[:size], True)))
+    before = np.array([[*prompt, *a[:place]]], np.int32)
+    best = np.sort(np.asarray(net(before)[0, 0, -1]))
+    found.append(
+      {"prompt": i, "token": place, "margin": float(best[-1] - best[-2])}
+    )
+  return found
+
+
+def show(result: dict) -> None:
+  """The two tables of the README."""
+  console = rich.console.Console()
+  scores, last = result["scores"], result["decoding"][-1]
+  table = rich.table.Table(title="Heads, on held-out files")
+  for name in ("head", "bits per byte", "accuracy", "drafts accepted"):
+    table.add_column(name, justify="right")
+  rows = zip(
+    scores["bits_per_byte"], scores["accuracy"], last["accepted"], strict=True
+  )
+  for i, (bits, accuracy, accepted) in enumerate(rows, 1):
+    share = "-" if i == 1 else f"{accepted:.1%}"
+    table.add_row(str(i), f"{bits:.3f}", f"{accuracy:.1%}", share)
+  console.print(table)
+  table = rich.table.Table(title="Decoding held-out files, one at a time")
+  for name in (
+    "heads used",
+    "tokens per forward",
+    "tokens per second",
+    "speedup",
+    "same text",
+  ):
+    table.add_column(name, justify="right")
+  for entry in result["decoding"]:
+    table.add_row(
+      str(entry["heads"]),
+      f"{entry['tokens_per_forward']:.2f}",
+      f"{entry['tokens_per_second']:,.0f}",
+      f"{entry['speedup']:.2f}",
+      agreement(entry),
+    )
+  console.print(table)
+  predicted = scores["predicted_tokens_per_forward"]
+  console.print(
+    f"predicted on the files themselves: {predicted:.2f} tokens per forward; "
+    f"{result['seconds']} s in all",
+    highlight=False,
+  )
+
+
+def agreement(entry: dict) -> str:
+  """'identical', or how many texts part and on what margin."""
+  parts = entry["differences"]
+  if not parts:
+    return "identical"
+  margin = max(d["margin"] for d in parts)
+  return f"{len(parts)} part at a margin of {margin:.1e} or less"
+
+
+if __name__ == "__main__":
+  program.start(main)
