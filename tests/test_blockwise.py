@@ -385,7 +385,7 @@ def trained():
 
   opt = tx.init(net)
   for _ in range(200):
-    starts = rng.integers(0, len(text) - T - N, 16)
+    starts = rng.integers(0, len(text) - T - N, 8)
     batch = np.stack([text[s : s + T + N] for s in starts])
     net, opt, per_head = step(net, opt, batch)
   print("nats per byte and head:", per_head)

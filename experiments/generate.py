@@ -1,0 +1,148 @@
+"""Writes on from a prompt with a trained model, as fast as its heads allow.
+
+  python -m experiments.generate --workdir=runs/quickstart \\
+    --prompt_file=prompt.txt
+
+The text appears pass by pass, each pass adding 1 to k tokens. Decoding is
+greedy: the text is the one that --heads=1, ordinary decoding, writes. The last
+line counts tokens per forward pass and tokens per second, without compilation.
+"""
+
+import codecs
+import itertools
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from mtp_jax import checkpoint, workdir
+from mtp_jax.decode import blockwise, network, prompts
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
+_PROMPT_FILE = flags.DEFINE_string(
+  "prompt_file", None, "File whose whole text is the prompt; - for stdin."
+)
+_PROMPT = flags.DEFINE_string("prompt", None, "The prompt itself.")
+_HEADS = flags.DEFINE_integer(
+  "heads", None, "Heads k, 1 is ordinary decoding, 0 all; else the run's."
+)
+_MAX_NEW = flags.DEFINE_integer(
+  "max_new", None, "Most tokens to write; else the run's."
+)
+flags.mark_flag_as_required("workdir")
+flags.mark_flags_as_mutual_exclusive(["prompt", "prompt_file"], required=True)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  try:
+    _generate()
+  except (ValueError, OSError, checkpoint.CheckpointError) as error:
+    sys.exit(f"error: {error}")
+
+
+def _generate():
+  text = _prompt()
+  net, cfg, codec = workdir.load(_WORKDIR.value)
+  heads = cfg.decode.heads if _HEADS.value is None else _HEADS.value
+  max_new = cfg.decode.max_new if _MAX_NEW.value is None else _MAX_NEW.value
+  prompt = np.concatenate([[codec.bos], codec.encode(text)])
+  decoder = network.prepare(net)
+
+  def decode():
+    k = heads or cfg.model.n_future
+    return stream(decoder, prompt, heads=k, max_new=max_new, stop=codec.eos)
+
+  for _ in itertools.islice(decode(), 2):
+    pass  # one pass over the prompt and one after it: both are compiled now
+  counts, start = [], time.perf_counter()
+
+  def counted():
+    for tokens in decode():
+      counts.append(len(tokens))
+      yield tokens
+
+  for new in characters(codec, prompt, counted()):
+    print(new, end="", flush=True)
+  seconds = time.perf_counter() - start
+  print(f"\n\n{_figures(counts, seconds)}")
+
+
+def stream(
+  decoder: network.Network,
+  prompt: np.ndarray,
+  *,
+  heads: int,
+  max_new: int,
+  stop: int,
+) -> Iterator[np.ndarray]:
+  """The new tokens so far, after the prompt's pass and after each further one.
+
+  Equals `blockwise.generate` of one prompt, told while it happens.
+  """
+  tokens, lengths = prompts.pad([prompt], decoder.vocab)
+  state = blockwise.begin_jit(
+    decoder, tokens, lengths, heads=heads, max_new=max_new, stop=stop
+  )
+  while True:
+    row, length, done = jax.device_get(
+      (state.tokens[0], state.length[0], state.done[0])
+    )
+    yield row[len(prompt) : length]
+    if done:
+      return
+    state = blockwise.advance_jit(decoder, state, stop)
+
+
+def characters(
+  codec, prompt: np.ndarray, passes: Iterable[np.ndarray]
+) -> Iterator[str]:
+  """What each pass adds to the text; half a character waits for its rest.
+
+  Args:
+    codec: the tokenizer.
+    prompt: ids before the new ones: a token's bytes may depend on them.
+    passes: from `stream`.
+  """
+  utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+  raw = codec.decode_bytes(prompt)
+  utf8.decode(raw)  # it may end inside a character too
+  for tokens in passes:
+    before, raw = len(raw), codec.decode_bytes([*prompt, *tokens])
+    yield utf8.decode(raw[before:])
+  yield utf8.decode(b"", final=True)
+
+
+def _prompt() -> bytes:
+  if _PROMPT.value is not None:
+    return _PROMPT.value.encode("utf-8", "surrogateescape")
+  if _PROMPT_FILE.value == "-":
+    return sys.stdin.buffer.read()
+  return pathlib.Path(_PROMPT_FILE.value).expanduser().read_bytes()
+
+
+def _figures(counts: list[int], seconds: float) -> str:
+  """One line from the tokens so far after each pass, the prompt's first."""
+  passes, tokens = len(counts) - 1, counts[-1]
+  speed = (
+    f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens per "
+    "second (with the prompt's pass, without compilation)"
+  )
+  if not passes:
+    return f"{speed}; the prompt's pass wrote them all"
+  per_forward = (tokens - counts[0]) / passes
+  return (
+    f"{speed}; {passes} passes after the prompt's, {per_forward:.2f} tokens "
+    "per forward"
+  )
+
+
+if __name__ == "__main__":
+  # Orbax tells of every file that it opens.
+  app.call_after_init(lambda: logging.set_verbosity(logging.ERROR))
+  app.run(main)
