@@ -170,8 +170,7 @@ def token_loss(
     targets: [N, B, T] from `future_targets`.
     scale: [N], e.g. weights / number of targets.
     loss: a key of IMPLEMENTATIONS.
-    block: see `serial`.
-    shards: see `serial`.
+    block, shards: see `serial`.
     rows: on a mesh, the sharding of z's batch axis. XLA would otherwise split
       z's width as FSDP splits the parameters', and sum every block's logits
       over all devices.
@@ -229,33 +228,25 @@ def _independent(block, shards, heads, z, ctx, targets, scale):
     return layers.rms_norm(x, norm, heads.cfg.norm_eps)
 
   def one(sums, xs):
-    d_norm, d_shared, d_z = sums
+    d_norm, d_unembed, d_z = sums
     layer, unembed, target, weight = xs
+    unembed = heads.unembed[...] if own is None else unembed
     hidden, pull = jax.vjp(hidden_state, layer, heads.norm[...], z)
     nll, d_hidden, d_unembed = cross_entropy.value_and_grads(
-      hidden,
-      heads.unembed[...] if own is None else unembed,
-      target,
-      weight,
-      d_shared if own is None else zero,
-      block,
+      hidden, unembed, target, weight, d_unembed, block
     )
     d_layer, d_norm_here, d_z_here = pull(d_hidden)
-    if own is None:
-      d_shared, d_own = d_unembed, None
-    else:
-      d_own = d_unembed.sum(0)
-    sums = d_norm + d_norm_here, d_shared, d_z + d_z_here
+    d_own = None
+    if own is not None:  # given out here, and the next head's begins at zero
+      d_own, d_unembed = d_unembed.sum(0), zero
+    sums = d_norm + d_norm_here, d_unembed, d_z + d_z_here
     return sums, (nll, d_layer, d_own)
 
-  sums = (
-    jnp.zeros_like(heads.norm[...]),
-    zero if own is None else None,
-    jnp.zeros(z.shape, jnp.float32),
-  )
+  sums = jnp.zeros_like(heads.norm[...]), zero, jnp.zeros(z.shape, jnp.float32)
   xs = heads.layers, own, targets, scale
-  (d_norm, d_shared, d_z), (nll, d_layers, d_own) = jax.lax.scan(one, sums, xs)
-  d_unembed = d_shared.sum(0) if own is None else d_own
+  sums, (nll, d_layers, d_own) = jax.lax.scan(one, sums, xs)
+  d_norm, d_unembed, d_z = sums
+  d_unembed = d_unembed.sum(0) if own is None else d_own
   d_heads = _gradients(heads, d_layers, d_norm, d_unembed)
   return nll, d_heads, d_z.astype(z.dtype)
 
@@ -265,9 +256,7 @@ def _chain(block, shards, heads, z, ctx, targets, scale):
 
   Unrolled: a scan would keep a copy of every head's weights for `pulls`.
   """
-  N = heads.cfg.n_future
-  states, pulls, nll, d_layers = [None] * N, [None] * N, [None] * N, [None] * N
-
+  states, pulls, nll, d_layers = {}, {}, {}, {}
   x = z
   for i in heads.order:
     x, pulls[i] = jax.vjp(
@@ -294,9 +283,11 @@ def _chain(block, shards, heads, z, ctx, targets, scale):
     d_norm += d_norm_here
     d_layers[i], d_x = pulls[i](d_x + d_state)
 
-  d_layers = jax.tree.map(lambda *a: jnp.stack(a), *d_layers)
-  d_heads = _gradients(heads, d_layers, d_norm, d_unembed.sum(0))
-  return jnp.stack(nll), d_heads, d_x
+  nll, d_layers = (
+    jax.tree.map(lambda *rows: jnp.stack(rows), *(a[i] for i in sorted(a)))
+    for a in (nll, d_layers)
+  )
+  return nll, _gradients(heads, d_layers, d_norm, d_unembed.sum(0)), d_x
 
 
 def _one_by_one(heads, z, ctx, targets, head_nll, wrap=lambda one: one):
