@@ -1,0 +1,81 @@
+"""Programs as a user types them: settings, and errors in one line."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = ["--config=configs/quickstart.py"]
+
+
+def call(*arguments, module="experiments.train"):
+  done = subprocess.run(
+    [sys.executable, "-m", module, *arguments],
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+  "flag, line",
+  [
+    (
+      "--config.model.n_futrue=4",
+      "error: config has no field 'model.n_futrue'; did you mean "
+      "model.n_future",
+    ),
+    ("--config.modle.width=4", "error: config has no field 'modle.width'"),
+    ("--config.model.width=64.5", "flag --config.model.width=64.5: invalid"),
+    (
+      "--config.model.kv_heads=3",
+      "error: model.attn_heads 4 is not divisible by model.kv_heads 3",
+    ),
+    (
+      "--config.data.source=text",
+      "error: data.source 'text' needs data.path",
+    ),
+    (
+      "--config.mesh.data=3",
+      "error: mesh.data=3 x mesh.model=1 does not use exactly the 1 devices",
+    ),
+  ],
+)
+def test_errors_are_a_line(flag, line, tmp_path):
+  code, out, err = call(*CONFIG, f"--workdir={tmp_path / 'w'}", flag)
+  assert code == 1
+  assert line in err
+  assert "Traceback" not in err
+  assert not (tmp_path / "w" / "config.json").exists()
+
+
+def test_flags_reach_the_run(tmp_path):
+  corpus = tmp_path / "c.jsonl"
+  rows = [json.dumps({"text": f"line {i}\n" * 9}) for i in range(60)]
+  corpus.write_text("\n".join(rows))
+  sizes = "width=16 mlp=24 layers=1 n_future=2 attn_heads=2 kv_heads=1".split()
+  code, out, err = call(
+    *CONFIG,
+    f"--workdir={tmp_path / 'w'}",
+    *(f"--config.model.{size}" for size in sizes),
+    "--config.train.head_weights=(1.0, 0.5)",
+    "--config.train.steps=3",
+    "--config.train.loss=formula",
+    "--config.optim.warmup=1",
+    "--config.data.source=jsonl",
+    f"--config.data.path={corpus}",
+    f"--config.data.cache={tmp_path / 'cache'}",
+    "--config.data.held_out=0.2",
+    "--config.data.seq_len=19",
+    "--config.data.batch=2",
+  )
+  assert code == 0, err
+  assert "step 3/3" in out and "held out at step 3" in out
+  found = json.loads((tmp_path / "w/config.json").read_text())
+  assert found["model"]["n_future"] == 2
+  assert found["train"]["head_weights"] == [1.0, 0.5]
+  assert found["train"]["loss"] == "formula"
