@@ -17,9 +17,10 @@ from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
-from mtp_jax import checkpoint, workdir
+from experiments import program
+from mtp_jax import workdir
 from mtp_jax.decode import blockwise, network, prompts
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
@@ -40,13 +41,6 @@ flags.mark_flags_as_mutual_exclusive(["prompt", "prompt_file"], required=True)
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  try:
-    _generate()
-  except (ValueError, OSError, checkpoint.CheckpointError) as error:
-    sys.exit(f"error: {error}")
-
-
-def _generate():
   text = _prompt()
   net, cfg, codec = workdir.load(_WORKDIR.value)
   heads = cfg.decode.heads if _HEADS.value is None else _HEADS.value
@@ -143,6 +137,4 @@ def _figures(counts: list[int], seconds: float) -> str:
 
 
 if __name__ == "__main__":
-  # Orbax tells of every file that it opens.
-  app.call_after_init(lambda: logging.set_verbosity(logging.ERROR))
-  app.run(main)
+  program.start(main)

@@ -10,22 +10,21 @@ from ml_collections import config_flags
 
 from mtp_jax import checkpoint, config, run
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "File with get_config(); --config.model.n_future=4 overrides a field.",
-)
-flags.mark_flag_as_required("config")
 
-
-def settings() -> config.Config:
-  """The config of --config with its overrides, checked."""
-  return _CONFIG.value.check()
+def define_config() -> flags.FlagHolder:
+  """Declares --config; its value is a `config.Config`, not checked yet."""
+  holder = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "File with get_config(); --config.model.n_future=4 overrides a field.",
+  )
+  flags.mark_flag_as_required("config")
+  return holder
 
 
 def start(main: Callable[[list[str]], None]) -> None:
   """`app.run`, with what the user can mend said in one line, exit code 1."""
-  app.run(_mendable(main), flags_parser=_mendable(_parse))
+  app.run(mendable(main), flags_parser=mendable(_parse))
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -59,7 +58,9 @@ def _check_fields(argv):
 _MENDABLE = ValueError, OSError, checkpoint.CheckpointError, run.Diverged
 
 
-def _mendable(fun):
+def mendable(fun: Callable) -> Callable:
+  """`fun` that exits with one line where the user can mend what was wrong."""
+
   def call(argv):
     try:
       return fun(argv)

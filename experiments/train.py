@@ -12,6 +12,7 @@ from absl import app, flags
 from experiments import program
 from mtp_jax import run
 
+_CONFIG = program.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Takes all that a run writes.")
 flags.mark_flag_as_required("workdir")
 
@@ -19,7 +20,7 @@ flags.mark_flag_as_required("workdir")
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  run.fit(program.settings(), _WORKDIR.value)
+  run.fit(_CONFIG.value.check(), _WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
-from experiments import generate
+from experiments import generate, program
 from mtp_jax import checkpoint, config, tokenizer, workdir
 from mtp_jax.decode import blockwise, network
 from mtp_jax.model import model
@@ -35,7 +35,7 @@ def call(loaded, monkeypatch, capsys):
 
   def run(**settings):
     with flagsaver.flagsaver(**({"workdir": "run"} | settings)):
-      generate.main(["generate"])
+      program.mendable(generate.main)(["generate"])
     return capsys.readouterr().out
 
   return run

@@ -30,6 +30,7 @@ from mtp_jax.data import pipeline
 from mtp_jax.decode import blockwise, network
 from mtp_jax.evaluate import held_out
 
+_CONFIG = program.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Takes the results.")
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Held-out files to continue.")
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 96, "Tokens of a prompt.")
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   begin, folder = time.time(), pathlib.Path(_WORKDIR.value)
-  run.fit(program.settings(), folder)
+  run.fit(_CONFIG.value.check(), folder)
   net, cfg, codec = workdir.load(folder)
   _, held = pipeline.pack(cfg.data, codec)
   result = {
