@@ -119,6 +119,7 @@ def _gradient(net, scale, cfg, mesh, tokens, segments):
       loss=cfg.train.loss,
       block=cfg.train.loss_block,
       shards=mesh.shape["data"],
+      rows=sharding.batch_sharding(mesh),
     )
 
   (total, nats), grads = jax.value_and_grad(objective, has_aux=True)(net)

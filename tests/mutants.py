@@ -35,41 +35,247 @@ MUTANTS = [
     "mtp_jax/loss.py",
     "there = slice(1 + i, 1 + i + T)",
     "there = slice(i, i + T)",
-    "test_loss.py",
+    "test_loss.py::test_future_targets_against_loops",
   ),
   Mutant(
     "targets cross a document's end",
     "mtp_jax/loss.py",
     "inside = (segments[:, there] == here) & (here > 0)",
     "inside = (segments[:, there] > 0) & (here > 0)",
-    "test_loss.py",
+    "test_loss.py::test_future_targets_against_loops",
+  ),
+  Mutant(
+    "cotangent dropped",
+    "mtp_jax/loss.py",
+    "lambda d: (g * d).astype(d.dtype), (d_heads, d_z)",
+    "lambda d: d.astype(d.dtype), (d_heads, d_z)",
+    "test_loss.py::test_cotangent_multiplies",
+  ),
+  Mutant(
+    "trunk's gradient of the last head only",
+    "mtp_jax/loss.py",
+    "d_unembed, d_z + d_z_here",
+    "d_unembed, d_z_here.astype(d_z.dtype)",
+    "test_loss.py::test_equals_the_formula",
+  ),
+  Mutant(
+    "a chain drops its successor's gradient",
+    "mtp_jax/loss.py",
+    "d_layers[i], d_x = pulls[i](d_x + d_state)",
+    "d_layers[i], d_x = pulls[i](d_state)",
+    "test_loss.py::test_equals_the_formula",
+  ),
+  Mutant(
+    "chain of heads run in the wrong order",
+    "mtp_jax/loss.py",
+    'heads.cfg.head == "anticausal"',
+    'heads.cfg.head == "causal"',
+    "test_loss.py::test_undifferentiated_values",
+  ),
+  Mutant(
+    "ignored targets give a gradient",
+    "mtp_jax/cross_entropy.py",
+    "(exps / total - hit) * jnp.where(valid, scale, 0.0)",
+    "(exps / total - hit) * scale",
+    "test_cross_entropy.py",
+  ),
+  Mutant(
+    "head order reversed",
+    "mtp_jax/model/heads.py",
+    '"anticausal": range(N - 1, -1, -1)',
+    '"anticausal": range(N)',
+    "test_heads.py",
   ),
   Mutant(
     "causal mask missing",
     "mtp_jax/model/layers.py",
-    "mask = (positions[:, None] >= positions)[None, None]",
-    "mask = (positions[:, None] >= -1 + 0 * positions)[None, None]",
-    "test_layers.py",
+    "(positions[:, None] >= positions)",
+    "(positions[:, None] >= 0 * positions)",
+    "test_layers.py::test_what_a_position_sees",
   ),
   Mutant(
     "document mask missing",
     "mtp_jax/model/layers.py",
     "  if cfg.mask_documents:",
     "  if not cfg.mask_documents:",
-    "test_layers.py",
+    "test_layers.py::test_what_a_position_sees",
   ),
   Mutant(
-    "rotary angle of the wrong sign on one half",
+    "rotation of the wrong sign",
     "mtp_jax/model/layers.py",
     "a * ctx.cos - b * ctx.sin",
     "a * ctx.cos + b * ctx.sin",
-    "test_layers.py",
+    "test_layers.py::test_rotate",
   ),
   Mutant(
-    "rotary position off by one while decoding",
+    "rotary position off by one at the accepted place",
     "mtp_jax/decode/network.py",
     "return layers.context(positions, mask, self.cfg)",
-    "return layers.context(positions + (offsets.ndim > 1), mask, self.cfg)",
-    "test_network.py",
+    "return layers.context(positions + places.ndim - 1, mask, self.cfg)",
+    "test_network.py::test_one_place_equals_the_whole_window",
+  ),
+  Mutant(
+    "cache seen one position short",
+    "mtp_jax/decode/network.py",
+    "mask = slots <= positions",
+    "mask = slots < positions",
+    "test_network.py::test_windows_at_ragged_starts_equal_the_uncached_model",
+  ),
+  Mutant(
+    "drafts accepted behind a wrong one",
+    "mtp_jax/decode/blockwise.py",
+    "agree = jnp.cumprod(best[:, :-1] == state.drafts, 1)",
+    "agree = 1 * (best[:, :-1] == state.drafts)",
+    "test_blockwise.py::test_heads_that_always_or_never_agree_lose_nothing"
+    " test_blockwise.py::test_random_models_lose_nothing",
+  ),
+  Mutant(
+    "the next drafts made at the wrong place",
+    "mtp_jax/decode/blockwise.py",
+    "jnp.maximum(count - 1, 0)[:, None], k)",
+    "jnp.maximum(count - 2, 0)[:, None], k)",
+    "test_blockwise.py::test_every_acceptance_count_is_forced",
+  ),
+  Mutant(
+    "end token inside an accepted block passed over",
+    "mtp_jax/decode/blockwise.py",
+    "count = jnp.where(stops.any(1), stops.argmax(1) + 1, count)",
+    "count = jnp.where(stops.any(1), count, count)",
+    "test_blockwise.py"
+    "::test_a_stop_inside_an_accepted_block_ends_the_row_there",
+  ),
+  Mutant(
+    "ids outside the vocabulary let through",
+    "mtp_jax/decode/prompts.py",
+    "(row >= vocab)",
+    "(row > vocab)",
+    "test_prompts.py",
+  ),
+  Mutant(
+    "a non-finite step is taken",
+    "mtp_jax/train.py",
+    "jnp.where(good, new, old)",
+    "jnp.where(good | True, new, old)",
+    "test_train.py::test_a_non_finite_step_changes_nothing_but_the_counters",
+  ),
+  Mutant(
+    "microbatches averaged twice",
+    "mtp_jax/train.py",
+    "scale = weights / jnp.maximum(counts[0], 1)",
+    "scale = weights / jnp.maximum(counts[0] * parts, 1)",
+    "test_train.py::test_microbatches_give_the_same_step",
+  ),
+  Mutant(
+    "resumed one step off",
+    "mtp_jax/run.py",
+    "      start=self.start,",
+    "      start=self.start + (self.start > 0),",
+    "test_run.py::test_sigterm_saves_and_exits_with_0",
+  ),
+  Mutant(
+    "SIGTERM not heard",
+    "mtp_jax/run.py",
+    "    return asked.is_set()",
+    "    return False",
+    "test_run.py::test_sigterm_saves_and_exits_with_0",
+  ),
+  Mutant(
+    "norm scales decay",
+    "mtp_jax/optim.py",
+    "len(p.axes) > 1",
+    "len(p.axes) > 0",
+    "test_optim.py",
+  ),
+  Mutant(
+    "a damaged array passes its checksum",
+    "mtp_jax/checkpoint.py",
+    '      if checksum != record["arrays"][name]["checksum"]',
+    '      if len(checksum) != len(record["arrays"][name]["checksum"])',
+    "test_checkpoint.py::test_falls_back_and_goes_on",
+  ),
+  Mutant(
+    "windows of a document's neighbour",
+    "mtp_jax/data/pack.py",
+    'inside, places, side="right"',
+    'inside, places, side="left"',
+    "test_pipeline.py",
+  ),
+  Mutant(
+    "processes share rows",
+    "mtp_jax/data/pipeline.py",
+    "blocks[process::processes]",
+    "blocks[0::processes]",
+    "test_pipeline.py",
+  ),
+  Mutant(
+    "held-out drafts judged one place early",
+    "mtp_jax/evaluate/held_out.py",
+    "jax.lax.dynamic_slice_in_dim(first, i, block, 1)",
+    "jax.lax.dynamic_slice_in_dim(first, i - 1, block, 1)",
+    "test_held_out.py::test_equals_the_slow_way",
   ),
 ]
+
+
+def run_tests(tree: pathlib.Path, tests: set[str]) -> bool:
+  """Whether the tests pass in a tree; a collection error counts as a pass,
+  for it shows nothing of the bug."""
+  names = [f"tests/{name}" for name in sorted(tests)]
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "pytest",
+      "-x",
+      "-q",
+      "-p",
+      "no:cacheprovider",
+      *names,
+    ],
+    cwd=tree,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+  )
+  if done.returncode not in (0, 1):
+    raise RuntimeError(f"pytest {names}: {done.stdout[-2000:]}{done.stderr}")
+  return done.returncode == 0
+
+
+def kill(mutant: Mutant) -> str:
+  """'killed', 'LIVES' or 'GONE' (the line to change is not there once)."""
+  source = (ROOT / mutant.file).read_text()
+  if source.count(mutant.old) != 1:
+    return "GONE"
+  with tempfile.TemporaryDirectory() as folder:
+    tree = copy(pathlib.Path(folder))
+    (tree / mutant.file).write_text(source.replace(mutant.old, mutant.new))
+    return "LIVES" if run_tests(tree, set(mutant.tests.split())) else "killed"
+
+
+def copy(folder: pathlib.Path) -> pathlib.Path:
+  for part in PARTS:
+    if (ROOT / part).is_dir():
+      shutil.copytree(ROOT / part, folder / part)
+    else:
+      shutil.copy(ROOT / part, folder / part)
+  return folder
+
+
+def main() -> None:
+  begin = time.time()
+  tests = {name for mutant in MUTANTS for name in mutant.tests.split()}
+  if not run_tests(ROOT, tests):
+    sys.exit("the tests fail without any mutant")
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    fates = []
+    for mutant, fate in zip(MUTANTS, pool.map(kill, MUTANTS), strict=True):
+      fates.append(fate)
+      print(f"{fate:7} {mutant.bug} ({mutant.file})", flush=True)
+  minutes = (time.time() - begin) / 60
+  print(f"{fates.count('killed')} of {len(fates)} killed, {minutes:.1f} min")
+  sys.exit(fates.count("killed") != len(fates))
+
+
+if __name__ == "__main__":
+  main()

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax import loss
+from mtp_jax import cross_entropy, loss
 from mtp_jax.model import layers, model
 
 
@@ -92,9 +92,7 @@ def score(
     u = net.heads.unembed
     u = u[head] if u.ndim == 3 else u[...]
     h = jax.lax.dynamic_slice_in_dim(hidden[head], at, size, 1)
-    return jnp.einsum(
-      "BTD,DV->BTV", h, u.astype(h.dtype), preferred_element_type=jnp.float32
-    )
+    return cross_entropy.project(h, u.astype(h.dtype))
 
   def one_block(_, at):
     first = jax.nn.log_softmax(logits(0, at, block + N - 1))
