@@ -1,0 +1,130 @@
+"""The README is true: its map is the tree, its commands and its code run."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SMALL = [  # what makes a run of the README's commands take seconds
+  f"--config.{setting}"
+  for setting in (
+    "model.width=16 model.mlp=24 model.layers=5 train.steps=3 optim.warmup=1 "
+    "train.eval_batches=1 train.sample_tokens=5 data.batch=2 data.seq_len=32 "
+    "data.max_bytes=300000 data.held_out=0.3"
+  ).split()
+]
+
+
+def blocks(language):
+  found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+  return [text for name, text in found if name == language]
+
+
+def commands():
+  text = "\n".join(blocks("")).replace("\\\n", " ")
+  lines = [s for s in text.splitlines() if s.startswith("python -m ")]
+  return [shlex.split(line, comments=True) for line in lines]
+
+
+def mapped():
+  """Files that the README's map names."""
+  (text,) = (b for b in blocks("") if b.startswith("configs/"))
+  folders, found = [], set()
+  for line in text.splitlines():
+    name = line.split()[0]
+    depth = (len(line) - len(line.lstrip())) // 2
+    folders = folders[:depth]
+    if name.endswith("/"):
+      folders.append(name)
+      if depth or name == "tests/":
+        found.add("".join(folders))
+    else:
+      found.add("".join(folders) + name)
+  return found
+
+
+def test_the_map_is_the_tree():
+  found = mapped()
+  for name in found:
+    assert (ROOT / name).exists(), name
+  for folder in ("configs", "experiments", "mtp_jax"):
+    for path in (ROOT / folder).rglob("*.py"):
+      name = path.relative_to(ROOT).as_posix()
+      parents = {f"{p}/" for p in map(str, pathlib.PurePath(name).parents)}
+      whole = parents & found - {"mtp_jax/data/", "mtp_jax/model/"}
+      whole -= {"mtp_jax/decode/", "mtp_jax/evaluate/"}
+      if path.name != "__init__.py" and not whole:
+        assert name in found, f"{name} is missing in the map"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("readme")
+  (folder / "configs").symlink_to(ROOT / "configs")
+  (folder / "start.txt").write_text("import os\n")
+  (folder / "books").mkdir()
+  for i in range(40):
+    text = f"Chapter {i}. It was a {'very ' * i}dark night.\n" * 9
+    (folder / "books" / f"{i}.txt").write_text(text)
+  return folder
+
+
+def run(home, arguments):
+  env = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "HOME": str(home),  # ~/books, and the cache
+  }
+  arguments = [a.replace("~", str(home)) for a in arguments]
+  done = subprocess.run(
+    [sys.executable, *arguments],
+    cwd=home,
+    env=env,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, (arguments, done.stdout, done.stderr[-3000:])
+  return done.stdout
+
+
+def test_every_command_runs(home):
+  found = commands()
+  assert [c[2] for c in found] == [
+    "experiments.train",
+    "experiments.train_tokenizer",
+    "experiments.train",
+    "experiments.generate",
+  ]
+  for _, *arguments in found:
+    if arguments[1] == "experiments.train":
+      arguments += SMALL
+    elif arguments[1] == "experiments.train_tokenizer":
+      arguments += ["--max_bytes=300000", "--held_out=0.3"]
+    out = run(home, arguments)
+    if arguments[1] == "experiments.generate":
+      assert "tokens per second" in out
+
+
+def test_the_demo_and_the_notebook(home):
+  """`make demo`, made small, and the README's lines on what it left."""
+  makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+  (line,) = re.findall(
+    r"\$\(BIN\)/python (-m experiments\.demo\.run.*)", makefile
+  )
+  small = "--prompts=2 --prompt_len=20 --new=24 --repeats=1 --batches=1"
+  out = run(home, shlex.split(line) + SMALL + small.split())
+  for text in ("bits per byte", "tokens per forward", "speedup", "identical"):
+    assert text in re.sub(r"\s*\n[│┃ ]*", " ", out) or text in out, out
+  page = (home / "runs/demo/report.html").read_text()
+  assert "data:image/png;base64," in page and page.count("<pre>") == 2
+  assert (home / "runs/demo/demo.json").exists()
+  (code,) = blocks("python")
+  out = run(home, ["-c", code])
+  assert re.search(r"[\d.]+$", out.strip())
