@@ -123,7 +123,7 @@ def test_the_demo_and_the_notebook(home):
   for text in ("bits per byte", "tokens per forward", "speedup", "identical"):
     assert text in re.sub(r"\s*\n[│┃ ]*", " ", out) or text in out, out
   page = (home / "runs/demo/report.html").read_text()
-  assert "data:image/png;base64," in page and page.count("<pre>") == 2
+  assert "data:image/png;base64," in page and page.count("<pre>") == 4
   assert (home / "runs/demo/demo.json").exists()
   (code,) = blocks("python")
   out = run(home, ["-c", code])

@@ -14,11 +14,13 @@ import numpy as np
 matplotlib.use("Agg")
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto;
   padding: 0 1rem; color: #222; }
 pre { background: #f7f7f7; padding: .8rem; overflow-x: auto; line-height: 1.45; }
 table { border-collapse: collapse; } td, th { padding: .2rem .9rem; text-align: right;
   border-bottom: 1px solid #ddd; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
+.pair pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; }
 img { max-width: 100%; } .prompt { color: #888; }
 .key span, pre span { border-radius: 2px; }
 """
@@ -32,14 +34,21 @@ def write(folder: pathlib.Path, result: dict, codec) -> None:
   figure.savefig(picture, dpi=130)
   plt.close(figure)
   image = base64.b64encode(picture.getvalue()).decode()
-  last = result["decoding"][-1]
+  first, last = result["decoding"][0], result["decoding"][-1]
   machine = ", ".join(f"{k} {v}" for k, v in result["machine"].items())
   samples = "\n".join(
-    f"<pre>{sample(codec, prompt, tokens, per_pass)}</pre>"
-    for prompt, tokens, per_pass in zip(
-      result["prompts"], last["tokens"], last["per_pass"], strict=True
+    '<div class="pair">'
+    + "".join(
+      f"<pre>{sample(codec, prompt, e['tokens'][i], e['per_pass'][i])}</pre>"
+      for e in (first, last)
     )
+    + "</div>"
+    for i, prompt in enumerate(result["prompts"])
   )
+  same = "identical"
+  if last["differences"]:
+    parts = html.escape(json.dumps(last["differences"]))
+    same = f"identical but for near-ties of the top two tokens: {parts}"
   page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <title>mtp_jax: what the demo found</title><style>{_STYLE}</style>
 <h1>Multi-token prediction on this machine's Python files</h1>
@@ -50,15 +59,9 @@ def write(folder: pathlib.Path, result: dict, codec) -> None:
 <h2>Decoding held-out files, one at a time</h2>
 {decoding_table(result)}
 <p>A forward pass writes its accepted drafts and one free token; both count.</p>
-<h2>Completions with {last["heads"]} heads</h2>
+<h2>Completions: ordinary, and with {last["heads"]} heads</h2>
 <p class="key">Grey: the prompt. A colour is one forward pass, deeper for more
-tokens: {key(last["heads"])}. Ordinary decoding wrote
-{
-    "the same texts"
-    if not last["differences"]
-    else "other texts"
-    f" from these places on: {html.escape(json.dumps(last['differences']))}"
-  }.</p>
+tokens: {key(last["heads"])}. The texts are {same}.</p>
 {samples}
 </html>
 """
@@ -140,12 +143,16 @@ def decoding_table(result: dict) -> str:
 def sample(codec, prompt, tokens, per_pass) -> str:
   """A completion; the tokens that one pass wrote share a background."""
   parts = [f'<span class="prompt">{html.escape(codec.decode(prompt))}</span>']
-  # The prompt's own pass wrote the first token.
-  ends = np.cumsum([1, *per_pass])
-  for begin, end in zip([0, *ends[:-1]], ends, strict=True):
-    text = html.escape(codec.decode(tokens[begin:end]))
-    parts.append(f'<span style="{_shade(end - begin)}">{text}</span>')
+  for written in passes(tokens, per_pass):
+    text = html.escape(codec.decode(written))
+    parts.append(f'<span style="{_shade(len(written))}">{text}</span>')
   return "".join(parts)
+
+
+def passes(tokens: list[int], per_pass: list[int]) -> list[list[int]]:
+  """The tokens of each pass; the first is of the prompt's own pass."""
+  ends = np.cumsum([1, *per_pass])
+  return [tokens[a:b] for a, b in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def key(heads: int) -> str:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import rich.console
 import rich.table
+import rich.text
 from absl import app, flags
 
 from experiments import program
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
   result["seconds"] = round(time.time() - begin)
   (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
   report.write(folder, result, codec)
-  show(result)
+  show(result, codec)
   print(f"report: {folder / 'report.html'}   checkpoint: {folder}/checkpoints")
 
 
@@ -165,10 +166,28 @@ def differences(net, prompts, ordinary, other) -> list[dict]:
   return found
 
 
-def show(result: dict) -> None:
-  """The two tables of the README."""
+def show(result: dict, codec) -> None:
+  """Completions of two files side by side, and the README's two tables."""
   console = rich.console.Console()
-  scores, last = result["scores"], result["decoding"][-1]
+  first, last = result["decoding"][0], result["decoding"][-1]
+  table = rich.table.Table(title="Held-out files, continued", show_lines=True)
+  for name in (
+    "ordinary, one head",
+    f"self-speculative, {last['heads']} heads",
+  ):
+    table.add_column(name, ratio=1)
+  for i, prompt in enumerate(result["prompts"][:2]):
+    cells = []
+    for entry in (first, last):
+      text = rich.text.Text(codec.decode(prompt), style="dim")
+      written = report.passes(entry["tokens"][i], entry["per_pass"][i])
+      for turn, tokens in enumerate(written):
+        text.append(codec.decode(tokens), style=("green", "yellow")[turn % 2])
+      cells.append(text)
+    table.add_row(*cells)
+  console.print(table)
+  console.print("A change of colour is a new forward pass.\n")
+  scores = result["scores"]
   table = rich.table.Table(title="Heads, on held-out files")
   for name in ("head", "bits per byte", "accuracy", "drafts accepted"):
     table.add_column(name, justify="right")
