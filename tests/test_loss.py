@@ -280,7 +280,7 @@ def test_work_of_each_implementation(kind):
 
 
 @functools.cache
-def temp(kind, name, n):
+def temp(kind, name, n, block=8):
   """Temporary bytes of a compiled loss and gradient, but for the gradients of
   the extra heads' own parameters.
 
@@ -297,7 +297,7 @@ def temp(kind, name, n):
     def total(net):
       segments = jnp.ones_like(tokens)
       return loss.token_loss(
-        net, tokens, segments, targets, jnp.ones(n), loss=name, block=8
+        net, tokens, segments, targets, jnp.ones(n), loss=name, block=block
       )
 
     return jax.value_and_grad(total, has_aux=True)(net)
@@ -318,6 +318,12 @@ def test_memory_does_not_grow_with_heads(kind):
   window = 4 * 2 * 64 * 4001  # one head's logits
   growth = temp(kind, "serial", 4) - temp(kind, "serial", 1)
   assert growth < 0.05 * window
+
+
+def test_a_block_as_long_as_the_window_is_no_exception():
+  """A [D, V] array for every head of a chain, were there only one block."""
+  growth = temp("causal", "serial", 4, 64) - temp("causal", "serial", 1, 64)
+  assert growth < 0.5 * 4 * 28 * 4001
 
 
 def test_memory_of_the_rivals():

@@ -1,0 +1,1 @@
+"""Memory, work and time of the loss against the number of heads."""
