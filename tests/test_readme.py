@@ -118,7 +118,7 @@ def test_the_demo_and_the_notebook(home):
   (line,) = re.findall(
     r"\$\(BIN\)/python (-m experiments\.demo\.run.*)", makefile
   )
-  small = "--prompts=2 --prompt_len=20 --new=24 --repeats=1 --batches=1"
+  small = "--prompts=2 --prompt_len=8 --repeats=1 --batches=1"
   out = run(home, shlex.split(line) + SMALL + small.split())
   for text in ("bits per byte", "tokens per forward", "speedup", "identical"):
     assert text in re.sub(r"\s*\n[│┃ ]*", " ", out) or text in out, out

@@ -34,8 +34,7 @@ from mtp_jax.evaluate import held_out
 _CONFIG = program.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Takes the results.")
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Held-out files to continue.")
-_PROMPT_LEN = flags.DEFINE_integer("prompt_len", 96, "Tokens of a prompt.")
-_NEW = flags.DEFINE_integer("new", 256, "Tokens to write.")
+_PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each, in turn.")
 _BATCHES = flags.DEFINE_integer("batches", 16, "Held-out batches to score.")
 
@@ -50,9 +49,11 @@ def main(argv: list[str]) -> None:
   result = {
     "machine": machine(),
     "scores": score(net, cfg, held),
-    "prompts": [p.tolist() for p in choose_prompts(held)],
   }
-  result["decoding"] = decode(net, codec, result["prompts"])
+  # A prompt and what follows fill a window: the model knows no other places.
+  new = cfg.data.seq_len - _PROMPT_LEN.value
+  result["prompts"] = [p.tolist() for p in choose_prompts(held, new)]
+  result["decoding"] = decode(net, codec, result["prompts"], new)
   result["seconds"] = round(time.time() - begin)
   (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
   report.write(folder, result, codec)
@@ -93,29 +94,28 @@ def score(net, cfg, held) -> dict:
   }
 
 
-def choose_prompts(held) -> list[np.ndarray]:
+def choose_prompts(held, new: int) -> list[np.ndarray]:
   """Beginnings of held-out files that are long enough, spread over them."""
   ends = np.append(held.starts[1:], len(held.tokens))
-  long_enough = np.flatnonzero(
-    ends - held.starts >= _PROMPT_LEN.value + _NEW.value
-  )
+  size = _PROMPT_LEN.value + new
+  long_enough = np.flatnonzero(ends - held.starts >= size)
   if len(long_enough) < _PROMPTS.value:
     raise ValueError(
-      f"only {len(long_enough)} held-out files have "
-      f"{_PROMPT_LEN.value + _NEW.value} tokens; lower --prompts or --new"
+      f"only {len(long_enough)} held-out files have {size} tokens; lower "
+      "--prompts or --config.data.seq_len"
     )
   places = np.linspace(0, len(long_enough) - 1, _PROMPTS.value).astype(int)
   starts = held.starts[long_enough[places]]
   return [np.array(held.tokens[s : s + _PROMPT_LEN.value]) for s in starts]
 
 
-def decode(net, codec, prompts) -> list[dict]:
+def decode(net, codec, prompts, new: int) -> list[dict]:
   """One entry per number of heads: tokens, passes, seconds, agreement."""
   decoder, counts = network.prepare(net), range(1, net.cfg.n_future + 1)
 
   def generate(heads, prompt):
     return blockwise.generate(
-      decoder, [prompt], heads=heads, max_new=_NEW.value, stop=codec.eos
+      decoder, [prompt], heads=heads, max_new=new, stop=codec.eos
     )
 
   texts = {k: [generate(k, p) for p in prompts] for k in counts}  # compiles
