@@ -35,19 +35,24 @@ def settings(kind="parallel", **changes):
   return config.Model(**(fields | changes))
 
 
+def build(cfg, seed=0):
+  """A model of normal parameters, without compiling its initialisers."""
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(lambda k: model.Model(cfg, k), jax.random.key(0))
+  return jax.tree.map(
+    lambda a: jnp.asarray(rng.normal(size=a.shape, scale=0.3), a.dtype), shapes
+  )
+
+
 @functools.cache
 def case(kind, dtype="float32", remat="none"):
   """heads, z, ctx, targets and scale of two documents a row."""
   cfg = settings(kind, dtype=dtype, remat=remat)
-  keys = jax.random.split(jax.random.key(1), 4)
-  net = model.Model(cfg, keys[0])
-  # a norm scale of ones would hide a norm that is applied twice
-  scale = jax.random.uniform(keys[1], net.heads.norm.shape, minval=0.5)
-  net.heads.norm = net.heads.norm.replace(scale)
-  tokens = jax.random.randint(keys[2], (B, T + N), 0, V)
+  net, keys = build(cfg), jax.random.split(jax.random.key(1), 2)
+  tokens = jax.random.randint(keys[0], (B, T + N), 0, V)
   segments = jnp.asarray([[1] * 5 + [2] * (T + N - 5), [0] * 2 + [1] * 12])
   ctx = layers.training_context(segments[:, :T], cfg)
-  z = jax.random.normal(keys[3], (B, T, cfg.width)).astype(dtype)
+  z = jax.random.normal(keys[1], (B, T, cfg.width)).astype(dtype)
   targets = loss.future_targets(tokens, segments, N)
   return net.heads, z, ctx, targets, jnp.asarray([0.7, 0.2, 0.05])
 
@@ -114,18 +119,18 @@ def test_future_targets_against_loops(n, seed):
 def test_formula_is_the_sum_over_all_logits():
   """The oracle itself, against float64 on the model's own logits."""
   cfg = settings()
-  net = model.Model(cfg, jax.random.key(0))
+  net = build(cfg)
   keys = jax.random.split(jax.random.key(2), 2)
   tokens = jax.random.randint(keys[0], (B, T), 0, V)
   segments = jnp.ones_like(tokens)
   targets = jax.random.randint(keys[1], (N, B, T), -1, V)
-  logits = np.float64(net(tokens))
+  logits = np.float64(jit(lambda net: net(tokens))(net))
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   picked = np.take_along_axis(log_p, np.maximum(targets, 0)[..., None], -1)
   wanted = -(picked[..., 0] * np.asarray(targets >= 0)).sum((1, 2))
   scale = np.asarray([1.0, 0.5, 2.0])
-  total, nll = loss.token_loss(
-    net, tokens, segments, targets, scale, loss="formula"
+  total, nll = jit(functools.partial(loss.token_loss, loss="formula"))(
+    net, tokens, segments, targets, scale
   )
   np.testing.assert_allclose(nll, wanted, rtol=1e-6)
   assert total == pytest.approx(wanted @ scale, rel=1e-6)
@@ -232,7 +237,7 @@ def test_sums_over_heads_are_float32():
   many = 64
   cfg = settings("linear", n_future=many, dtype="bfloat16")
   _, z, ctx, targets, _ = case("linear", "bfloat16")
-  heads = model.Model(cfg, jax.random.key(0)).heads
+  heads = build(cfg).heads
   heads.layers = jax.tree.map(
     lambda a: jnp.broadcast_to(a[:1], a.shape), heads.layers
   )
@@ -329,7 +334,7 @@ def test_a_block_as_long_as_the_window_is_no_exception():
 def test_memory_of_the_rivals():
   window = 4 * 2 * 64 * 4001
   formula = temp("parallel", "formula", 4)
-  assert formula - temp("parallel", "formula", 1) > 3 * window
+  assert formula > 4 * window
   checkpointed = temp("parallel", "checkpointed", 4)
   assert temp("parallel", "serial", 4) < 0.4 * checkpointed < 0.4 * formula
   assert temp("parallel", "serial", 4) < 0.2 * formula
@@ -378,7 +383,7 @@ for kind, data, width in cases:
   cfg = config.Model(vocab=V, width=D, mlp=24, layers=5, attn_heads=2,
                      kv_heads=2, n_future=N, head=kind)
   mesh = sharding.make_mesh(config.Mesh(data=data, model=width))
-  net = model.Model(cfg, jax.random.key(0))
+  net = jax.jit(model.Model, static_argnums=0)(cfg, jax.random.key(0))
   where, rows = sharding.shardings(net, mesh), sharding.batch_sharding(mesh)
   tokens = jax.random.randint(jax.random.key(1), (B, T + N), 0, V)
 
