@@ -108,8 +108,9 @@ def _gradient(net, scale, cfg, mesh, tokens, segments):
   targets = loss.future_targets(tokens, segments, N)
 
   def objective(net):
-    # Every head reads the unembedding: collected once, before their loop.
-    net.heads.unembed = sharding.gathered(net.heads.unembed, mesh)
+    if cfg.model.head != "unembedding":
+      # Every head reads it: collected once, before their loop.
+      net.heads.unembed = sharding.gathered(net.heads.unembed, mesh)
     return loss.token_loss(
       net,
       tokens[:, :T],
