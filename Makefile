@@ -1,37 +1,38 @@
 # `make demo` and `make test` need Python >= 3.11 with venv and pip, no more.
+# On a GPU or TPU machine: make demo JAX='jax[cuda13]'.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
   && echo $$p && break; done)
-BIN := .venv/bin
+JAX ?= jax
 JOBS ?= 2
+VENV ?= .venv
+BIN := $(VENV)/bin
 
 .PHONY: demo test lint mutants clean
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	$(BIN)/python -m experiments.demo.run --config=configs/quickstart.py \
 	  --workdir=runs/demo
 
-test: .venv/installed-dev
+test: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal --durations=15
 
-lint: .venv/installed-dev
+lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 # Plants bugs one by one and shows that the suite kills each.
-mutants: .venv/installed-dev
+mutants: $(VENV)/installed
 	$(BIN)/python -m tests.mutants
 
-.venv/installed: requirements.txt
+# All at once: the demo's corpus is what is installed, and stays what it is.
+$(VENV)/installed: requirements.txt requirements-dev.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	touch $@
-
-.venv/installed-dev: .venv/installed requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt -r requirements-dev.txt "$(JAX)"
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf $(VENV) runs

@@ -32,4 +32,5 @@ def get_config() -> config.Config:
       eval_batches=32,
       save_every=600,
     ),
+    decode=config.Decode(max_new=128),
   )

@@ -1,7 +1,9 @@
 """Trains a SentencePiece model on a corpus and proves it lossless there.
 
   python -m experiments.train_tokenizer --vocab=4096 --output=code.model
-  python -m experiments.train --config.data.tokenizer=code.model
+  python -m experiments.train --config=configs/quickstart.py \\
+    --workdir=runs/pieces --config.data.tokenizer=code.model \\
+    --config.model.vocab=4096
 
 About 20 s on two cores for the default 20 MB of the machine's Python files.
 Prints the bytes per token of documents that the model was not trained on.
@@ -9,6 +11,7 @@ Prints the bytes per token of documents that the model was not trained on.
 
 from absl import app, flags, logging
 
+from experiments import program
 from mtp_jax import config, tokenizer
 from mtp_jax.data import corpora
 
@@ -70,4 +73,4 @@ def _texts(data: config.Data, held_out: bool):
 
 
 if __name__ == "__main__":
-  app.run(main)
+  program.start(main)

@@ -130,6 +130,7 @@ class Checkpoints:
         raise CheckpointError(
           f"{where} (the first) does not fit this run (the second): "
           + "; ".join(lines)
+          + ". Take a new folder, or the first's settings"
         )
       lines = record_lib.differing_leaves(record["arrays"], targets, leaves)
       if lines:

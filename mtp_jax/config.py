@@ -170,8 +170,8 @@ class Decode:
 
 @_section
 class Config:
-  """A whole run. Only `train` and the programs read this; the rest of the
-  library takes the section or the numbers that it needs."""
+  """A whole run. Only `train`, `run`, `workdir` and the programs read this;
+  the rest of the library takes the section or the numbers that it needs."""
 
   model: Model = dataclasses.field(default_factory=Model)
   data: Data = dataclasses.field(default_factory=Data)

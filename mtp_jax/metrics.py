@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
 import rich.console
@@ -26,6 +27,9 @@ PEAK_FLOPS = {
   "TPU v5": 459e12,
   "TPU v6 lite": 918e12,
 }
+
+
+_MARK = "--- step "
 
 
 class Writer:
@@ -56,7 +60,7 @@ class Writer:
     if group not in self._files:
       self._files[group] = self._open(group, ["step", *values])
     file, rows = self._files[group]
-    rows.writerow({"step": step} | {k: f"{v:.6g}" for k, v in values.items()})
+    rows.writerow({"step": step} | {k: f"{v:.9g}" for k, v in values.items()})
     file.flush()
     for name, value in values.items():
       self._events.add_scalar(f"{group}/{name}", value, step)
@@ -66,10 +70,14 @@ class Writer:
     """Adds a text to the events, and to the file `group`.txt."""
     if self._active:
       self._events.add_text(group, f"```\n{text}\n```", step)
-      with (self._folder / f"{group}.txt").open("a") as file:
-        file.write(f"--- step {step}\n{text}\n")
+      path = self._folder / f"{group}.txt"
+      old = path.read_text().split(_MARK)[1:] if path.exists() else []
+      kept = [part for part in old if int(part.split("\n")[0]) < step]
+      parts = [*kept, f"{step}\n{text}\n"]
+      path.write_text("".join(_MARK + part for part in parts))
 
   def close(self) -> None:
+    """Closes all files."""
     for file, _ in self._files.values():
       file.close()
     if self._active:
@@ -115,19 +123,23 @@ class Progress:
       self._bar.start()
 
   def advance(self, step: int) -> None:
+    """Moves the bar to `step`."""
     if self._bar:
       self._bar.update(self._task, completed=step)
 
   def report(self, step: int, note: str) -> None:
+    """Shows `note` beside the bar, or as a line."""
     if self._bar:
       self._bar.update(self._task, completed=step, note=note)
     else:
       self.say(f"step {step}/{self._total}  {note}")
 
   def say(self, text: str) -> None:
+    """Prints a line that stays."""
     self._console.print(text, markup=False, highlight=False)
 
   def close(self) -> None:
+    """Leaves the terminal as it was."""
     if self._bar:
       self._bar.stop()
 
@@ -142,7 +154,8 @@ class Clock:
     self._begin = None
     self._steps, self._wait, self._pause = 0, 0.0, 0.0
 
-  def step(self):
+  def step(self) -> None:
+    """Counts a step; the first one compiles and is not counted."""
     if self._begin is None:  # the first step compiled
       self._begin = time.perf_counter()
       self._wait = self._pause = 0.0
@@ -150,13 +163,15 @@ class Clock:
       self._steps += 1
 
   @contextlib.contextmanager
-  def waiting(self):
+  def waiting(self) -> Iterator[None]:
+    """Inside: time spent on data."""
     begin = time.perf_counter()
     yield
     self._wait += time.perf_counter() - begin
 
   @contextlib.contextmanager
-  def paused(self):
+  def paused(self) -> Iterator[None]:
+    """Inside: time that is no step's."""
     begin = time.perf_counter()
     yield
     self._pause += time.perf_counter() - begin

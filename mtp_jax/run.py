@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from mtp_jax import checkpoint, config, metrics, optim, sharding
+from mtp_jax import checkpoint, config, metrics, sharding
 from mtp_jax import train as train_lib
 from mtp_jax import workdir as workdir_lib
 from mtp_jax.data import pipeline
@@ -132,8 +132,10 @@ class _Run:
   def _place(self, batch):
     where = sharding.batch_sharding(self.mesh)
     return {
-      k: jax.make_array_from_process_local_data(where, v)
-      for k, v in batch.items()
+      name: jax.make_array_from_process_local_data(
+        where, rows, (self.cfg.data.batch, rows.shape[1])
+      )
+      for name, rows in batch.items()
     }
 
   def _check(self, step, found):
@@ -151,9 +153,7 @@ class _Run:
     found = jax.device_get(found)
     rate = self.clock.lap()
     values = {"loss": found["loss"], "grad_norm": found["grad_norm"]}
-    values["learning_rate"] = float(
-      optim.schedule(self.cfg.optim, self.cfg.train.steps)(step - 1)
-    )
+    values["learning_rate"] = found["learning_rate"]
     values["skipped_steps"] = found["skipped"]
     values |= self._per_head(found["nats"], self.train) | rate
     self.writer.write("train", step, values)
@@ -222,13 +222,23 @@ def _check_batch(cfg, mesh):
       f"data.batch {cfg.data.batch} in {cfg.train.accumulate} microbatches "
       f"gives {rows} rows, not divisible by {devices} devices of axis 'data'"
     )
+  if devices % jax.process_count():
+    raise ValueError(
+      f"{jax.process_count()} processes cannot share {devices} devices of "
+      "axis 'data' evenly: each has to read rows of its own"
+    )
 
 
 @contextlib.contextmanager
 def _stop_signals():
-  """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts."""
+  """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts.
+
+  Among several processes SIGTERM is left to JAX, whose own handler makes all
+  of them stop at the same step.
+  """
   asked = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
+  main = threading.current_thread() is threading.main_thread()
+  if jax.process_count() > 1 or not main:
     yield asked
     return
   old = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}

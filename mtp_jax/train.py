@@ -24,7 +24,11 @@ class State:
 
 
 def init_state(cfg: config.Config, mesh: jax.sharding.Mesh) -> State:
-  """A fresh State, made where it belongs; equal on every mesh."""
+  """A fresh State, made where it belongs; equal on every mesh.
+
+  Raises:
+    ValueError: an axis of a parameter does not divide by its devices.
+  """
   make, where = _maker(cfg, mesh)
   return jax.jit(make, out_shardings=where)(jax.random.key(cfg.train.seed))
 
@@ -56,8 +60,8 @@ def train_step(
     mesh: where state and batch lie.
 
   Returns:
-    The next state, and float32 metrics: loss, nats [N] per token of each
-    head, grad_norm, bad.
+    The next state, and metrics: loss and nats [N] of each head, both nats per
+    token, grad_norm, learning_rate, and bad and skipped as in the state.
 
   Reference: the paper, section 2; table S13 and its caption for AdamW.
   """
@@ -96,6 +100,9 @@ def train_step(
     "loss": total,
     "nats": nats / jnp.maximum(counts, 1),
     "grad_norm": norm,
+    "learning_rate": optim.schedule(cfg.optim, cfg.train.steps)(
+      state.step - state.skipped
+    ),
     "bad": bad,
     "skipped": state.skipped + ~good,
   }
@@ -128,7 +135,15 @@ def _gradient(net, scale, cfg, mesh, tokens, segments):
 
 
 def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
-  """`train_step` jitted for `cfg`: state sharded as declared, and donated."""
+  """`train_step` jitted for `cfg`: state sharded as declared, and donated.
+
+  Args:
+    cfg: the run's settings, checked; one program per value.
+    mesh: with axes 'data' and 'model'.
+
+  Returns:
+    (state, batch) -> (state, metrics).
+  """
   where = _maker(cfg, mesh)[1]
   return jax.jit(
     functools.partial(train_step, cfg=cfg, mesh=mesh),

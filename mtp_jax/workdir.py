@@ -31,8 +31,9 @@ def load(
     step: of the checkpoint; None takes the newest whole one.
 
   Returns:
-    (model.Model, config.Config, tokenizer), the parameters replicated on this
-    process's devices whatever mesh they were trained on.
+    (model.Model, config.Config, tokenizer), the parameters on this process's
+    first device, whatever mesh they were trained on. While reading, Adam's
+    moments lie there too.
 
   Raises:
     checkpoint.CheckpointError: there is no such checkpoint.

@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # XLA optimises as ever; LLVM, which takes most of the time to compile on a
 # CPU and changes neither the memory nor the FLOPs of a program, does not.
 QUICK = "--xla_backend_optimization_level=0"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 
 

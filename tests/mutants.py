@@ -218,25 +218,32 @@ MUTANTS = [
 
 
 def run_tests(tree: pathlib.Path, tests: set[str]) -> bool:
-  """Whether the tests pass in a tree; a collection error counts as a pass,
-  for it shows nothing of the bug."""
+  """Whether the tests pass in a tree; a loop without end is a failure.
+
+  Raises:
+    RuntimeError: pytest itself did not come so far.
+  """
   names = [f"tests/{name}" for name in sorted(tests)]
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "pytest",
-      "-x",
-      "-q",
-      "-p",
-      "no:cacheprovider",
-      *names,
-    ],
-    cwd=tree,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-  )
+  try:
+    done = subprocess.run(
+      [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *names,
+      ],
+      cwd=tree,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      capture_output=True,
+      text=True,
+      timeout=900,
+    )
+  except subprocess.TimeoutExpired:
+    return False
   if done.returncode not in (0, 1):
     raise RuntimeError(f"pytest {names}: {done.stdout[-2000:]}{done.stderr}")
   return done.returncode == 0

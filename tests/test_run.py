@@ -21,7 +21,7 @@ from mtp_jax import checkpoint, config, metrics, run, tokenizer, workdir
 pytestmark = pytest.mark.filterwarnings(
   "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
 )
-STEPS, SAVE_EVERY = 48, 2
+STEPS, SAVE_EVERY = 50, 2
 
 PROGRAM = """
 import sys
@@ -50,7 +50,7 @@ def home(tmp_path_factory):
     ),
     optim=config.Optim(warmup=5, peak=1e-2),
     train=config.Train(
-      steps=STEPS, save_every=SAVE_EVERY, log_every=1, eval_every=24,
+      steps=STEPS, save_every=SAVE_EVERY, log_every=1, eval_every=25,
       eval_batches=2, sample_tokens=11, max_bad_steps=4,
     ),
   )  # fmt: skip
@@ -109,14 +109,14 @@ def test_writes_what_it_found(unbroken, cfg):
   assert float(found[STEPS]) < 0.7 * float(found[1])
   with (unbroken / "held_out.csv").open() as file:
     rows = list(csv.DictReader(file))
-  assert [r["step"] for r in rows] == ["24", "48"]
+  assert [r["step"] for r in rows] == ["25", "50"]
   for i in (1, 2, 3):
     nats, bits = (float(rows[1][f"{n}_{i}"]) for n in ("nats", "bits_per_byte"))
     # A document of n bytes has n + 1 targets: its end is one.
     assert 0.9 < bits * np.log(2) / nats < 1.1
     assert nats < np.log(259)
   assert 1 <= float(rows[1]["tokens_per_forward_greedy"]) <= 3
-  assert "step 48" in (unbroken / "sample.txt").read_text()
+  assert "step 50" in (unbroken / "sample.txt").read_text()
   assert list((unbroken / "tensorboard").iterdir())
 
 
@@ -198,11 +198,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(home, unbroken, tmp_path):
 
 
 def test_another_config_is_refused_by_its_fields(unbroken, cfg):
-  cfg.model.width, cfg.train.steps, cfg.train.log_every = 24, 50, 7
+  cfg.model.width, cfg.train.steps, cfg.train.log_every = 24, 60, 7
   with pytest.raises(checkpoint.CheckpointError) as error:
     run.fit(cfg, unbroken)
   assert "model.width: 20 in the first, 24 in the second" in str(error.value)
-  assert "train.steps: 48 in the first, 50 in the second" in str(error.value)
+  assert "train.steps: 50 in the first, 60 in the second" in str(error.value)
   assert "log_every" not in str(error.value)
   assert config.load(unbroken / "config.json").model.width == 20
 
@@ -289,7 +289,7 @@ print("equal")
 """
 
 
-def test_a_run_goes_on_another_mesh(run_with_devices, tmp_path):
+def test_a_state_restores_onto_other_meshes(run_with_devices, tmp_path):
   assert run_with_devices(8, MESHES, str(tmp_path / "c")) == "equal\n"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 
+EPSILON = 1e-4  # top-two margin of logits below which a tie may fall either way
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto;
   padding: 0 1rem; color: #222; }
@@ -48,11 +49,17 @@ def write(folder: pathlib.Path, result: dict, codec) -> None:
   same = "identical"
   if last["differences"]:
     parts = html.escape(json.dumps(last["differences"]))
-    same = f"identical but for near-ties of the top two tokens: {parts}"
+    near = max(d["margin"] for d in last["differences"]) <= EPSILON
+    kind = (
+      "identical but for near-ties of the top two tokens"
+      if near
+      else "DIFFERENT"
+    )
+    same = f"{kind}: {parts}"
   page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
 <title>mtp_jax: what the demo found</title><style>{_STYLE}</style>
 <h1>Multi-token prediction on this machine's Python files</h1>
-<p>{html.escape(machine)}; {result["seconds"]} s in all.</p>
+<p>{html.escape(machine)}; {result["seconds"]} s since the command began.</p>
 <img alt="loss, acceptance and speed" src="data:image/png;base64,{image}">
 <h2>Heads, on {result["scores"]["tokens"]:,} held-out tokens</h2>
 {heads_table(result)}
@@ -105,6 +112,7 @@ def draw(folder: pathlib.Path, result: dict) -> plt.Figure:
 
 
 def heads_table(result: dict) -> str:
+  """HTML: a row per head."""
   scores, last = result["scores"], result["decoding"][-1]
   rows = zip(
     scores["bits_per_byte"], scores["accuracy"], last["accepted"], strict=True
@@ -119,6 +127,7 @@ def heads_table(result: dict) -> str:
 
 
 def decoding_table(result: dict) -> str:
+  """HTML: a row per number of heads used."""
   return _table(
     (
       "heads used",
@@ -156,6 +165,7 @@ def passes(tokens: list[int], per_pass: list[int]) -> list[list[int]]:
 
 
 def key(heads: int) -> str:
+  """HTML: the colours of 1 to `heads` tokens."""
   return " ".join(
     f'<span style="{_shade(n)}">&nbsp;{n}&nbsp;</span>'
     for n in range(1, heads + 1)

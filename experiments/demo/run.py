@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import platform
+import sys
 import time
 
 import jax
@@ -43,7 +44,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   begin, folder = time.time(), pathlib.Path(_WORKDIR.value)
-  run.fit(_CONFIG.value.check(), folder)
+  state = run.fit(_CONFIG.value.check(), folder)
+  if int(state.step) < _CONFIG.value.train.steps:
+    sys.exit(f"stopped at step {int(state.step)}; run it again to go on")
   net, cfg, codec = workdir.load(folder)
   _, held = pipeline.pack(cfg.data, codec)
   result = {
@@ -58,6 +61,9 @@ def main(argv: list[str]) -> None:
   (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
   report.write(folder, result, codec)
   show(result, codec)
+  margins = [d["margin"] for e in result["decoding"] for d in e["differences"]]
+  if max(margins, default=0) > report.EPSILON:
+    sys.exit("error: speculative and ordinary decoding differ")
   print(f"report: {folder / 'report.html'}   checkpoint: {folder}/checkpoints")
 
 
@@ -219,7 +225,7 @@ def show(result: dict, codec) -> None:
   predicted = scores["predicted_tokens_per_forward"]
   console.print(
     f"predicted on the files themselves: {predicted:.2f} tokens per forward; "
-    f"{result['seconds']} s in all",
+    f"{result['seconds']} s since the command began",
     highlight=False,
   )
 
@@ -230,7 +236,8 @@ def agreement(entry: dict) -> str:
   if not parts:
     return "identical"
   margin = max(d["margin"] for d in parts)
-  return f"{len(parts)} part at a margin of {margin:.1e} or less"
+  name = "near-ties" if margin <= report.EPSILON else "DIFFERENT"
+  return f"{name}: {len(parts)} part at a margin of {margin:.1e} or less"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from absl import app, flags
 
-from experiments import flops
+from experiments import flops, program
 from experiments.heads_memory import report, rivals, scales
 from mtp_jax import config, loss, optim
 from mtp_jax.model import layers, model
@@ -272,4 +272,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  program.start(main)
