@@ -51,6 +51,7 @@ class Model:
     return self.layers - self.head_layers + self.extra_layers
 
   def check(self) -> None:
+    """Raises ValueError that names the field, its value and the remedy."""
     _check_fields(self, zero=("extra_layers",))
     _one_of("model.head", self.head, HEAD_KINDS)
     _one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
@@ -90,6 +91,7 @@ class Data:
   workers: int = 0  # prefetching worker processes
 
   def check(self) -> None:
+    """Raises ValueError that names the field, its value and the remedy."""
     _check_fields(self, zero=("max_bytes", "workers", "seed"))
     _one_of("data.source", self.source, SOURCES)
     _one_of("data.on_error", self.on_error, ("raise", "skip"))
@@ -111,6 +113,7 @@ class Optim:
   clip: float = 1.0  # global gradient norm
 
   def check(self) -> None:
+    """Raises ValueError that names the field, its value and the remedy."""
     _check_fields(self, zero=("warmup", "end", "beta1", "beta2", "decay"))
     _share(self, "end", 0 <= self.end <= 1)
     for name in ("beta1", "beta2"):
@@ -125,6 +128,7 @@ class Mesh:
   model: int = 1  # tensor parallel
 
   def check(self) -> None:
+    """Raises ValueError that names the field, its value and the remedy."""
     _check_fields(self, any_sign=("data", "model"))
     if (self.data, self.model).count(-1) > 1:
       raise ValueError("only one of mesh.data and mesh.model may be -1")
@@ -153,6 +157,7 @@ class Train:
   max_bad_steps: int = 10  # non-finite steps in a row before stopping
 
   def check(self) -> None:
+    """Raises ValueError that names the field, its value and the remedy."""
     _check_fields(self, zero=("sample_tokens", "seed"))
     _one_of("train.loss", self.loss, LOSSES)
 
@@ -165,6 +170,7 @@ class Decode:
   max_new: int = 256  # tokens
 
   def check(self) -> None:
+    """Raises ValueError that names the field, its value and the remedy."""
     _check_fields(self, zero=("heads",))
 
 
@@ -216,7 +222,11 @@ def from_json(text: str) -> Config:
 
 def from_dict(tree: dict) -> Config:
   """Rebuilds a Config from `dataclasses.asdict`; what is missing keeps its
-  default."""
+  default.
+
+  Raises:
+    ValueError: a field does not exist, or `Config.check` refuses a value.
+  """
   config = Config()
   for section, fields in tree.items():
     if section not in _fields(config):

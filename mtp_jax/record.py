@@ -70,7 +70,11 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def flatten(tree) -> tuple[dict, dict]:
-  """Plain arrays by key path, and the leaves that they stand for."""
+  """Plain arrays by key path, and the leaves that they stand for.
+
+  Raises:
+    ValueError: two leaves have the same key path.
+  """
   arrays, leaves = {}, {}
   for path, leaf in jax.tree.leaves_with_path(tree):
     name = jax.tree_util.keystr(path, simple=True, separator="/")

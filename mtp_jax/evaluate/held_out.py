@@ -75,6 +75,9 @@ def score(
   Returns:
     float32 sums: nats, hits and targets [N]; tokens and passes of the greedy
     and of the sampled walk.
+
+  Raises:
+    ValueError: windows shorter than N.
   """
   N = net.cfg.n_future
   B, T = tokens.shape[0], tokens.shape[1] - N

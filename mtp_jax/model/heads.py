@@ -72,6 +72,7 @@ class Heads(nnx.Module):
     return call(layer, x)
 
   def normalise(self, x: jax.Array) -> jax.Array:
+    """The norm before the unembedding, on x [..., D]."""
     return layers.rms_norm(x, self.norm[...], self.cfg.norm_eps)
 
   def __call__(self, z: jax.Array, ctx: layers.Context) -> jax.Array:

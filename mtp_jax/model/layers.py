@@ -67,6 +67,7 @@ def param(
 
 
 def ones(width: int) -> nnx.Param:
+  """A norm's scale [width], float32."""
   return nnx.Param(jnp.ones((width,), jnp.float32), axes=(None,))
 
 
