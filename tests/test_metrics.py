@@ -37,7 +37,7 @@ def test_csv_and_events_hold_the_numbers(tmp_path):
   writer.write_text("sample", 20, "a text")
   assert rows(tmp_path / "w/train.csv") == [  # before it is closed
     {"step": "10", "loss": "1.5", "nats_1": "0.25"},
-    {"step": "20", "loss": "1.25", "nats_1": "0.333333"},
+    {"step": "20", "loss": "1.25", "nats_1": "0.333333333"},
   ]
   writer.close()
   assert rows(tmp_path / "w/held_out.csv") == [{"step": "20", "loss": "7"}]
