@@ -20,18 +20,19 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 def run_with_devices():
   """Runs a program on CPU devices and returns what it prints."""
 
-  def run(devices: int, program: str, *arguments: str, timeout=300) -> str:
+  def run(devices: int, program: str, *arguments: str, **variables: str) -> str:
     env = os.environ | {
       "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
       "JAX_PLATFORMS": "cpu",
       "PYTHONPATH": str(ROOT),
+      **variables,
     }
     done = subprocess.run(
       [sys.executable, "-c", program, *arguments],
       env=env,
       capture_output=True,
       text=True,
-      timeout=timeout,
+      timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

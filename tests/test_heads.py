@@ -10,6 +10,7 @@ import pytest
 
 from mtp_jax import config
 from mtp_jax.model import heads, layers
+from tests import parameters
 
 B, T, D, F, H, K, V, N = 5, 7, 12, 17, 3, 1, 19, 3
 CFG = config.Model(
@@ -26,38 +27,16 @@ CFG = config.Model(
 CLOSE = {"rtol": 2e-5, "atol": 2e-5}
 
 
-# What compiles slowly and runs once.
-quick_jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-  },
-)
-
-
-def normal(seed, *shape):
-  values = np.random.default_rng(seed).standard_normal(shape)
-  return jnp.asarray(values, jnp.float32)
-
-
 def filled(kind, **changes):
   """Heads of a kind with parameters of which none is special."""
   cfg = dataclasses.replace(CFG, head=kind, **changes)
-  made = jax.eval_shape(lambda k: heads.Heads(cfg, k), jax.random.key(0))
-
-  def fill(path, leaf):
-    name = jax.tree_util.keystr(path)
-    values = normal(sum(map(ord, name)), *leaf.shape)
-    return 1 + 0.3 * values if "norm" in name else 0.3 * values
-
-  return jax.tree_util.tree_map_with_path(fill, made)
+  return parameters.filled(lambda key: heads.Heads(cfg, key), 0.3)
 
 
 @functools.cache
 def born(kind):
   cfg = dataclasses.replace(CFG, head=kind)
-  return quick_jit(lambda key: heads.Heads(cfg, key))(jax.random.key(0))
+  return jax.jit(lambda key: heads.Heads(cfg, key))(jax.random.key(0))
 
 
 def np_norm(x, scale):
@@ -68,7 +47,7 @@ def np_norm(x, scale):
 
 @pytest.fixture(scope="module")
 def z():
-  return normal(1, B, T, D)
+  return parameters.normal(1, B, T, D)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +214,7 @@ def test_remat_changes_no_number(kind, z, ctx):
   def gradient(remat):
     made = filled(kind, remat=remat)
     total = jax.value_and_grad(lambda f: jnp.sin(f(z, ctx)).sum())
-    return jax.tree.leaves(quick_jit(total)(made))
+    return jax.tree.leaves(jax.jit(total)(made))
 
   want = gradient("none")
   for a, b in zip(gradient("full"), want, strict=True):

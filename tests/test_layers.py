@@ -1,7 +1,6 @@
 """Layers against plain numpy, written from the formulas in float64."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 
 from mtp_jax import config
 from mtp_jax.model import layers
+from tests import parameters
 
 # H/K = 3 query heads share a kv head; D = H C.
 B, T, S, D, F, H, K, C = 5, 11, 13, 60, 37, 6, 2, 10
@@ -25,21 +25,6 @@ CFG = config.Model(
 )
 # float32 rounds to 6e-8; the sums here have up to 60 terms of size about 1.
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-# Random numbers compile slowly, and run once here.
-quick_jit = functools.partial(
-  jax.jit,
-  compiler_options={
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-  },
-)
-
-
-def normal(seed, *shape):
-  values = np.random.default_rng(seed).standard_normal(shape)
-  return jnp.asarray(values, jnp.float32)
 
 
 def wide(x):
@@ -115,8 +100,8 @@ def block():
   def fill(path, leaf):
     seed = sum(map(ord, jax.tree_util.keystr(path)))
     if leaf.ndim == 1:
-      return 1 + 0.3 * normal(seed, *leaf.shape)
-    return 0.15 * normal(seed, *leaf.shape)
+      return 1 + 0.3 * parameters.normal(seed, *leaf.shape)
+    return 0.15 * parameters.normal(seed, *leaf.shape)
 
   return jax.tree_util.tree_map_with_path(fill, made)
 
@@ -131,7 +116,7 @@ def segments():
 
 
 def test_rms_norm():
-  x, scale = 3 * normal(1, B, T, D), normal(2, D)
+  x, scale = 3 * parameters.normal(1, B, T, D), parameters.normal(2, D)
   norm = jax.jit(layers.rms_norm)
   got = norm(x, scale, CFG.norm_eps)
   np.testing.assert_allclose(got, np_norm(x, scale), **CLOSE)
@@ -141,7 +126,7 @@ def test_rms_norm():
 
 def test_rms_norm_works_in_float32():
   """Rounded once, at the end: a mean of squares in bfloat16 shows."""
-  x = jnp.asarray(normal(1, T, D), jnp.bfloat16)
+  x = jnp.asarray(parameters.normal(1, T, D), jnp.bfloat16)
   got = layers.rms_norm(x, jnp.ones(D), 1e-6)
   assert got.dtype == jnp.bfloat16
   rms = np.sqrt(np.mean(wide(x) ** 2, -1, keepdims=True) + 1e-6)
@@ -150,7 +135,7 @@ def test_rms_norm_works_in_float32():
 
 
 def test_rotate():
-  x = normal(3, B, T, H, C)
+  x = parameters.normal(3, B, T, H, C)
   positions = jnp.asarray(np.random.default_rng(4).integers(0, 1000, (B, T)))
   ctx = layers.context(positions, jnp.ones((B, 1, T, T), bool), CFG)
   # Angles up to 1000 carry 1000 x 6e-8 of rounding.
@@ -162,7 +147,7 @@ def test_rotate():
 
 def test_rotation_knows_distances_only():
   """Scores of q at m and k at s depend on m - s, and do depend on it."""
-  q, k = normal(5, 1, T, H, C), normal(6, 1, T, H, C)
+  q, k = parameters.normal(5, 1, T, H, C), parameters.normal(6, 1, T, H, C)
 
   @jax.jit
   def scores(shift_q, shift_k):
@@ -178,7 +163,7 @@ def test_rotation_knows_distances_only():
 
 
 def test_project_kv(block):
-  x, positions = normal(7, B, T, D), jnp.arange(T) + 3
+  x, positions = parameters.normal(7, B, T, D), jnp.arange(T) + 3
   positions = jnp.broadcast_to(positions, (B, T))
   ctx = layers.context(positions, None, CFG)
   got_kv = jax.jit(lambda f, x: f.project_kv(x, ctx))(block, x)
@@ -191,7 +176,11 @@ def test_project_kv(block):
 
 def test_mix(block):
   """T queries over S keys under any mask, positions of their own per row."""
-  x, k, v = normal(8, B, T, D), normal(9, B, S, K, C), normal(10, B, S, K, C)
+  x, k, v = (
+    parameters.normal(8, B, T, D),
+    parameters.normal(9, B, S, K, C),
+    parameters.normal(10, B, S, K, C),
+  )
   positions = jnp.arange(T) + 2 * jnp.arange(B)[:, None]
   mask = jnp.asarray(np.random.default_rng(11).random((B, T, S)) < 0.6)
   mask = mask.at[:, :, 0].set(True)  # no row without any key
@@ -205,7 +194,7 @@ def test_mix(block):
 @pytest.mark.parametrize("mask_documents", [True, False])
 def test_block(block, segments, mask_documents):
   cfg = dataclasses.replace(CFG, mask_documents=mask_documents)
-  x = normal(12, B, T, D)
+  x = parameters.normal(12, B, T, D)
   positions = np.broadcast_to(np.arange(T), (B, T))
   mask = np.zeros((B, T, T), bool)
   for b, t, s in np.ndindex(mask.shape):
@@ -229,10 +218,14 @@ def test_what_a_position_sees(block, segments, mask_documents):
   @jax.jit
   def influence(x):
     pull = jax.vjp(lambda x: block(x[None], ctx)[0], x)[1]
-    each = jnp.eye(T)[:, :, None] * normal(17, T, 1, D)  # one t at a time
+    each = jnp.eye(T)[:, :, None] * parameters.normal(
+      17, T, 1, D
+    )  # one t at a time
     return jnp.abs(jax.vmap(pull)(each)[0]).max(-1)
 
-  seen = influence(normal(13, T, D)) > 0  # exactly 0 outside the mask
+  seen = (
+    influence(parameters.normal(13, T, D)) > 0
+  )  # exactly 0 outside the mask
   t, s = np.indices((T, T))
   same = np.asarray(row[0])[t] == np.asarray(row[0])[s]
   np.testing.assert_array_equal(seen, (s <= t) & (same | (not mask_documents)))
@@ -253,7 +246,7 @@ def test_birth():
   cfg = dataclasses.replace(
     CFG, width=240, mlp=211, layers=13, extra_layers=2, norm_eps=1e-5
   )
-  made = quick_jit(lambda key: layers.Block(cfg, key))(jax.random.key(1))
+  made = jax.jit(lambda key: layers.Block(cfg, key))(jax.random.key(1))
   added = (2 * 15) ** -0.5
   for name in WEIGHTS:
     value = getattr(made, name)[...]
@@ -270,7 +263,7 @@ def test_birth():
 
 def test_stack_is_its_layers():
   key = jax.random.key(2)
-  make = quick_jit(lambda k: layers.Block(CFG, k))
+  make = jax.jit(lambda k: layers.Block(CFG, k))
   stacked = layers.stack(make, key, 3)
   for i, k in enumerate(jax.random.split(key, 3)):
     alone = make(k)
@@ -283,13 +276,16 @@ def test_stack_is_its_layers():
 
 def gradients(block, x, ctx, policy):
   call = layers.rematerialise(lambda f, x: f(x, ctx), policy)
-  return quick_jit(
+  return jax.jit(
     jax.value_and_grad(lambda f, x: jnp.sin(call(f, x)).sum(), (0, 1))
   )(block, x)
 
 
 def test_rematerialise_changes_no_number(block, segments):
-  x, ctx = normal(14, B, T, D), layers.training_context(segments, CFG)
+  x, ctx = (
+    parameters.normal(14, B, T, D),
+    layers.training_context(segments, CFG),
+  )
   want = gradients(block, x, ctx, "none")
   for policy in ("dots", "full"):
     got = gradients(block, x, ctx, policy)
@@ -303,7 +299,10 @@ def test_rematerialise_changes_no_number(block, segments):
 
 def test_rematerialise_keeps_what_it_says(block, segments):
   """Sizes of what waits for the backward pass; parameters always do."""
-  x, ctx = normal(15, B, T, D), layers.training_context(segments, CFG)
+  x, ctx = (
+    parameters.normal(15, B, T, D),
+    layers.training_context(segments, CFG),
+  )
 
   def kept(policy):
     call = layers.rematerialise(lambda f, x: f(x, ctx), policy)
@@ -335,17 +334,17 @@ def test_barriers_outside_of_scans():
 def test_bfloat16_activations(block, segments):
   """Parameters and their gradients stay float32."""
   ctx = layers.training_context(segments, CFG)
-  x = jnp.asarray(normal(16, B, T, D), jnp.bfloat16)
+  x = jnp.asarray(parameters.normal(16, B, T, D), jnp.bfloat16)
 
   def total(f, x):
     y = f(x, ctx)
     assert y.dtype == jnp.bfloat16
     return y.astype(jnp.float32).sum()
 
-  grads, dx = quick_jit(jax.grad(total, (0, 1)))(block, x)
+  grads, dx = jax.jit(jax.grad(total, (0, 1)))(block, x)
   assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
   assert dx.dtype == jnp.bfloat16
-  run = quick_jit(lambda f, x: f(x, ctx).astype(jnp.float32))
+  run = jax.jit(lambda f, x: f(x, ctx).astype(jnp.float32))
   got, want = run(block, x), run(block, x.astype(jnp.float32))
   # A dozen roundings of 2^-9 each, on values of up to about 6.
   np.testing.assert_allclose(got, want, atol=0.1)

@@ -1,10 +1,6 @@
 """The whole model: scan against loop, counts, metadata, plain JAX on it."""
 
 import dataclasses
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
-import mtp_jax
 from mtp_jax import config
 from mtp_jax.model import layers, model
+from tests import parameters
 
 B, T, D, F, H, K, V, N = 5, 11, 12, 17, 6, 2, 23, 3
 CFG = config.Model(
@@ -35,22 +31,10 @@ QUICK = {
 }
 
 
-def normal(seed, *shape):
-  values = np.random.default_rng(seed).standard_normal(shape)
-  return jnp.asarray(values, jnp.float32)
-
-
 def filled(**changes):
   """A model with parameters of which none is special."""
   cfg = dataclasses.replace(CFG, **changes)
-  made = jax.eval_shape(lambda k: model.Model(cfg, k), jax.random.key(0))
-
-  def fill(path, leaf):
-    name = jax.tree_util.keystr(path)
-    values = normal(sum(map(ord, name)), *leaf.shape)
-    return 1 + 0.3 * values if "norm" in name else 0.25 * values
-
-  return jax.tree_util.tree_map_with_path(fill, made)
+  return parameters.filled(lambda key: model.Model(cfg, key), 0.25)
 
 
 @pytest.fixture(scope="module")
@@ -290,20 +274,7 @@ print("trained")
 """
 
 
-def test_trains_without_nnx_graphs():
+def test_trains_without_nnx_graphs(run_with_devices):
   """Plain jit, grad and optax on the module, with every NNX machinery off."""
-  env = os.environ | {
-    "NNX_GRAPH_MODE": "false",
-    "NNX_GRAPH_UPDATES": "false",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "PYTHONPATH": str(pathlib.Path(mtp_jax.__file__).parents[1]),
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", TRAIN],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.stdout == "trained\n", done.stderr[-3000:]
+  off = {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}
+  assert run_with_devices(1, TRAIN, **off) == "trained\n"

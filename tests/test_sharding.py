@@ -1,9 +1,5 @@
 """Sharding: eight devices compute what one does, each holding its part."""
 
-import os
-import pathlib
-import subprocess
-import sys
 import types
 
 import jax
@@ -13,7 +9,6 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import mtp_jax
 from mtp_jax import config, sharding
 
 
@@ -228,18 +223,5 @@ print("equal")
 """
 
 
-def test_eight_devices():
-  env = os.environ | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "PYTHONPATH": str(pathlib.Path(mtp_jax.__file__).parents[1]),
-  }
-  done = subprocess.run(
-    [sys.executable, "-c", EIGHT],
-    env=env,
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.stdout == "equal\n", done.stderr[-3000:]
+def test_eight_devices(run_with_devices):
+  assert run_with_devices(8, EIGHT) == "equal\n"
