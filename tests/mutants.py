@@ -112,7 +112,7 @@ MUTANTS = [
     "mtp_jax/decode/network.py",
     "return layers.context(positions, mask, self.cfg)",
     "return layers.context(positions + places.ndim - 1, mask, self.cfg)",
-    "test_network.py::test_one_place_equals_the_whole_window",
+    "test_network.py::test_windows_at_ragged_starts_equal_the_uncached_model",
   ),
   Mutant(
     "cache seen one position short",
