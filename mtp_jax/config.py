@@ -14,6 +14,7 @@ import pathlib
 import typing
 
 HEAD_KINDS = ("parallel", "linear", "causal", "anticausal", "unembedding")
+ATTENTION = ("auto", "xla", "cudnn", "splash")
 LOSSES = ("serial", "checkpointed", "formula")
 REMAT_POLICIES = ("none", "dots", "full")
 SOURCES = ("python", "text", "jsonl", "array_record")
@@ -39,6 +40,7 @@ class Model:
   mask_documents: bool = True  # no attention across documents
   dtype: str = "float32"  # activations; parameters stay float32
   remat: str = "none"  # one of REMAT_POLICIES
+  attention: str = "auto"  # one of ATTENTION; auto: the platform's own
 
   @property
   def head_layers(self) -> int:
@@ -56,6 +58,7 @@ class Model:
     _one_of("model.head", self.head, HEAD_KINDS)
     _one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
     _one_of("model.remat", self.remat, REMAT_POLICIES)
+    _one_of("model.attention", self.attention, ATTENTION)
     _divides("model.width", self.width, "model.attn_heads", self.attn_heads)
     _divides(
       "model.attn_heads", self.attn_heads, "model.kv_heads", self.kv_heads

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax import cross_entropy
+from mtp_jax.model import attention, layers, model
 from mtp_jax.model import heads as heads_lib
-from mtp_jax.model import layers, model
 
 
 def future_targets(
@@ -160,6 +160,7 @@ def token_loss(
   block: int = 256,
   shards: int = 1,
   rows: jax.sharding.NamedSharding | None = None,
+  kernel: attention.Kernel = attention.xla,
 ) -> tuple[jax.Array, jax.Array]:
   """Trunk and loss of a batch.
 
@@ -174,6 +175,7 @@ def token_loss(
     rows: on a mesh, the sharding of z's batch axis. XLA would otherwise split
       z's width as FSDP splits the parameters', and sum every block's logits
       over all devices.
+    kernel: of the attention, see `layers.training_context`.
 
   Returns:
     (scaled total, summed nats per head [N]).
@@ -184,12 +186,13 @@ def token_loss(
   if loss not in IMPLEMENTATIONS:
     known = ", ".join(IMPLEMENTATIONS)
     raise ValueError(f"no loss {loss!r}; choose one of {known}")
-  ctx = layers.training_context(segments, net.cfg)
+  ctx = layers.training_context(segments, net.cfg, kernel)
   z = net.run_trunk(tokens, ctx)
   if rows is not None:
     z = jax.lax.with_sharding_constraint(z, rows)
   call = IMPLEMENTATIONS[loss]
-  return call(net.heads, z, ctx, targets, scale, block=block, shards=shards)
+  with jax.named_scope("heads"):
+    return call(net.heads, z, ctx, targets, scale, block=block, shards=shards)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

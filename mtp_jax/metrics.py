@@ -206,9 +206,9 @@ def flops_per_token(cfg: config.Model, seq_len: int) -> float:
   return 6.0 * (count["layers"] + unembeddings) + attention
 
 
-def peak_flops() -> float | None:
+def peak_flops(devices: list[jax.Device] | None = None) -> float | None:
   """bfloat16 FLOP/s of all devices together, None where it is not known."""
-  devices = jax.devices()
+  devices = jax.devices() if devices is None else devices
   for name in sorted(PEAK_FLOPS, key=len, reverse=True):
     if devices[0].device_kind.startswith(name):
       return PEAK_FLOPS[name] * len(devices)

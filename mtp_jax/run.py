@@ -184,7 +184,8 @@ class _Run:
       )
       for i in range(self.cfg.train.eval_batches)
     )
-    found = held_out.measure(net, batches)
+    kernel = train_lib.attention_kernel(self.cfg.model, self.mesh)
+    found = held_out.measure(net, batches, kernel=kernel)
     values = self._per_head(found["nats"], self.held_out)
     accuracy = found["accuracy"]
     values |= {f"accuracy_{i}": x for i, x in enumerate(accuracy, 1)}

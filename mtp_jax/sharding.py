@@ -4,6 +4,8 @@ Parameters are born with logical axes in their metadata (`model/layers.py`);
 this module knows only those names, not the model.
 """
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from flax import nnx
@@ -87,12 +89,45 @@ def shardings(tree, mesh: jax.sharding.Mesh, rules: dict = RULES):
 def gathered(param: nnx.Variable, mesh: jax.sharding.Mesh) -> nnx.Variable:
   """`param` collected from the 'data' axis, still split over 'model'.
 
-  What a loop reads at every turn is gathered once, before it, not inside.
+  What a loop reads at every turn is gathered once, before it, not inside. Its
+  gradient is split as it is summed, a reduce-scatter where the compiler has
+  one: the constraint's own transpose would leave it whole on every device.
   """
   rules = {k: v for k, v in RULES.items() if v != "data"}
-  where = shardings(param, mesh, rules).get_value()
-  return param.replace(
-    jax.lax.with_sharding_constraint(param.get_value(), where)
+  split, whole = (shardings(param, mesh, r).get_value() for r in (RULES, rules))
+
+  @jax.custom_vjp
+  def gather(x):
+    return jax.lax.with_sharding_constraint(x, whole)
+
+  gather.defvjp(
+    lambda x: (gather(x), None),
+    lambda _, g: (jax.lax.with_sharding_constraint(g, split),),
+  )
+  return param.replace(gather(param.get_value()))
+
+
+def local(
+  fun: Callable, mesh: jax.sharding.Mesh, inputs: tuple, output: tuple
+) -> Callable:
+  """`fun` called by each device on its own part, for what XLA cannot split.
+
+  Args:
+    fun: a function of arrays whose parts need nothing of each other.
+    mesh: see `make_mesh`.
+    inputs: for each argument its logical axes, or None where they are whole.
+    output: the result's logical axes.
+  """
+
+  def spec(axes):
+    return P(*(RULES.get(axis) for axis in axes))
+
+  return jax.shard_map(
+    fun,
+    mesh=mesh,
+    in_specs=tuple(spec(axes) for axes in inputs),
+    out_specs=spec(output),
+    check_vma=False,  # a Pallas kernel does not say how its result varies
   )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mtp_jax import config, loss, optim, sharding
-from mtp_jax.model import model
+from mtp_jax.model import attention, model
 
 
 @jax.tree_util.register_dataclass
@@ -90,11 +90,12 @@ def train_step(
   norm = optax.tree.norm(grads)
   good = jnp.isfinite(total) & jnp.isfinite(norm)
   tx = optim.make(cfg.optim, cfg.train.steps)
-  updates, opt = tx.update(grads, state.opt, state.model)
-  new = optax.apply_updates(state.model, updates), opt
-  net, opt = jax.tree.map(
-    lambda new, old: jnp.where(good, new, old), new, (state.model, state.opt)
-  )
+  with jax.named_scope("update"):
+    updates, opt = tx.update(grads, state.opt, state.model)
+    new = optax.apply_updates(state.model, updates), opt
+    net, opt = jax.tree.map(
+      lambda new, old: jnp.where(good, new, old), new, (state.model, state.opt)
+    )
   bad = jnp.where(good, 0, state.bad + 1)
   found = {
     "loss": total,
@@ -128,6 +129,7 @@ def _gradient(net, scale, cfg, mesh, tokens, segments):
       block=cfg.train.loss_block,
       shards=mesh.shape["data"],
       rows=sharding.batch_sharding(mesh),
+      kernel=attention_kernel(cfg.model, mesh),
     )
 
   (total, nats), grads = jax.value_and_grad(objective, has_aux=True)(net)
@@ -151,6 +153,18 @@ def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
     out_shardings=(where, None),
     donate_argnums=0,
   )
+
+
+@functools.cache  # one function per setting: others compile anew for it
+def attention_kernel(
+  cfg: config.Model, mesh: jax.sharding.Mesh
+) -> attention.Kernel:
+  """The attention that `cfg.attention` names, on the devices of `mesh`."""
+  kernel = attention.choose(cfg.attention, mesh.devices.flat[0].platform)
+  if kernel is attention.xla:
+    return kernel
+  q, kv = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+  return sharding.local(kernel, mesh, (q, kv, kv, ("batch", None)), q)
 
 
 def _maker(cfg, mesh):

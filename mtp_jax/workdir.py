@@ -15,6 +15,7 @@ from mtp_jax.model import model
 # things lie and how often they are written, not what is computed.
 _FREE = {
   "data": ("path", "cache", "workers", "tokenizer"),
+  "model": ("attention",),
   "train": (
     "log_every eval_every eval_batches sample_tokens save_every keep loss_block"
   ).split(),

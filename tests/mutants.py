@@ -96,9 +96,16 @@ MUTANTS = [
   Mutant(
     "document mask missing",
     "mtp_jax/model/layers.py",
-    "  if cfg.mask_documents:",
-    "  if not cfg.mask_documents:",
+    "segments if cfg.mask_documents else None",
+    "None if cfg.mask_documents else segments",
     "test_layers.py::test_what_a_position_sees",
+  ),
+  Mutant(
+    "splash attention's queries not scaled",
+    "mtp_jax/model/attention.py",
+    "C**-0.5",
+    "C**-0.0",
+    "test_attention.py::test_equals_the_formula",
   ),
   Mutant(
     "rotation of the wrong sign",
@@ -110,8 +117,8 @@ MUTANTS = [
   Mutant(
     "rotary position off by one at the accepted place",
     "mtp_jax/decode/network.py",
-    "return layers.context(positions, mask, self.cfg)",
-    "return layers.context(positions + places.ndim - 1, mask, self.cfg)",
+    "return layers.context(positions, attend, self.cfg)",
+    "return layers.context(positions + places.ndim - 1, attend, self.cfg)",
     "test_network.py::test_windows_at_ragged_starts_equal_the_uncached_model",
   ),
   Mutant(

@@ -88,7 +88,7 @@ class Network:
 
     def run(slot, block, x):
       write(slot, block, x)
-      return _attend(block, x, ctx, cache[slot])
+      return block.mix(x, ctx, *cache[slot])
 
     x = self.embed[tokens].astype(self.cfg.dtype)
     for slot, block in enumerate(self.trunk):
@@ -116,7 +116,7 @@ class Network:
     if self.cfg.head == "parallel":
       ctx = self._context(memory.start, at, memory.cache)
       kv = memory.cache[len(self.trunk) + head]
-      x = _attend(self.heads[head], x, ctx, kv)
+      x = self.heads[head].mix(x, ctx, *kv)
     elif self.cfg.head == "linear":
       x = self.heads[head](x, None)
     x = layers.rms_norm(x, self.norm, self.cfg.norm_eps)
@@ -136,8 +136,9 @@ class Network:
   def _context(self, start, places, cache):
     positions = start[:, None] + places
     slots = jnp.arange(cache[0][0].shape[2])
-    mask = slots <= positions[:, None, :, None]
-    return layers.context(positions, mask, self.cfg)
+    mask = slots <= positions[:, None, :, None]  # [B, 1, W, S]
+    attend = jax.tree_util.Partial(_attend_cache, mask)
+    return layers.context(positions, attend, self.cfg)
 
 
 def prepare(net: model.Model) -> Network:
@@ -167,9 +168,10 @@ def prepare(net: model.Model) -> Network:
   )
 
 
-def _attend(block, x, ctx, kv):
-  """`block.mix` over a cache (k, v) that lies as [B, K, S, C]."""
-  return block.mix(x, ctx, *(jnp.swapaxes(a, 1, 2) for a in kv))
+def _attend_cache(mask, q, k, v):
+  """Attention of q [B, W, H, C] over a cache's k and v [B, K, S, C]."""
+  k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+  return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
 def _write(cache, new, start):

@@ -16,11 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax import cross_entropy, loss
-from mtp_jax.model import layers, model
+from mtp_jax.model import attention, layers, model
 
 
 def measure(
-  net: model.Model, batches: Iterable[dict], *, block: int = 64
+  net: model.Model,
+  batches: Iterable[dict],
+  *,
+  block: int = 64,
+  kernel: attention.Kernel = attention.xla,
 ) -> dict[str, np.ndarray]:
   """Averages of `score` over batches.
 
@@ -28,6 +32,7 @@ def measure(
     net: the model.
     batches: dicts of tokens and segments, each [B, T+N] int32, T >= N.
     block: positions whose logits are alive at once.
+    kernel: of the attention, see `layers.training_context`.
 
   Returns:
     nats [N]: mean loss of each head, nats per token.
@@ -40,7 +45,9 @@ def measure(
   """
   sums = None
   for batch in batches:
-    new = score(net, batch["tokens"], batch["segments"], block=block)
+    new = score(
+      net, batch["tokens"], batch["segments"], block=block, kernel=kernel
+    )
     sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
   if sums is None:
     raise ValueError("there is no batch to measure on")
@@ -54,9 +61,14 @@ def measure(
   }
 
 
-@functools.partial(jax.jit, static_argnames="block")
+@functools.partial(jax.jit, static_argnames=("block", "kernel"))
 def score(
-  net: model.Model, tokens: jax.Array, segments: jax.Array, *, block: int = 64
+  net: model.Model,
+  tokens: jax.Array,
+  segments: jax.Array,
+  *,
+  block: int = 64,
+  kernel: attention.Kernel = attention.xla,
 ) -> dict[str, jax.Array]:
   """Sums over one batch, from which `measure` takes means.
 
@@ -71,6 +83,7 @@ def score(
     segments: [B, T+N] int32 document numbers, 0 for none.
     block: positions whose logits are alive at once, for one head beside
       head 1.
+    kernel: of the attention; one program per kernel.
 
   Returns:
     float32 sums: nats, hits and targets [N]; tokens and passes of the greedy
@@ -84,7 +97,7 @@ def score(
   if T < N:
     raise ValueError(f"windows of {T} tokens hold no draft of {N} heads")
   targets = loss.future_targets(tokens, segments, N)
-  ctx = layers.training_context(segments[:, :T], net.cfg)
+  ctx = layers.training_context(segments[:, :T], net.cfg, kernel)
   hidden = net.heads(net.run_trunk(tokens[:, :T], ctx), ctx)
   block = min(block, T)
   pad = -T % block

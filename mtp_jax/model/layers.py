@@ -1,5 +1,6 @@
 """The Llama 2 transformer layer: RMSNorm, rotary attention, SwiGLU."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,38 +9,52 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtp_jax import config
+from mtp_jax.model import attention
 
 
 class Context(NamedTuple):
-  """What every layer of one pass shares: rotation and attention mask."""
+  """What every layer of one pass shares: rotation, and how it attends."""
 
   cos: jax.Array  # [B, T, 1, C/2] float32
   sin: jax.Array  # [B, T, 1, C/2] float32
-  mask: jax.Array  # [B, 1, T, S] bool, true where position t may look at s
+  attend: jax.tree_util.Partial  # (q [B, T, H, C], k, v) -> [B, T, H, C]
 
 
 def context(
-  positions: jax.Array, mask: jax.Array, cfg: config.Model
+  positions: jax.Array, attend: jax.tree_util.Partial, cfg: config.Model
 ) -> Context:
-  """Rotary angles of `positions` [B, T] int32, beside `mask` [B, 1, T, S]."""
+  """Rotary angles of `positions` [B, T] int32, beside `attend`."""
   channels = cfg.width // cfg.attn_heads
   frequency = cfg.rope_theta ** (
     -jnp.arange(0, channels, 2, dtype=jnp.float32) / channels
   )
   angle = positions[..., None, None].astype(jnp.float32) * frequency
-  return Context(jnp.cos(angle), jnp.sin(angle), mask)
+  return Context(jnp.cos(angle), jnp.sin(angle), attend)
 
 
-def training_context(segments: jax.Array, cfg: config.Model) -> Context:
-  """Causal context of whole windows; `segments` [B, T] int32 tells documents
-  apart, and with `cfg.mask_documents` no position sees another document."""
-  T = segments.shape[1]
-  positions = jnp.arange(T)
-  mask = (positions[:, None] >= positions)[None, None]
-  if cfg.mask_documents:
-    mask = mask & (segments[:, None, :, None] == segments[:, None, None, :])
-  mask = jnp.broadcast_to(mask, (segments.shape[0], 1, T, T))
-  return context(jnp.broadcast_to(positions, segments.shape), mask, cfg)
+def training_context(
+  segments: jax.Array,
+  cfg: config.Model,
+  kernel: attention.Kernel = attention.xla,
+) -> Context:
+  """Causal context of whole windows.
+
+  Args:
+    segments: [B, T] int32 tells documents apart; with `cfg.mask_documents` no
+      position sees another document.
+    cfg: the model's settings.
+    kernel: from `attention.choose`, on a mesh within `sharding.local`.
+  """
+  documents = segments if cfg.mask_documents else None
+  attend = jax.tree_util.Partial(
+    functools.partial(_attend_window, kernel), documents
+  )
+  positions = jnp.arange(segments.shape[1])
+  return context(jnp.broadcast_to(positions, segments.shape), attend, cfg)
+
+
+def _attend_window(kernel, documents, q, k, v):
+  return kernel(q, k, v, documents)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -113,10 +128,10 @@ class Block(nnx.Module):
   def mix(
     self, x: jax.Array, ctx: Context, k: jax.Array, v: jax.Array
   ) -> jax.Array:
-    """Attention of x [B, T, D] over k, v [B, S, K, C], then the MLP."""
+    """Attention of x [B, T, D] over k, v as `ctx` takes them, then the MLP."""
     y = rms_norm(x, self.attn_norm[...], self.cfg.norm_eps)
     q = rotate(jnp.einsum("BTD,DHC->BTHC", y, self.wq.astype(x.dtype)), ctx)
-    y = jax.nn.dot_product_attention(q, k, v, mask=ctx.mask)
+    y = ctx.attend(q, k, v)
     x = x + jnp.einsum("BTHC,HCD->BTD", y, self.wo.astype(x.dtype))
     y = rms_norm(x, self.mlp_norm[...], self.cfg.norm_eps)
     gate = jax.nn.silu(y @ self.w_gate.astype(x.dtype))

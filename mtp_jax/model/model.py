@@ -43,7 +43,8 @@ class Model(nnx.Module):
       return block(x, ctx), None
 
     layer = layers.rematerialise(layer, self.cfg.remat, scanned=True)
-    return jax.lax.scan(layer, self.look_up(tokens), self.trunk)[0]
+    with jax.named_scope("trunk"):  # for profiles and `experiments.plan`
+      return jax.lax.scan(layer, self.look_up(tokens), self.trunk)[0]
 
   def __call__(
     self, tokens: jax.Array, segments: jax.Array | None = None
