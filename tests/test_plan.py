@@ -1,0 +1,183 @@
+"""Plans for TPU slices, made with the TPU compiler itself."""
+
+import copy
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from experiments import aot, plan, schedule
+from mtp_jax import config, metrics
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = config.Config(
+  model=config.Model(
+    vocab=520, width=256, mlp=512, layers=4, attn_heads=4, kv_heads=2,
+    n_future=2, dtype="bfloat16", remat="full",
+  ),
+  data=config.Data(seq_len=384, batch=8),
+  train=config.Train(loss_block=64, accumulate=2),
+  mesh=config.Mesh(data=2, model=2),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def planned():
+  return plan.training(copy.deepcopy(CONFIG).check(), "v5e:2x2")
+
+
+def test_a_training_step_for_four_chips(planned):
+  assert planned.fits
+  assert (planned.chips, planned.mesh) == (4, {"data": 2, "model": 2})
+  assert planned.rows == 2  # 8 rows, 2 microbatches, 2 chips along 'data'
+  assert planned.peak_flops == 4 * metrics.PEAK_FLOPS["TPU v5 lite"]
+  parameters = planned.state["parameters"]
+  # Two moments, and a few counts; norms are whole on every chip.
+  assert planned.state["optimiser state"] == pytest.approx(
+    2 * parameters, abs=64
+  )
+  assert planned.compiled.arguments >= 3 * parameters
+  assert planned.needed < planned.hbm == int(15.75 * aot.GIB)
+  assert planned.compiled.temporaries > parameters  # gradients are there
+
+
+def test_the_attention_kernel_is_in_the_step(planned):
+  """Forward in trunk and heads and again in the trunk's backward pass; two
+  backward kernels (dq; dk and dv) in both. No scores are left."""
+  text = planned.compiled.text
+  for kernel, times in (("fwd", 3), ("dq", 2), ("dkv", 2)):
+    calls = re.findall(
+      rf"^  %splash_mha_{kernel}\S* = .*custom-call", text, re.M
+    )
+    assert len(calls) == times, kernel
+  assert "[2,384,64]" in text  # one row's queries, by head
+  assert "384,384]" not in text
+
+
+def test_flops_count_every_turn(planned):
+  """Six per parameter and token, eight where a layer is run again."""
+  tokens = CONFIG.data.batch * CONFIG.data.seq_len
+  D, V, N = CONFIG.model.width, CONFIG.model.vocab, CONFIG.model.n_future
+  layer = D * D + 2 * D * (D // 2) + D * D + 3 * D * CONFIG.model.mlp
+  scores = 2 * CONFIG.data.seq_len * D  # q k and weights v, none masked away
+  last = D * CONFIG.model.mlp  # a layer's last product is not run again
+  trunk = 2 * (8 * layer - 2 * last + 8 * scores)
+  heads = 2 * (6 * layer + 6 * scores) + 6 * N * D * V
+  # Beside them only sums of N weighted losses.
+  assert planned.flops / tokens == pytest.approx(trunk + heads, rel=1e-6)
+
+
+def test_collectives_have_parts_and_turns(planned):
+  found = {(c.kind, c.part) for c in planned.collectives}
+  for part in ("trunk forward", "trunk backward", "heads"):
+    assert any(p == part for _, p in found), found
+  rows = plan.totals(planned.collectives)
+  assert sum(r[2] for r in rows) == sum(c.times for c in planned.collectives)
+  assert all(0 <= share <= 1 for *_, share in rows)
+
+
+def test_a_decoding_pass():
+  cfg = copy.deepcopy(CONFIG).check()
+  got = plan.decoding(cfg, "v5e:2x2", batch=6, cache_len=512)
+  assert got.fits and got.rows == 3 and got.tokens == 12
+  C = cfg.model.width // cfg.model.attn_heads
+  # Four layers' keys and values, rows and kv heads over two chips each.
+  cache = 4 * 2 * (6 // 2) * 512 * (2 // 2) * C * 2
+  assert got.state["cache"] == cache
+  assert got.compiled.arguments >= cache + got.state["parameters"]
+  with pytest.raises(ValueError, match="decode_batch 7 does not divide by 2"):
+    plan.decoding(cfg, "v5e:2x2", batch=7, cache_len=512)
+
+
+def test_what_does_not_fit_is_said_with_the_remedy():
+  """The compiler itself gives up: 17 GiB of moments and parameters."""
+  cfg = copy.deepcopy(CONFIG)
+  cfg.model.vocab, cfg.model.width = 2**20, 1024
+  cfg.mesh = config.Mesh()
+  cfg.data.batch, cfg.train.accumulate = 8, 1
+  got = plan.training(cfg.check(), "v5e:1x1")
+  assert not got.fits and not got.compiled.fits
+  assert got.compiled.peak > got.hbm
+  text = "\n".join(plan.describe(got))
+  assert "DOES NOT FIT" in text and "of 15.75" in text
+  assert "alone take" in plan.advice(got, cfg)[0]
+
+
+def refused(rows, **changes):
+  cfg = copy.deepcopy(CONFIG)
+  for path, value in changes.items():
+    section, name = path.split("__")
+    setattr(getattr(cfg, section), name, value)
+  compiled = aot.Compiled(False, 1.0, 0, 0, 30 * aot.GIB, 0, "")
+  state = {"parameters": 2 * aot.GIB, "optimiser state": 4 * aot.GIB}
+  made = plan.Plan(
+    "training step", "v5e:2x2", 4, {"data": 4, "model": 1}, rows, 1, state,
+    compiled, 16 * aot.GIB, 1, 1.0, [],
+  )  # fmt: skip
+  return plan.advice(made, cfg)
+
+
+def test_advice():
+  """Eight rows take 22 GiB beside the 8 that stay, and 8 are left: 2 rows."""
+  lines = refused(8.0)
+  assert "--config.train.accumulate=8 leaves 2 rows" in lines[0]
+  assert "larger slice" in lines[-1]
+  lines = refused(1.0, model__remat="none", train__loss="formula")
+  assert "remat=full" in lines[0] and "loss=serial" in lines[1]
+  assert "--config.mesh.model=2" in lines[2]
+
+
+def test_unknown_slices_are_one_line():
+  for name in ("v5p", "v5e:3x3", "tpu:2x2"):
+    with pytest.raises(ValueError, match=f"no TPU slice '{name}'.*Known forms"):
+      aot.topology(name)
+  with pytest.raises(ValueError, match="'TPU v4'; only TPU v5, "):
+    aot.topology("v4:2x2x1")
+
+
+def test_settings_that_do_not_fit_the_slice():
+  cfg = copy.deepcopy(CONFIG)
+  cfg.mesh = config.Mesh(data=3, model=1)
+  with pytest.raises(ValueError, match="does not use exactly the 4 devices"):
+    plan.training(cfg, "v5e:2x2")
+  cfg.mesh = config.Mesh()
+  cfg.data.batch = 6
+  with pytest.raises(ValueError, match="batch 6 in 2 microbatches does not"):
+    plan.training(cfg, "v5e:2x2")
+
+
+def test_the_program(tmp_path):
+  """As a user starts it, with the smallest thing that compiles."""
+  command = [
+    sys.executable, "-m", "experiments.plan",
+    "--config=configs/quickstart.py", "--topology=v5e:2x2",
+    "--config.model.layers=1", f"--json={tmp_path}/plan.json",
+  ]  # fmt: skip
+  done = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert "training step on v5e:2x2: 4 chips" in done.stdout
+  assert "of 15.75: fits" in done.stdout
+  values = json.loads((tmp_path / "plan.json").read_text())
+  assert values["fits"] and values["chips"] == 4 and values["flops"] > 1e9
+  assert "text" not in values["compiled"]
+
+
+def test_schedule_reads_what_the_compiler_writes_now(planned):
+  """Nothing of the program's collectives goes unseen."""
+  program = schedule._Program(planned.compiled.text)
+  kinds = [
+    i.opcode.removesuffix("-start")
+    for body in program.computations.values()
+    for i in body
+  ]
+  for kind in schedule.KINDS:
+    seen = any(c.kind == kind for c in planned.collectives)
+    scattered = kind == "all-reduce"  # may all be reduce-scatters
+    assert seen or scattered or kind not in kinds, kind
+  assert jax.default_backend() == "cpu"
