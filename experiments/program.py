@@ -30,7 +30,12 @@ def start(main: Callable[[list[str]], None]) -> None:
 def _parse(argv: list[str]) -> list[str]:
   _check_fields(argv)
   absl_logging.get_absl_handler().addFilter(_worth_saying)
-  return app.parse_flags_with_usage(argv)
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    # config_flags quotes what a config file raises, with its traceback.
+    line = str(error).rstrip().rpartition("\nValueError: ")[2]
+    raise ValueError(line) from error
 
 
 def _worth_saying(line: logging.LogRecord) -> bool:

@@ -1,0 +1,41 @@
+"""Finetuning 7B on CodeContests (paper, figure 4, appendix F; table S13).
+
+  python -m experiments.train \\
+    --config=configs/paper/codecontests.py:7B-n4 --workdir=runs/contests-n4
+
+Not built yet: starting from trained weights. The paper starts from its 7B
+models of code and does not say which; these start at random.
+7B-n1: one token in both trainings. 7B-n4: four in both. 7B-n4-head1: trained
+on four and finetuned on the next token alone; without the other three heads,
+29 of the 32 layers remain (derived, not stated).
+Tokens: 3.41 billion, which is batch x steps; table S13 prints 3.6.
+Corpus: Python solutions of the train split with their reward, correct and
+incorrect, in ArrayRecord files in data/codecontests.
+Expected: both that were trained on four above 7B-n1 at every k of pass@k, and
+7B-n4-head1 the best (figure 4, no number printed).
+Planned slice: see BUILD.md, table "Ahead of time".
+"""
+
+from configs.paper import base
+from mtp_jax import config
+
+RUNS = ("7B-n1", "7B-n4", "7B-n4-head1")
+
+
+def get_config(name: str = "") -> config.Config:
+  _, n, head1 = base.choose(name, RUNS)
+  cfg = base.run(
+    "6.7B",
+    n,
+    "codecontests",
+    batch=0.25,
+    steps=13_000,
+    warmup=400,
+    peak=5e-5,
+    end=0.004,
+  )
+  cfg.optim.clip = 0.1
+  if head1:
+    cfg.model.n_future = 1
+    cfg.model.layers -= n - 1
+  return cfg
