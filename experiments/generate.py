@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
   heads = cfg.decode.heads if _HEADS.value is None else _HEADS.value
   max_new = cfg.decode.max_new if _MAX_NEW.value is None else _MAX_NEW.value
   prompt = np.concatenate([[codec.bos], codec.encode(text)])
-  decoder = network.prepare(net)
+  decoder = network.prepare(net, codec.vocab)
 
   def decode():
     k = heads or cfg.model.n_future

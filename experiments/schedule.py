@@ -31,7 +31,11 @@ class Collective:
   part: str  # of the step: 'trunk forward', 'heads', ... as `_part` tells
   received: int  # bytes that a chip receives each time
   times: int  # in one step
-  hidden: bool  # a product or a kernel runs between its start and its end
+  behind: int  # products and kernels that run between its start and its end
+
+  @property
+  def hidden(self) -> bool:
+    return self.behind > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +103,15 @@ class _Program:
       if inner is not None:
         end = self.end(instructions, place, inner)
         between = instructions[place + 1 : end]
-        hidden = any(self.computes(i) for i in between)
-        yield self.describe(inner, times, hidden)
+        behind = sum(self.computes(i) for i in between)
+        yield self.describe(inner, times, behind)
       elif instruction.opcode in ("call", "conditional", "fusion"):
         for name in instruction.calls:
           if not self.in_flight(name):
             yield from self.walk(name, times)
       elif instruction.opcode in KINDS:
         scattered = computation.startswith("all-reduce-scatter")
-        yield self.describe(instruction, times, False, scattered)
+        yield self.describe(instruction, times, 0, scattered)
 
   def started(self, instruction: _Instruction) -> _Instruction | None:
     """The collective that `instruction` starts, if it starts one."""
@@ -180,7 +184,7 @@ class _Program:
     raise ValueError(f"cannot tell the turns of the loop with {condition}")
 
   def describe(
-    self, instruction, times: int, hidden: bool, scattered: bool = False
+    self, instruction, times: int, behind: int, scattered: bool = False
   ) -> Collective:
     kind = instruction.opcode.removesuffix("-start")
     arrays = _bytes(instruction.type)
@@ -197,7 +201,7 @@ class _Program:
     else:
       received = result * (size - 1) // size
     part = _part(instruction.attribute(r'op_name="([^"]*)"'))
-    return Collective(kind, part, received, times, hidden)
+    return Collective(kind, part, received, times, behind)
 
 
 def _parse(name: str, rest: str) -> _Instruction:

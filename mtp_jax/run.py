@@ -205,7 +205,7 @@ class _Run:
     """Continues the first half window of the held-out text."""
     prompt = self.held_out.window(0, max(1, self.cfg.data.seq_len // 2), 0)[0]
     written = blockwise.generate(
-      network.prepare(net),
+      network.prepare(net, self.codec.vocab),
       [prompt],
       heads=self.cfg.decode.heads or self.cfg.model.n_future,
       max_new=self.cfg.train.sample_tokens,

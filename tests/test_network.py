@@ -123,6 +123,20 @@ def test_one_place_equals_the_whole_window(net, tokens):
   np.testing.assert_allclose(one, want, rtol=0, atol=ATOL)
 
 
+def test_padding_ids_are_never_written(net, tokens):
+  """A padded vocabulary's other columns are cut off, for every head."""
+  whole, cut = prepare(net), network.prepare(net, 19)
+  assert (whole.vocab, cut.vocab) == (31, 19)
+  window = tokens[:, :7] % 19
+  found = [
+    read(d, d.empty_cache(B, S, 3), window, ZERO, places(7), heads=3)[1]
+    for d in (whole, cut)
+  ]
+  np.testing.assert_allclose(found[1], found[0][..., :19], rtol=0, atol=ATOL)
+  with pytest.raises(ValueError, match="vocab 99 exceeds .* 31 ids"):
+    network.prepare(net, 99)
+
+
 def test_a_smaller_start_rolls_back(net, tokens):
   """Drafts that were refused leave no trace, to the last bit."""
   decoder = prepare(net)

@@ -25,7 +25,7 @@ ENTRY %main (p: bf16[8,16]) -> bf16[32,16] {
 """)
   # Three of four parts come from others.
   assert found == schedule.Collective(
-    "all-gather", "trunk forward", 32 * 16 * 2 * 3 // 4, 1, False
+    "all-gather", "trunk forward", 32 * 16 * 2 * 3 // 4, 1, 0
   )
 
 
@@ -169,7 +169,7 @@ ENTRY %main (p: f32[4]) -> f32[8] {{
   ROOT %async-collective-done = f32[8]{{0}} fusion(%p), kind=kCustom, calls=%done
 }}
 """)
-  assert (found.kind, found.received, found.hidden) == ("all-gather", 16, True)
+  assert (found.kind, found.received, found.behind) == ("all-gather", 16, 1)
 
 
 def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():

@@ -3,7 +3,9 @@
 The paper's: AdamW's betas, decay and clip, which are the library's defaults;
 warm-up, then cosine to a share of the peak; batches in units of 2^20 tokens.
 Ours, since the paper states none of it: bfloat16 activations, whole layers
-rematerialised, 100 saves and 50 evaluations a run, and where corpora lie.
+rematerialised, 100 saves and 50 evaluations a run, where corpora lie, and
+losses over blocks of 1024 positions: at one row per chip a smaller block makes
+reading the unembedding, not multiplying by it, take the time.
 """
 
 import dataclasses
@@ -73,6 +75,7 @@ def run(
     optim=config.Optim(peak=peak, warmup=warmup, end=end),
     train=config.Train(
       steps=steps,
+      loss_block=1024,
       eval_every=steps // 50,
       eval_batches=math.ceil(2 / batch),  # two million tokens, or one batch
       save_every=steps // 100,

@@ -117,7 +117,8 @@ def choose_prompts(held, new: int) -> list[np.ndarray]:
 
 def decode(net, codec, prompts, new: int) -> list[dict]:
   """One entry per number of heads: tokens, passes, seconds, agreement."""
-  decoder, counts = network.prepare(net), range(1, net.cfg.n_future + 1)
+  decoder = network.prepare(net, codec.vocab)
+  counts = range(1, net.cfg.n_future + 1)
 
   def generate(heads, prompt):
     return blockwise.generate(

@@ -41,7 +41,8 @@ class Network:
 
   @property
   def vocab(self) -> int:
-    return self.cfg.vocab
+    """Ids that prompts may hold and that are written."""
+    return self.unembed[0].shape[-1]
 
   @property
   def n_future(self) -> int:
@@ -141,13 +142,24 @@ class Network:
     return layers.context(positions, attend, self.cfg)
 
 
-def prepare(net: model.Model) -> Network:
+def prepare(net: model.Model, vocab: int | None = None) -> Network:
   """Lays a trained model out for decoding; call it once, outside the loop.
 
   Matrices are cast to `cfg.dtype`, norms stay float32. In a float32 model the
   embeddings are shared with `net`, the layers are copies.
+
+  Args:
+    net: the model.
+    vocab: the tokenizer's ids, where the model's vocabulary is padded beyond
+      them; a padding id is then never written.
+
+  Raises:
+    ValueError: the model has fewer ids than that.
   """
   cfg = net.cfg
+  vocab = cfg.vocab if vocab is None else vocab
+  if vocab > cfg.vocab:
+    raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
 
   def cast(p):
     return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
@@ -157,7 +169,8 @@ def prepare(net: model.Model) -> Network:
   def unstack(tree, size):
     return tuple(jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
 
-  unembed, own = net.heads.unembed[...], cfg.head == "unembedding"
+  unembed = net.heads.unembed[..., :vocab]
+  own = cfg.head == "unembedding"
   return Network(
     embed=net.embed[...],
     trunk=unstack(net.trunk, cfg.trunk_layers),

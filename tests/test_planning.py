@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from experiments import aot, plan, schedule
+from experiments import aot, planning, schedule
 from mtp_jax import config, metrics
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,7 +27,7 @@ CONFIG = config.Config(
 
 @pytest.fixture(scope="module")
 def planned():
-  return plan.training(copy.deepcopy(CONFIG).check(), "v5e:2x2")
+  return planning.training(copy.deepcopy(CONFIG).check(), "v5e:2x2")
 
 
 def test_a_training_step_for_four_chips(planned):
@@ -75,14 +75,14 @@ def test_collectives_have_parts_and_turns(planned):
   found = {(c.kind, c.part) for c in planned.collectives}
   for part in ("trunk forward", "trunk backward", "heads"):
     assert any(p == part for _, p in found), found
-  rows = plan.totals(planned.collectives)
+  rows = planning.totals(planned.collectives)
   assert sum(r[2] for r in rows) == sum(c.times for c in planned.collectives)
   assert all(0 <= share <= 1 for *_, share in rows)
 
 
 def test_a_decoding_pass():
   cfg = copy.deepcopy(CONFIG).check()
-  got = plan.decoding(cfg, "v5e:2x2", batch=6, cache_len=512)
+  got = planning.decoding(cfg, "v5e:2x2", batch=6, cache_len=512)
   assert got.fits and got.rows == 3 and got.tokens == 12
   C = cfg.model.width // cfg.model.attn_heads
   # Four layers' keys and values, rows and kv heads over two chips each.
@@ -90,7 +90,7 @@ def test_a_decoding_pass():
   assert got.state["cache"] == cache
   assert got.compiled.arguments >= cache + got.state["parameters"]
   with pytest.raises(ValueError, match="decode_batch 7 does not divide by 2"):
-    plan.decoding(cfg, "v5e:2x2", batch=7, cache_len=512)
+    planning.decoding(cfg, "v5e:2x2", batch=7, cache_len=512)
 
 
 def test_what_does_not_fit_is_said_with_the_remedy():
@@ -99,12 +99,12 @@ def test_what_does_not_fit_is_said_with_the_remedy():
   cfg.model.vocab, cfg.model.width = 2**20, 1024
   cfg.mesh = config.Mesh()
   cfg.data.batch, cfg.train.accumulate = 8, 1
-  got = plan.training(cfg.check(), "v5e:1x1")
+  got = planning.training(cfg.check(), "v5e:1x1")
   assert not got.fits and not got.compiled.fits
   assert got.compiled.peak > got.hbm
-  text = "\n".join(plan.describe(got))
+  text = "\n".join(planning.describe(got))
   assert "DOES NOT FIT" in text and "of 15.75" in text
-  assert "alone take" in plan.advice(got, cfg)[0]
+  assert "alone take" in planning.advice(got, cfg)[0]
 
 
 def refused(rows, **changes):
@@ -114,11 +114,11 @@ def refused(rows, **changes):
     setattr(getattr(cfg, section), name, value)
   compiled = aot.Compiled(False, 1.0, 0, 0, 30 * aot.GIB, 0, "")
   state = {"parameters": 2 * aot.GIB, "optimiser state": 4 * aot.GIB}
-  made = plan.Plan(
+  made = planning.Plan(
     "training step", "v5e:2x2", 4, {"data": 4, "model": 1}, rows, 1, state,
     compiled, 16 * aot.GIB, 1, 1.0, [],
   )  # fmt: skip
-  return plan.advice(made, cfg)
+  return planning.advice(made, cfg)
 
 
 def test_advice():
@@ -143,11 +143,11 @@ def test_settings_that_do_not_fit_the_slice():
   cfg = copy.deepcopy(CONFIG)
   cfg.mesh = config.Mesh(data=3, model=1)
   with pytest.raises(ValueError, match="does not use exactly the 4 devices"):
-    plan.training(cfg, "v5e:2x2")
+    planning.training(cfg, "v5e:2x2")
   cfg.mesh = config.Mesh()
   cfg.data.batch = 6
   with pytest.raises(ValueError, match="batch 6 in 2 microbatches does not"):
-    plan.training(cfg, "v5e:2x2")
+    planning.training(cfg, "v5e:2x2")
 
 
 def test_the_program(tmp_path):

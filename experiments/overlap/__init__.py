@@ -1,0 +1,1 @@
+"""What heads run one by one cost under FSDP, read from the TPU's schedule."""

@@ -1,0 +1,1 @@
+"""The smallest TPU slice that holds each of the paper's training runs."""
