@@ -9,6 +9,11 @@ JOBS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# The tests' TPU compiler is no TPU: without an accelerator's jax, use the CPU.
+ifeq ($(JAX),jax)
+export JAX_PLATFORMS ?= cpu
+endif
+
 .PHONY: demo test lint mutants clean
 
 demo: $(VENV)/installed

@@ -106,6 +106,40 @@ def test_cudnn_refuses_and_xla_steps_in():
   assert np.array_equal(got, attention.xla(*args))
 
 
+def test_cudnn_lowers_to_its_kernels(run_with_devices):
+  """For CUDA, alone and on a mesh, forward and backward; not run: no GPU."""
+  kernels = ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaSoftmax"]
+  out = run_with_devices(4, LOWERED).splitlines()
+  assert out == [f"{k} {k}Backward" for k in kernels] * 2
+
+
+LOWERED = """
+import re, jax, jax.numpy as jnp
+from jax._src.cudnn import fused_attention_stablehlo
+from mtp_jax import config, sharding
+from mtp_jax.model import attention
+
+# The only thing of a GPU that tracing asks for.
+fused_attention_stablehlo.check_cudnn_version = lambda: 91200
+q = jax.ShapeDtypeStruct((2, 128, 4, 64), jnp.bfloat16)
+k = jax.ShapeDtypeStruct((2, 128, 2, 64), jnp.bfloat16)
+documents = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+heads, kv = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+mesh = sharding.make_mesh(config.Mesh(2, 2))
+rows = ("batch", None)
+split = sharding.local(attention.cudnn, mesh, (heads, kv, kv, rows), heads)
+
+for kernel in (attention.cudnn, split):
+  for segments in (documents, None):
+    def total(q, k, v, segments):
+      return kernel(q, k, v, segments).astype(jnp.float32).sum()
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))
+    traced = gradients.trace(q, k, k, segments)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    print(*re.findall(r"@(__cudnn[^(]*)\\(", text))
+"""
+
+
 def test_a_training_step_is_the_same_with_either(run_with_devices):
   """On a mesh: each device calls the kernel on its rows and heads."""
   assert run_with_devices(4, STEP) == "equal\n"

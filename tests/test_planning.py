@@ -13,6 +13,8 @@ import pytest
 from experiments import aot, planning, schedule
 from mtp_jax import config, metrics
 
+pytest.importorskip("libtpu")  # it has no wheels but for Linux on x86
+
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = config.Config(
   model=config.Model(

@@ -100,6 +100,7 @@ def test_every_command_runs(home):
     "experiments.train",
     "experiments.train_tokenizer",
     "experiments.train",
+    "experiments.plan",
     "experiments.generate",
   ]
   for _, *arguments in found:
@@ -108,6 +109,8 @@ def test_every_command_runs(home):
     elif arguments[1] == "experiments.train_tokenizer":
       arguments += ["--max_bytes=300000", "--held_out=0.3"]
     out = run(home, arguments)
+    if arguments[1] == "experiments.plan":
+      assert "of 15.75: fits" in out
     if arguments[1] == "experiments.generate":
       assert "tokens per second" in out
 

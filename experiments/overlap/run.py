@@ -44,27 +44,40 @@ def settings(size: str, n_future: int, chips: int) -> config.Config:
   ).check()
 
 
-def line(size: str, n_future: int, slice_: str, chips: int) -> dict:
+def line(plan: planning.Plan, n_future: int) -> dict:
   """One program, told in a line."""
-  plan = planning.training(settings(size, n_future, chips), slice_)
-  by_part = {"heads": [], "rest": []}
-  for c in plan.collectives:
-    part = "heads" if c.part == "heads" else "rest"
-    by_part[part].append(c)
-  row = {"slice": slice_, "n": n_future, "step_flops": plan.flops}
-  for part, found in by_part.items():
-    total = sum(c.times * c.received for c in found)
-    waited = sum(c.times * c.received for c in found if not c.hidden)
+  row = {"slice": plan.topology, "n": n_future, "step_flops": plan.flops}
+  waited = 0
+  for part in ("heads", "rest"):
+    mine = [
+      c for c in plan.collectives if (c.part == "heads") == (part == "heads")
+    ]
+    total = sum(c.times * c.received for c in mine)
+    here = sum(c.times * c.received for c in mine if not c.hidden)
     row[f"{part}_mib"] = round(total / 2**20, 1)
-    row[f"{part}_waited_mib"] = round(waited / 2**20, 1)
-  waited = sum(c.times * c.received for c in plan.collectives if not c.hidden)
-  compute = plan.flops / plan.peak_flops
-  wait = waited / LINKS[slice_.split(":")[0]]
+    row[f"{part}_waited_mib"] = round(here / 2**20, 1)
+    waited += here
+  links = LINKS[plan.topology.split(":")[0]]
   return row | {
-    "compute_ms": round(1e3 * compute, 3),  # at the chip's peak
-    "wait_ms": round(1e3 * wait, 3),  # at the links' full rate
+    "compute_ms": round(1e3 * plan.flops / plan.peak_flops, 3),  # at the peak
+    "wait_ms": round(1e3 * waited / links, 3),  # at the links' full rate
     "compile_s": round(plan.compiled.seconds),
   }
+
+
+def details(plan: planning.Plan) -> list[dict]:
+  """What the heads' loop receives, and what runs while it is under way."""
+  return [
+    {
+      "slice": plan.topology,
+      "kind": c.kind,
+      "times": c.times,
+      "received_kib": round(c.received / 1024),
+      "products_and_kernels_meanwhile": c.behind,
+    }
+    for c in plan.collectives
+    if c.part == "heads"
+  ]
 
 
 def verdicts(rows: list[dict]) -> dict[str, float]:
@@ -84,14 +97,15 @@ def verdicts(rows: list[dict]) -> dict[str, float]:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  rows = [
-    line(_SIZE.value, n, slice_, 8) for slice_ in _SLICES.value for n in HEADS
-  ]
+  rows, heads = [], []
+  for slice_ in _SLICES.value:
+    for n in HEADS:
+      plan = planning.training(settings(_SIZE.value, n, 8), slice_)
+      rows.append(line(plan, n))
+    heads += details(plan)  # of the most heads
   output = pathlib.Path(_OUTPUT.value)
-  with (output / f"{_SIZE.value}.csv").open("w", newline="") as file:
-    table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+  write(output / f"{_SIZE.value}.csv", rows)
+  write(output / f"{_SIZE.value}_heads.csv", heads)
   found = verdicts(rows)
   record = {
     "size": _SIZE.value,
@@ -105,6 +119,13 @@ def main(argv: list[str]) -> None:
   for row in rows:
     print(row)
   print(found)
+
+
+def write(path: pathlib.Path, rows: list[dict]) -> None:
+  with path.open("w", newline="") as file:
+    table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""The table of BUILD.md from the results: python -m experiments.paper_plans.report"""
+
+from experiments.paper_plans import run
+
+
+def table(rows: list[dict[str, str]], groups: dict[str, list[str]]) -> str:
+  """Markdown: a line for every group of runs that take the same memory.
+
+  Args:
+    rows: lines of the results.
+    groups: from `run.distinct`.
+  """
+  lines = [
+    "| runs | slice | serial, GiB | formula, GiB | too small |",
+    "|---|---|---|---|---|",
+  ]
+  for name, members in groups.items():
+    mine = [row for row in rows if row["run"] == name]
+    serial = [row for row in mine if row["loss"] == "serial"]
+    small = [row["slice"] for row in serial if row["fits"] == "False"]
+    fits = [row for row in serial if row["fits"] == "True"]
+    if not fits:
+      lines.append(f"| {label(members)} | not planned yet | | | |")
+      continue
+    formula = [row for row in mine if row["loss"] == "formula"]
+    peak = formula[0]["peak_gib"] if formula else "not planned yet"
+    if formula and formula[0]["fits"] == "False":
+      peak += ": does not fit"
+    lines.append(
+      f"| {label(members)} | {fits[0]['slice']} | {fits[0]['peak_gib']} | "
+      f"{peak} | {', '.join(small)} |"
+    )
+  return "\n".join(lines)
+
+
+def label(members: list[str]) -> str:
+  """'scaling:6.7B-n1 and 15 more'; two names are written out."""
+  if len(members) < 3:
+    return ", ".join(members)
+  return f"{members[0]} and {len(members) - 1} more"
+
+
+if __name__ == "__main__":
+  results = run.read(run.FOLDER / "v5e.csv")
+  print(table(results, run.distinct(run.runs())))

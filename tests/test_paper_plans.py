@@ -1,0 +1,73 @@
+"""The table of slices: what it covers, and that BUILD.md holds it."""
+
+import pathlib
+
+import pytest
+
+from experiments.paper_plans import report, run
+
+pytest.importorskip("libtpu")
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def every():
+  return run.runs()
+
+
+def test_every_run_is_in_one_group(every):
+  groups = run.distinct(every)
+  members = [name for names in groups.values() for name in names]
+  assert sorted(members) == sorted(every) and len(every) == 105
+  for first, names in groups.items():
+    for name in names:
+      assert every[name].model == every[first].model
+      assert every[name].data.seq_len == every[first].data.seq_len
+
+
+def test_one_row_per_chip(every):
+  for cfg in every.values():
+    got = run.one_row_per_chip(cfg, 4)
+    assert got.data.batch == cfg.data.batch
+    assert got.data.batch / got.train.accumulate / got.mesh.data == 1
+
+
+def test_parameters_alone_rule_a_slice_out(every):
+  cfg = every["scaling:3B-n4"]  # 3.02e9 x (4 + 8 + 8) bytes are 56 GiB
+  assert [run.plausible(cfg, s) for s in ("1x1", "2x2", "4x4")] == [
+    False, True, True,
+  ]  # fmt: skip
+
+
+def test_build_holds_the_table(every):
+  rows = run.read(run.FOLDER / "v5e.csv")
+  assert rows and {row["loss"] for row in rows} <= {"serial", "formula"}
+  assert (
+    report.table(rows, run.distinct(every)) in (ROOT / "BUILD.md").read_text()
+  )
+
+
+def test_the_table():
+  rows = [
+    dict(run="a", slice=s, loss=x, fits=f, peak_gib=p)
+    for s, x, f, p in (
+      ("v5e:2x2", "serial", "False", "17.1"),
+      ("v5e:2x4", "serial", "True", "9.3"),
+      ("v5e:2x4", "formula", "False", "16.2"),
+    )
+  ]
+  got = report.table(rows, {"a": ["a", "b", "c"], "d": ["d"]})
+  assert got.splitlines()[2:] == [
+    "| a and 2 more | v5e:2x4 | 9.3 | 16.2: does not fit | v5e:2x2 |",
+    "| d | not planned yet | | | |",
+  ]
+
+
+def test_results_are_lines(tmp_path):
+  path = tmp_path / "r.csv"
+  assert run.read(path) == []
+  run.append(path, {"run": "a", "fits": True})
+  run.append(path, {"run": "b", "fits": False})
+  assert [tuple(r.values()) for r in run.read(path)] == [
+    ("a", "True"), ("b", "False"),
+  ]  # fmt: skip
