@@ -46,7 +46,7 @@ class Checkpoints:
     self._keep = keep
     self._damaged = set()  # steps that `restore` had to pass over
     self._pending = None  # step being written in the background
-    self._writes = False
+    self._writes = self._abandoned = False
     self._manager = self._open(read_only=True)
 
   def save(
@@ -65,7 +65,8 @@ class Checkpoints:
     Raises:
       CheckpointError: this save could not be started, or, with `wait`,
         finished; or the one before it failed in the background, and then
-        nothing was started now. Earlier steps stay; save may be called again.
+        nothing was started now. Earlier steps stay; save may be called again,
+        but not among several processes, which may not all have failed.
     """
     self.wait()
     arrays, leaves = record_lib.flatten(state)
@@ -173,10 +174,17 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits, then lets go of orbax's threads."""
+    if self._abandoned:
+      return
     try:
       self.wait()
     finally:
-      self._manager.close()
+      if not self._abandoned:
+        self._manager.close()
+
+  def abandon(self) -> None:
+    """Makes `close` wait for nothing: a peer that it would need is gone."""
+    self._abandoned, self._pending = True, None
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -228,8 +236,11 @@ class Checkpoints:
 
   def _fail(self, step: int, error: Exception) -> None:
     self._pending = None
-    self._manager.close()  # the next save opens anew and clears the remains
-    self._manager, self._writes = self._open(read_only=True), False
+    if jax.process_count() > 1:
+      self.abandon()  # closing and opening would wait for the others
+    else:
+      self._manager.close()  # the next save opens anew and clears the remains
+      self._manager, self._writes = self._open(read_only=True), False
     raise CheckpointError(
       f"checkpoint {step} was not saved in {self._folder}: {_line(error)}"
     ) from error
