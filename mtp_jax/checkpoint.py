@@ -7,6 +7,7 @@ checksum. orbax alone restores a flipped bit, and casts a dtype, in silence.
 """
 
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from mtp_jax import record as record_lib
 
@@ -201,6 +203,9 @@ class Checkpoints:
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
+        async_options=ocp.AsyncOptions(
+          barrier_sync_fn=_barrier if jax.process_count() > 1 else None
+        ),
       ),
     )
 
@@ -307,6 +312,17 @@ class Checkpoints:
     ]
     _raise_together("; ".join(faults))
     return loaded
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+  """orbax's barrier for threads that save, which one that failed passes by.
+
+  orbax lets it wait, `finally`, where no other process will come: theirs wait
+  for it elsewhere, and the error would stay unseen for ten minutes.
+  """
+  if error := sys.exc_info()[1]:
+    raise error
+  multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _raise_together(fault: str) -> None:
