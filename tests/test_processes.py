@@ -35,8 +35,8 @@ def home(tmp_path_factory):
   corpus.write_text("\n".join(json.dumps({"text": row}) for row in rows))
   cfg = config.Config(
     model=config.Model(
-      width=24, mlp=20, layers=1, attn_heads=2, kv_heads=1, n_future=2,
-      head="unembedding",
+      vocab=260, width=24, mlp=20, layers=1, attn_heads=2, kv_heads=2,
+      n_future=2, head="unembedding",
     ),
     data=config.Data(
       source="jsonl", path=str(corpus), cache=str(folder / "cache"),
@@ -256,9 +256,11 @@ def kill(job, victim):
 
 
 def test_four_processes_stop_and_one_goes_on(home, alone, tmp_path):
+  """As two by two: those that share the 'model' axis read the same rows."""
   target = tmp_path / "four"
   script = ["sh", LAUNCH / "multi_gpu.sh", 4]
   flags = [f"--config={home / 'config.py'}", f"--workdir={target}", QUIET]
+  flags += ["--config.mesh.model=2"]
   step = stop(Job(home, [[*script, *flags]]), 0, target)  # the script itself
   out = train(home, target, 1, 1, QUIET).finish().text()
   assert f"going on from step {step}\n" in out
