@@ -1,14 +1,17 @@
 """How every program here starts: flags to a checked config, errors in a line."""
 
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from mtp_jax import checkpoint, config, run
+from mtp_jax import checkpoint, config, processes, run
 
 
 def define_config() -> flags.FlagHolder:
@@ -22,9 +25,65 @@ def define_config() -> flags.FlagHolder:
   return holder
 
 
+def define_processes() -> Callable[[], None]:
+  """Declares the flags of a run in several processes.
+
+  Returns:
+    To be called first in main: joins the others, if there are to be any.
+  """
+  distributed = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes of the TPU slice, or of the SLURM, Open MPI or "
+    "Kubernetes job.",
+  )
+  coordinator = flags.DEFINE_string(
+    "coordinator",
+    os.environ.get("JAX_COORDINATOR_ADDRESS"),
+    "Host:port of process 0: join processes that no cluster tells of.",
+  )
+  number = flags.DEFINE_integer("num_processes", None, "How many they are.")
+  process = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+  heartbeat = flags.DEFINE_integer(
+    "heartbeat_s",
+    processes.HEARTBEAT,
+    "Seconds of silence after which a process counts as dead and all stop.",
+    lower_bound=1,
+  )
+
+  def join():
+    if distributed.value or coordinator.value:
+      processes.join(
+        coordinator.value,
+        number.value,
+        process.value,
+        heartbeat=heartbeat.value,
+      )
+
+  return join
+
+
 def start(main: Callable[[list[str]], None]) -> None:
-  """`app.run`, with what the user can mend said in one line, exit code 1."""
-  app.run(mendable(main), flags_parser=mendable(_parse))
+  """`app.run`, with what the user can mend said in one line, exit code 1.
+
+  A process among several that fails leaves at once: to leave the ordinary way
+  it would wait for the others, which wait for it.
+  """
+  try:
+    app.run(mendable(main), flags_parser=mendable(_parse))
+  except BaseException as error:
+    if not jax.distributed.is_initialized():
+      raise
+    if getattr(error, "code", 1):
+      if isinstance(error, SystemExit):
+        print(error, file=sys.stderr)
+      else:
+        traceback.print_exception(error)
+      sys.stdout.flush()
+      sys.stderr.flush()
+      os._exit(1)
+    jax.distributed.shutdown()
+    raise
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -60,7 +119,13 @@ def _check_fields(argv):
       raise ValueError(config.unknown_field(known, name.partition(".")[2]))
 
 
-_MENDABLE = ValueError, OSError, checkpoint.CheckpointError, run.Diverged
+_MENDABLE = (
+  ValueError,
+  OSError,
+  checkpoint.CheckpointError,
+  processes.PeerLost,
+  run.Diverged,
+)
 
 
 def mendable(fun: Callable) -> Callable:

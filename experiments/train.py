@@ -4,7 +4,8 @@
     --workdir=runs/quickstart --config.model.n_future=4
 
 Started again on the same workdir it goes on from the last checkpoint. SIGTERM
-and Ctrl-C save the step and exit with 0.
+and Ctrl-C save the step and exit with 0. --profile=100:5 traces steps 100 to
+104 into the workdir. In several processes: experiments/launch/.
 """
 
 from absl import app, flags
@@ -14,13 +15,28 @@ from mtp_jax import run
 
 _CONFIG = program.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Takes all that a run writes.")
+_PROFILE = flags.DEFINE_string(
+  "profile", "", "START:COUNT, the steps that jax.profiler traces."
+)
 flags.mark_flag_as_required("workdir")
+_join = program.define_processes()
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  run.fit(_CONFIG.value.check(), _WORKDIR.value)
+  _join()
+  cfg = _CONFIG.value.check()
+  run.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))
+
+
+def _steps(text: str) -> range:
+  first, colon, count = text.partition(":")
+  if not text:
+    return range(0)
+  if not (colon and first.isdecimal() and count.isdecimal()):
+    raise ValueError(f"--profile={text} is not START:COUNT, such as 100:5")
+  return range(int(first), int(first) + int(count))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ checksum. orbax alone restores a flipped bit, and casts a dtype, in silence.
 """
 
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from mtp_jax import record as record_lib
 
@@ -46,7 +48,7 @@ class Checkpoints:
     self._keep = keep
     self._damaged = set()  # steps that `restore` had to pass over
     self._pending = None  # step being written in the background
-    self._writes = False
+    self._writes = self._abandoned = False
     self._manager = self._open(read_only=True)
 
   def save(
@@ -65,7 +67,8 @@ class Checkpoints:
     Raises:
       CheckpointError: this save could not be started, or, with `wait`,
         finished; or the one before it failed in the background, and then
-        nothing was started now. Earlier steps stay; save may be called again.
+        nothing was started now. Earlier steps stay; save may be called again,
+        but not among several processes, which may not all have failed.
     """
     self.wait()
     arrays, leaves = record_lib.flatten(state)
@@ -173,10 +176,17 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits, then lets go of orbax's threads."""
+    if self._abandoned:
+      return
     try:
       self.wait()
     finally:
-      self._manager.close()
+      if not self._abandoned:
+        self._manager.close()
+
+  def abandon(self) -> None:
+    """Makes `close` wait for nothing: a peer that it would need is gone."""
+    self._abandoned, self._pending = True, None
 
   def __enter__(self) -> "Checkpoints":
     return self
@@ -193,6 +203,9 @@ class Checkpoints:
         create=not read_only,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
+        async_options=ocp.AsyncOptions(
+          barrier_sync_fn=_barrier if jax.process_count() > 1 else None
+        ),
       ),
     )
 
@@ -228,8 +241,11 @@ class Checkpoints:
 
   def _fail(self, step: int, error: Exception) -> None:
     self._pending = None
-    self._manager.close()  # the next save opens anew and clears the remains
-    self._manager, self._writes = self._open(read_only=True), False
+    if jax.process_count() > 1:
+      self.abandon()  # closing and opening would wait for the others
+    else:
+      self._manager.close()  # the next save opens anew and clears the remains
+      self._manager, self._writes = self._open(read_only=True), False
     raise CheckpointError(
       f"checkpoint {step} was not saved in {self._folder}: {_line(error)}"
     ) from error
@@ -296,6 +312,17 @@ class Checkpoints:
     ]
     _raise_together("; ".join(faults))
     return loaded
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+  """orbax's barrier for threads that save, which one that failed passes by.
+
+  orbax lets it wait, `finally`, where no other process will come: theirs wait
+  for it elsewhere, and the error would stay unseen for ten minutes.
+  """
+  if error := sys.exc_info()[1]:
+    raise error
+  multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _raise_together(fault: str) -> None:

@@ -177,7 +177,10 @@ class Clock:
     self._pause += time.perf_counter() - begin
 
   def lap(self) -> dict[str, float]:
-    """Rates since the last lap."""
+    """Rates since the last lap, and the time of its pauses.
+
+    A utilisation of the devices' FLOP/s only where their peak is known.
+    """
     now = time.perf_counter()
     seconds = max(now - self._begin - self._pause, 1e-9)
     rate = self._steps * self._tokens / seconds
@@ -185,12 +188,53 @@ class Clock:
       "tokens_per_second": rate,
       "step_seconds": seconds / max(self._steps, 1),
       "data_wait_share": self._wait / seconds,
+      "paused_seconds": self._pause,
+      "model_flops_per_second": rate * self._flops,
     }
     if self._peak:
       values["flop_utilisation"] = rate * self._flops / self._peak
     self._begin = now
     self._steps, self._wait, self._pause = 0, 0.0, 0.0
     return values
+
+
+class Trace:
+  """A `jax.profiler` trace of some steps, with a name for each.
+
+  Args:
+    folder: takes plugins/profile/<date>/<host>.xplane.pb and .trace.json.gz.
+    steps: to trace, as many of them as the run comes to; empty: none.
+    active: False traces nothing (processes other than the first, which do
+      the same).
+  """
+
+  def __init__(self, folder: pathlib.Path, steps: range, active: bool = True):
+    self._folder, self._steps = folder, steps if active else range(0)
+    self._running = False
+
+  @contextlib.contextmanager
+  def step(self, number: int) -> Iterator[None]:
+    """Inside: the host's part of a step."""
+    if number not in self._steps:
+      yield
+      return
+    if not self._running:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+    with jax.profiler.StepTraceAnnotation("train", step_num=number):
+      yield
+
+  def end(self, number: int, result) -> None:
+    """After a step; the last one's `result` is waited for and belongs to it."""
+    if self._running and number + 1 not in self._steps:
+      jax.block_until_ready(result)
+      self.close()
+
+  def close(self) -> None:
+    """Writes what was traced, if anything was."""
+    if self._running:
+      self._running = False
+      jax.profiler.stop_trace()
 
 
 def flops_per_token(cfg: config.Model, seq_len: int) -> float:

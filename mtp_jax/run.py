@@ -1,16 +1,12 @@
 """A run in a workdir: the loop around the training step, and what it keeps."""
 
-import contextlib
+import json
 import pathlib
-import signal
-import threading
 
 import jax
 import numpy as np
-from absl import logging
-from jax.experimental import multihost_utils
 
-from mtp_jax import checkpoint, config, metrics, sharding
+from mtp_jax import checkpoint, config, metrics, processes, record, sharding
 from mtp_jax import train as train_lib
 from mtp_jax import workdir as workdir_lib
 from mtp_jax.data import pipeline
@@ -22,7 +18,12 @@ class Diverged(Exception):
   """Too many steps in a row had a non-finite loss or gradient."""
 
 
-def fit(cfg: config.Config, workdir: str | pathlib.Path) -> train_lib.State:
+def fit(
+  cfg: config.Config,
+  workdir: str | pathlib.Path,
+  *,
+  profile: range = range(0),
+) -> train_lib.State:
   """Trains, or goes on training, in `workdir`.
 
   Starts from the newest whole checkpoint there. SIGTERM (and the first
@@ -32,7 +33,9 @@ def fit(cfg: config.Config, workdir: str | pathlib.Path) -> train_lib.State:
   Args:
     cfg: the run's settings.
     workdir: takes config.json, checkpoints/, train.csv, held_out.csv,
-      sample.txt, tensorboard/ and a copy of a SentencePiece model.
+      sample.txt, tensorboard/, profile/ and a copy of a SentencePiece model.
+      Several processes (`processes.join`) share it.
+    profile: steps that `jax.profiler` traces.
 
   Returns:
     The last state: of step `cfg.train.steps`, or where it was told to stop.
@@ -42,6 +45,7 @@ def fit(cfg: config.Config, workdir: str | pathlib.Path) -> train_lib.State:
     checkpoint.CheckpointError: the workdir holds another run, or cannot be
       written.
     Diverged: `train.max_bad_steps` non-finite steps in a row.
+    processes.PeerLost: another process of the run is gone.
   """
   cfg.check()
   workdir = pathlib.Path(workdir).expanduser()
@@ -49,13 +53,16 @@ def fit(cfg: config.Config, workdir: str | pathlib.Path) -> train_lib.State:
   mesh = sharding.make_mesh(cfg.mesh)
   _check_batch(cfg, mesh)
   packed = pipeline.pack(cfg.data, codec)
+  metadata = workdir_lib.metadata(cfg, codec, packed)
+  with processes.watched():
+    _check_agreement(metadata)
   with (
     checkpoint.Checkpoints(
       workdir / "checkpoints", keep=cfg.train.keep
     ) as saved,
-    _stop_signals() as asked,
+    processes.stop_signals() as asked,
+    processes.watched(saved.abandon),
   ):
-    metadata = workdir_lib.metadata(cfg, codec, packed)
     found = saved.restore(
       train_lib.abstract_state(cfg, mesh), expect=workdir_lib.fixed(metadata)
     )
@@ -63,7 +70,7 @@ def fit(cfg: config.Config, workdir: str | pathlib.Path) -> train_lib.State:
     if jax.process_index() == 0:
       workdir.mkdir(parents=True, exist_ok=True)
       (workdir / "config.json").write_text(config.to_json(cfg))
-    run = _Run(cfg, mesh, codec, packed, workdir, int(state.step))
+    run = _Run(cfg, mesh, codec, packed, workdir, int(state.step), profile)
     try:
       return run.steps(state, saved, metadata, asked)
     finally:
@@ -73,16 +80,19 @@ def fit(cfg: config.Config, workdir: str | pathlib.Path) -> train_lib.State:
 class _Run:
   """The loop of `fit`: steps, reports, measures, saves."""
 
-  def __init__(self, cfg, mesh, codec, packed, workdir, start):
+  def __init__(self, cfg, mesh, codec, packed, workdir, start, profile):
     self.cfg, self.mesh, self.codec = cfg, mesh, codec
     self.train, self.held_out = packed
     self.start = start
+    self.block = sharding.reader(mesh, jax.process_index())
     first = jax.process_index() == 0
     self.writer = metrics.Writer(workdir, start, first)
     self.progress = metrics.Progress(cfg.train.steps, start, first)
     self.clock = metrics.Clock(cfg.model, cfg.data)
+    self.trace = metrics.Trace(workdir / "profile", profile, first)
 
   def close(self):
+    self.trace.close()
     self.progress.close()
     self.writer.close()
 
@@ -92,24 +102,25 @@ class _Run:
       self.progress.say(f"going on from step {self.start}")
     batches = pipeline.batches(
       self.train,
-      **self._shape(),
+      **self._rows(),
       seed=self.cfg.data.seed,
-      process=jax.process_index(),
-      processes=jax.process_count(),
       workers=self.cfg.data.workers,
       start=self.start,
     )
     step_fn = train_lib.compile_step(self.cfg, self.mesh)
     previous = None
     for step in range(self.start + 1, cfg.steps + 1):
-      with self.clock.waiting():
-        batch = self._place(next(batches))
-      state, found = step_fn(state, batch)
+      with self.trace.step(step):
+        with self.clock.waiting():
+          batch = self._place(next(batches))
+        state, found = step_fn(state, batch)
       self._check(step - 1, previous)  # one step late: the device goes on
       previous = found
       self.clock.step()
+      with self.clock.paused():
+        self.trace.end(step, found)
       self.progress.advance(step)
-      stop = _told_to_stop(asked, step)
+      stop = processes.told_to_stop(asked, step)
       if step % cfg.log_every == 0 or step == cfg.steps:
         self._report(step, found)
       if step % cfg.eval_every == 0 or step == cfg.steps:
@@ -125,9 +136,16 @@ class _Run:
     self._check(int(state.step), previous)
     return state
 
-  def _shape(self):
-    data, n_future = self.cfg.data, self.cfg.model.n_future
-    return dict(batch=data.batch, seq_len=data.seq_len, n_future=n_future)
+  def _rows(self):
+    """What `pipeline` has to know of the rows that this process reads."""
+    data, (block, blocks) = self.cfg.data, self.block
+    return dict(
+      batch=data.batch,
+      seq_len=data.seq_len,
+      n_future=self.cfg.model.n_future,
+      process=block,
+      processes=blocks,
+    )
 
   def _place(self, batch):
     where = sharding.batch_sharding(self.mesh)
@@ -159,7 +177,10 @@ class _Run:
     self.writer.write("train", step, values)
     line = f"loss {found['loss']:.3f}  head 1 {found['nats'][0]:.3f} nats"
     if rate["tokens_per_second"]:
-      line += f"  {rate['tokens_per_second']:,.0f} tokens/s"
+      line += (
+        f"  {rate['tokens_per_second']:,.0f} tokens/s, "
+        f"{rate['data_wait_share']:.0%} of it waiting for data"
+      )
     if "flop_utilisation" in rate:
       line += f"  {rate['flop_utilisation']:.1%} of peak"
     self.progress.report(step, line)
@@ -172,16 +193,7 @@ class _Run:
 
   def _measure(self, step, net):
     batches = (
-      self._place(
-        pipeline.batch_at(
-          self.held_out,
-          i,
-          **self._shape(),
-          seed=0,
-          process=jax.process_index(),
-          processes=jax.process_count(),
-        )
-      )
+      self._place(pipeline.batch_at(self.held_out, i, **self._rows(), seed=0))
       for i in range(self.cfg.train.eval_batches)
     )
     kernel = train_lib.attention_kernel(self.cfg.model, self.mesh)
@@ -198,7 +210,7 @@ class _Run:
       f"{bits[1]:.3f} (head {len(accuracy)}); "
       f"{found['greedy']:.2f} tokens per forward predicted"
     )
-    if self.cfg.train.sample_tokens and jax.process_count() == 1:
+    if self.cfg.train.sample_tokens:
       self._sample(step, net)
 
   def _sample(self, step, net):
@@ -223,44 +235,16 @@ def _check_batch(cfg, mesh):
       f"data.batch {cfg.data.batch} in {cfg.train.accumulate} microbatches "
       f"gives {rows} rows, not divisible by {devices} devices of axis 'data'"
     )
-  if devices % jax.process_count():
-    raise ValueError(
-      f"{jax.process_count()} processes cannot share {devices} devices of "
-      "axis 'data' evenly: each has to read rows of its own"
-    )
 
 
-@contextlib.contextmanager
-def _stop_signals():
-  """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts.
-
-  Among several processes SIGTERM is left to JAX, whose own handler makes all
-  of them stop at the same step.
-  """
-  asked = threading.Event()
-  main = threading.current_thread() is threading.main_thread()
-  if jax.process_count() > 1 or not main:
-    yield asked
-    return
-  old = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-
-  def ask(number, frame):
-    del frame
-    logging.info("signal %d: saving and stopping after this step", number)
-    asked.set()
-    signal.signal(signal.SIGINT, old[signal.SIGINT])
-
-  for number in old:
-    signal.signal(number, ask)
-  try:
-    yield asked
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
-
-
-def _told_to_stop(asked: threading.Event, step: int) -> bool:
-  """Whether all processes stop at this step; any of them may be told."""
-  if jax.process_count() == 1:
-    return asked.is_set()
-  return multihost_utils.reached_preemption_sync_point(step)
+def _check_agreement(metadata):
+  """All processes have the same settings, and packed the same corpus."""
+  found = processes.gather(json.dumps(metadata))
+  first, *others = (workdir_lib.shared(json.loads(text)) for text in found)
+  for i, other in enumerate(others, 1):
+    if lines := record.differing_metadata(first, other):
+      raise ValueError(
+        f"process 0 (the first) and process {i} (the second) do not do the "
+        f"same run: {'; '.join(lines)}. Start all with the same settings, on "
+        "the same files"
+      )

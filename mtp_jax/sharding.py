@@ -134,3 +134,35 @@ def local(
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Rows of a batch over 'data', everything else whole."""
   return NamedSharding(mesh, P("data"))
+
+
+def reader(mesh: jax.sharding.Mesh, process: int) -> tuple[int, int]:
+  """Which rows of a batch a process reads.
+
+  Processes whose devices hold the same rows (the 'model' axis may span them)
+  read the same block, all others different ones: no row is read for two
+  places, none is left out.
+
+  Args:
+    mesh: see `make_mesh`.
+    process: index of the process.
+
+  Returns:
+    (block, blocks): the batch in that many blocks, and which of them.
+
+  Raises:
+    ValueError: the processes' shares of the rows overlap or differ in size.
+  """
+  held = {}  # process -> places along 'data' of its devices
+  for place, devices in enumerate(mesh.devices):
+    for device in devices.flat:
+      held.setdefault(device.process_index, set()).add(place)
+  blocks = sorted({tuple(sorted(places)) for places in held.values()})
+  sizes = {len(block) for block in blocks}
+  if len(sizes) > 1 or sum(map(len, blocks)) > len(mesh.devices):
+    raise ValueError(
+      f"{len(held)} processes cannot share the {len(mesh.devices)} devices of "
+      f"axis 'data' evenly: they hold the places {blocks}. Choose mesh.model "
+      "as a divisor or a multiple of the devices of one process"
+    )
+  return blocks.index(tuple(sorted(held[process]))), len(blocks)

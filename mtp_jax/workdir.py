@@ -74,7 +74,9 @@ def tokenizer(
     codec = tokenizer_lib.load(cfg.data.tokenizer)
     if jax.process_index() == 0:
       workdir.mkdir(parents=True, exist_ok=True)
-      shutil.copy(pathlib.Path(cfg.data.tokenizer).expanduser(), copy)
+      partial = copy.with_suffix(".partial")  # others may look for it now
+      shutil.copy(pathlib.Path(cfg.data.tokenizer).expanduser(), partial)
+      partial.rename(copy)
   if cfg.model.vocab < codec.vocab:
     raise ValueError(
       f"model.vocab {cfg.model.vocab} is smaller than the {codec.vocab} ids of "
@@ -112,3 +114,11 @@ def fixed(metadata: dict) -> dict:
     if section not in ("mesh", "decode")
   }
   return metadata | {"config": sections}
+
+
+def shared(metadata: dict) -> dict:
+  """The part of `metadata` that all processes of a run have in common."""
+  config = metadata["config"]
+  own = _FREE["data"]  # places on each host
+  data = {k: v for k, v in config["data"].items() if k not in own}
+  return metadata | {"config": config | {"data": data}}

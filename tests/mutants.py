@@ -215,6 +215,20 @@ MUTANTS = [
     "test_pipeline.py",
   ),
   Mutant(
+    "processes train on the same rows",
+    "mtp_jax/run.py",
+    "      process=block,",
+    "      process=0 * block,",
+    "test_processes.py::test_two_processes_end_with_the_bits_of_one",
+  ),
+  Mutant(
+    "a failed save waits for the others",
+    "mtp_jax/checkpoint.py",
+    "if error := sys.exc_info()[1]:",
+    "if error := None:",
+    "test_checkpoint.py::test_a_thread_that_failed_waits_for_no_one",
+  ),
+  Mutant(
     "held-out drafts judged one place early",
     "mtp_jax/evaluate/held_out.py",
     "jax.lax.dynamic_slice_in_dim(first, i, block, 1)",

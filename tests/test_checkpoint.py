@@ -333,6 +333,24 @@ def test_disk_full(folder):
   assert sorted(os.listdir(folder)) == ["1", "2", "4"]
 
 
+def test_a_thread_that_failed_waits_for_no_one(monkeypatch):
+  """orbax's barrier in a `finally`, as its threads come to it."""
+  waited = []
+  monkeypatch.setattr(
+    checkpoint.multihost,
+    "get_barrier_sync_fn",
+    lambda: lambda key, timeout_ms: waited.append((key, timeout_ms)),
+  )
+  checkpoint._barrier(key="a", timeout_ms=3)
+  assert waited == [("a", 3)]
+  with pytest.raises(OSError, match="no space"):
+    try:
+      raise OSError("no space")
+    finally:
+      checkpoint._barrier(key="b", timeout_ms=3)
+  assert waited == [("a", 3)]
+
+
 def test_folder_that_cannot_be_made(tmp_path):
   (tmp_path / "file").write_text("in the way")
   with checkpoint.Checkpoints(tmp_path / "file" / "steps") as saved:

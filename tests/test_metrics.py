@@ -1,6 +1,8 @@
 """Writers: what a cut-off run left behind does not stay."""
 
 import csv
+import gzip
+import json
 import struct
 
 import jax
@@ -130,3 +132,35 @@ def test_clock_leaves_out_compiling_and_pauses(monkeypatch):
   assert found["step_seconds"] == 4
   assert found["tokens_per_second"] == 2.5
   assert found["data_wait_share"] == 0.25
+  assert found["paused_seconds"] == 1000
+  flops = metrics.flops_per_token(config.Model(), 5)
+  assert found["model_flops_per_second"] == 2.5 * flops
+
+
+def test_a_trace_holds_its_steps_and_no_others(tmp_path):
+  trace = metrics.Trace(tmp_path, range(3, 5))
+  double = jax.jit(lambda x: x * 2)
+  for step in range(1, 8):
+    with trace.step(step):
+      x = double(step)
+    trace.end(step, x)
+  trace.close()
+  (path,) = tmp_path.rglob("*.trace.json.gz")
+  found = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+  steps = [e["args"]["step_num"] for e in found if e.get("name") == "train"]
+  assert sorted(steps) == ["3", "4"]
+  assert len(list(tmp_path.rglob("*.xplane.pb"))) == 1
+
+
+def test_a_run_that_ends_inside_its_trace_writes_it(tmp_path):
+  trace = metrics.Trace(tmp_path / "first", range(3, 50))
+  with trace.step(3):
+    pass
+  trace.end(3, 0)
+  trace.close()
+  assert list(tmp_path.rglob("*.xplane.pb"))
+  other = metrics.Trace(tmp_path / "other", range(1, 3), active=False)
+  with other.step(1):
+    pass
+  other.close()
+  assert not (tmp_path / "other").exists()

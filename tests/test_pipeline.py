@@ -350,6 +350,22 @@ def test_an_epoch_gives_every_window_once_in_an_order_of_its_own(packed):
   ).any()
 
 
+def test_no_window_is_lost_or_read_twice_as_processes_come_and_go(packed):
+  """An epoch on 2 processes, then 3, 1 and 4: each window once."""
+  count = packed.windows(7)
+  stages = np.resize([2, 3, 1, 4], -(-count // 12))
+  assert len(set(stages)) == 4
+  stages.sort()  # 1, 2, 3, 4 processes for some steps each
+  rows = []
+  for step, processes in enumerate(stages.tolist()):
+    for process in range(processes):
+      place = dict(process=process, processes=processes)
+      found = pipeline.batch_at(packed, step, **SHAPE, **place)
+      rows += [t.tobytes() for t in found["tokens"]]
+  wanted = sorted(packed.window(w, 7, 3)[0].tobytes() for w in range(count))
+  assert sorted(rows[:count]) == wanted
+
+
 def test_a_split_smaller_than_a_batch_repeats():
   batch = pipeline.batch_at(in_memory([3]), 2, **SHAPE)
   assert (batch["tokens"][:, :3] == [0, 1, 2]).all()

@@ -43,6 +43,8 @@ def call(*arguments, module="experiments.train"):
       "--config.mesh.data=3",
       "error: mesh.data=3 x mesh.model=1 does not use exactly the 1 devices",
     ),
+    ("--profile=9", "error: --profile=9 is not START:COUNT, such as 100:5"),
+    ("--heartbeat_s=0", "flag --heartbeat_s=0: 0 is not a positive"),
   ],
 )
 def test_errors_are_a_line(flag, line, tmp_path):
@@ -72,6 +74,7 @@ def test_flags_reach_the_run(tmp_path):
     "--config.data.held_out=0.2",
     "--config.data.seq_len=19",
     "--config.data.batch=2",
+    "--profile=2:1",
   )
   assert code == 0, err
   assert "step 3/3" in out and "held out at step 3" in out
@@ -79,3 +82,4 @@ def test_flags_reach_the_run(tmp_path):
   assert found["model"]["n_future"] == 2
   assert found["train"]["head_weights"] == [1.0, 0.5]
   assert found["train"]["loss"] == "formula"
+  assert list((tmp_path / "w/profile").rglob("*.xplane.pb"))

@@ -4,6 +4,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
@@ -225,3 +226,32 @@ print("equal")
 
 def test_eight_devices(run_with_devices):
   assert run_with_devices(8, EIGHT) == "equal\n"
+
+
+def held_by(places):
+  """A mesh as `reader` sees it: the process of every device."""
+  kinds = np.vectorize(lambda p: types.SimpleNamespace(process_index=p))
+  return types.SimpleNamespace(devices=kinds(np.array(places)))
+
+
+@pytest.mark.parametrize(
+  "places, readers",
+  [
+    ([[0], [0], [0]], [(0, 1)]),
+    ([[0], [0], [1], [1]], [(0, 2), (1, 2)]),
+    ([[2], [0], [1]], [(1, 3), (2, 3), (0, 3)]),  # not in their order
+    ([[0], [1], [0], [1]], [(0, 2), (1, 2)]),  # not side by side
+    ([[0, 1], [0, 1]], [(0, 1), (0, 1)]),  # 'model' spans both
+    ([[0, 1], [2, 3]], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+  ],
+)
+def test_who_reads_which_rows(places, readers):
+  mesh = held_by(places)
+  found = [sharding.reader(mesh, p) for p in range(len(readers))]
+  assert found == readers
+
+
+@pytest.mark.parametrize("places", [[[0, 0], [0, 1], [1, 1]], [[0], [0], [1]]])
+def test_uneven_shares_are_refused(places):
+  with pytest.raises(ValueError, match="2 processes cannot share the 3 dev"):
+    sharding.reader(held_by(places), 0)

@@ -1,0 +1,1 @@
+"""Faults while two processes train; nothing committed is lost."""

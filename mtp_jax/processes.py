@@ -1,0 +1,161 @@
+"""Several processes, on one host or on many, as one run.
+
+All run the same program, each with devices and rows of its own; JAX connects
+them. One that dies takes the others down within the time of a heartbeat, since
+none can go on alone: the run is started again, and resumes.
+"""
+
+import contextlib
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from absl import logging
+from jax._src import distributed  # the barrier has no public name
+from jax.experimental import multihost_utils
+
+HEARTBEAT = 20  # seconds of silence after which a process counts as dead
+_PATIENCE = 24 * 3600 * 1000  # ms; a host may have a large corpus to pack
+# What JAX says where a peer is gone: its collectives, or its coordinator.
+_SIGNS = re.compile("gloo|nccl|unavailable|deadline.exceeded|barrier", re.I)
+
+
+class PeerLost(Exception):
+  """Another process of the run is gone, so this one cannot go on."""
+
+
+def join(
+  coordinator: str | None = None,
+  processes: int | None = None,
+  process: int | None = None,
+  *,
+  heartbeat: int = HEARTBEAT,
+) -> None:
+  """Connects this process with the others; before anything else of JAX.
+
+  What is None is found by JAX itself: on a TPU slice, under SLURM, Open MPI
+  and Kubernetes. Where nothing is found, all three are needed.
+
+  Args:
+    coordinator: host:port of process 0, which all can reach.
+    processes: their number.
+    process: which of them this is.
+    heartbeat: seconds of silence after which a process counts as dead, and
+      all others stop.
+
+  Raises:
+    ValueError: too little was given or found.
+  """
+  try:
+    jax.distributed.initialize(
+      coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"cannot join the other processes: {error} No cluster tells of them; "
+      "name all three: coordinator (host:port of process 0), the number of "
+      "processes, and which of them this is"
+    ) from error
+
+
+def gather(text: str) -> list[str]:
+  """The text of every process, in their order; waits for the slowest.
+
+  The first thing that processes do together: collectives on a CPU wait only
+  30 seconds for each other at first, this waits for a day.
+
+  Raises:
+    ValueError: there are several processes, but they were never joined.
+  """
+  if jax.process_count() == 1:
+    return [text]
+  if not jax.distributed.is_initialized():
+    raise ValueError(
+      f"JAX sees {jax.process_count()} processes that were not joined: start "
+      "each with --distributed, or call processes.join first"
+    )
+  distributed.global_state.client.wait_at_barrier("mtp_jax", _PATIENCE)
+  raw = np.frombuffer(text.encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array(raw.size))
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: raw.size] = raw
+  rows = multihost_utils.process_allgather(padded)
+  return [r[:n].tobytes().decode() for r, n in zip(rows, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def watched(when_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
+  """Inside: what JAX throws when a peer is gone becomes one clear error.
+
+  Args:
+    when_lost: called first, to let go of what would wait for the peer.
+
+  Raises:
+    PeerLost: says which process stops, why, and what to do.
+  """
+  try:
+    yield
+  except Exception as error:
+    text = " ".join(str(e) for e in _chain(error))
+    if jax.process_count() == 1 or not _SIGNS.search(text):
+      raise
+    when_lost()
+    raise PeerLost(
+      f"process {jax.process_index()} of {jax.process_count()} stops: another "
+      "process is gone, or cannot be reached. What it wrote last tells why. "
+      "Start all of them again, as before or another number: the run goes on "
+      f"from its newest checkpoint. (JAX said: {' '.join(text.split())[:200]})"
+    ) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  while error:
+    yield error
+    error = error.__cause__ or error.__context__
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+  """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts.
+
+  Among several processes JAX's own handler of SIGTERM makes all of them stop
+  at the same step, and Ctrl-C is passed on to it.
+  """
+  asked = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield asked
+    return
+  several = jax.process_count() > 1
+  numbers = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
+  old = {number: signal.getsignal(number) for number in numbers}
+
+  def ask(number, frame):
+    del frame
+    logging.info("signal %d: saving and stopping after this step", number)
+    asked.set()
+    signal.signal(signal.SIGINT, old[signal.SIGINT])
+    if several:
+      signal.raise_signal(signal.SIGTERM)
+
+  for number in old:
+    signal.signal(number, ask)
+  try:
+    yield asked
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def told_to_stop(asked: threading.Event, step: int) -> bool:
+  """Whether all processes stop at this step; any of them may be told.
+
+  Args:
+    asked: of `stop_signals`.
+    step: every process has to ask for every step.
+  """
+  if jax.process_count() == 1:
+    return asked.is_set()
+  return multihost_utils.reached_preemption_sync_point(step)

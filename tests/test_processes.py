@@ -1,0 +1,384 @@
+"""Several processes are one run: same numbers, same step saved, one end."""
+
+import csv
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import portpicker
+import pytest
+from conftest import QUICK, ROOT
+
+from mtp_jax import checkpoint, config, processes, workdir
+
+STEPS = 23
+TRAIN = ["-m", "experiments.train"]
+LAUNCH = ROOT / "experiments" / "launch"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  """A folder with a corpus and the config of a small run on it."""
+  folder = tmp_path_factory.mktemp("processes")
+  rng = random.Random(0)
+  words = ["def", "return", "if", "x", "y", "(", ")", "\n", "    "]
+  rows = [" ".join(rng.choices(words, k=99)) for _ in range(60)]
+  corpus = folder / "corpus.jsonl"
+  corpus.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+  cfg = config.Config(
+    model=config.Model(
+      vocab=260, width=24, mlp=20, layers=1, attn_heads=2, kv_heads=2,
+      n_future=2, head="unembedding",
+    ),
+    data=config.Data(
+      source="jsonl", path=str(corpus), cache=str(folder / "cache"),
+      seq_len=31, batch=12, held_out=0.1,
+    ),
+    optim=config.Optim(warmup=5, peak=1e-2),
+    train=config.Train(
+      steps=STEPS, save_every=4, log_every=1, eval_every=STEPS,
+      eval_batches=2, sample_tokens=7,
+    ),
+  )  # fmt: skip
+  (folder / "config.json").write_text(config.to_json(cfg.check()))
+  (folder / "config.py").write_text(
+    "from mtp_jax import config\n"
+    f"get_config = lambda: config.load({str(folder / 'config.json')!r})\n"
+  )
+  return folder
+
+
+class Job:
+  """Processes of one run, each writing to a file of its own."""
+
+  def __init__(self, home, commands, devices=1, variables=None):
+    self.outputs = []
+    self.processes = []
+    self.begin = time.monotonic()
+    for command in commands:
+      path = home / f"output_{len(list(home.glob('output_*')))}"
+      env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHON": sys.executable,
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        **(variables or {}),
+      }
+      with path.open("w") as file:
+        self.processes.append(
+          subprocess.Popen(
+            [str(c) for c in command],
+            cwd=ROOT,
+            env=env,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+          )
+        )
+      self.outputs.append(path)
+
+  def text(self, i=0):
+    return self.outputs[i].read_text()
+
+  def wait_for(self, pattern, i=0, seconds=120):
+    """The match in what process `i` writes, as soon as it is there."""
+    end = time.monotonic() + seconds
+    while not (found := re.search(pattern, self.text(i))):
+      assert time.monotonic() < end, self.text(i)[-3000:]
+      assert self.processes[i].poll() is None or re.search(
+        pattern, self.text(i)
+      ), self.text(i)[-3000:]
+      time.sleep(0.02)
+    return found
+
+  def ends(self, seconds=120):
+    """Exit codes of all."""
+    end = time.monotonic() + seconds
+    try:
+      codes = [p.wait(max(0.1, end - time.monotonic())) for p in self.processes]
+    finally:
+      self.kill()
+    print(f"{len(codes)} ended after {time.monotonic() - self.begin:.1f} s")
+    return codes
+
+  def finish(self):
+    codes = self.ends()
+    assert not any(codes), [self.text(i)[-2000:] for i in range(len(codes))]
+    return self
+
+  def kill(self):
+    for process in self.processes:
+      process.kill()
+      process.wait()
+
+
+def python(number, program, *flags):
+  """Commands of processes that find each other by the flags for it."""
+  port = portpicker.pick_unused_port()
+  return [
+    [
+      sys.executable,
+      *program,
+      f"--coordinator=localhost:{port}",
+      f"--num_processes={number}",
+      f"--process_id={i}",
+      *flags,
+    ]
+    for i in range(number)
+  ]
+
+
+def train(home, target, number=1, devices=1, *flags):
+  flags = [f"--config={home / 'config.py'}", f"--workdir={target}", *flags]
+  if number == 1:
+    commands = [[sys.executable, *TRAIN, *flags]]
+  else:
+    commands = python(number, TRAIN, *flags)
+  return Job(home, commands, devices)
+
+
+def final(target):
+  """Every array of the last checkpoint, as its checksum."""
+  with checkpoint.Checkpoints(target / "checkpoints") as saved:
+    assert saved.steps()[-1] == STEPS
+    return saved._record(STEPS)["arrays"]
+
+
+def rows(target, group):
+  with (target / f"{group}.csv").open() as file:
+    return list(csv.DictReader(file))
+
+
+def losses(target):
+  return {int(r["step"]): r["loss"] for r in rows(target, "train")}
+
+
+def newest(target):
+  names = [p.name for p in (target / "checkpoints").iterdir()]
+  return max(int(name) for name in names if name.isdigit())
+
+
+QUIET = "--config.train.sample_tokens=0"
+
+
+@pytest.fixture(scope="module")
+def alone(home):
+  """The run of one process with two devices."""
+  train(home, home / "alone", devices=2).finish()
+  return home / "alone"
+
+
+SRUN = """#!/bin/sh
+test "$1" = --kill-on-bad-exit=1 || exit 9
+shift
+export SLURM_JOB_ID=7 SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2
+SLURM_PROCID=1 SLURM_LOCALID=1 "$@" &
+SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
+"""
+
+
+def test_two_processes_end_with_the_bits_of_one(home, alone, tmp_path):
+  """Stopped by SIGTERM on the way, continued as SLURM starts them, traced.
+
+  Or continued by three processes of which one is killed, and then by one.
+  """
+  target, other = tmp_path / "two", tmp_path / "three"
+  step = stop(train(home, target, 2, 1, QUIET), 1, target)
+  shutil.copytree(target, other)
+
+  (tmp_path / "srun").write_text(SRUN)
+  (tmp_path / "srun").chmod(0o755)
+  variables = {
+    "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    "JAX_COORDINATOR_PORT": str(portpicker.pick_unused_port()),
+  }
+  flags = [f"--config={home / 'config.py'}", f"--workdir={target}"]
+  flags += [f"--profile={STEPS - 2}:2"]
+  job = Job(home, [["sh", LAUNCH / "slurm.sh", *flags]], 1, variables)
+  assert f"going on from step {step}\n" in job.finish().text()
+  assert losses(target) == losses(alone)
+  assert final(target) == final(alone)
+  assert rows(target, "held_out") == rows(alone, "held_out")
+  text = (target / "sample.txt").read_text()
+  assert text == (alone / "sample.txt").read_text()
+  assert len(list((target / "profile").rglob("*.xplane.pb"))) == 1
+
+  job = train(home, other, 3, 1, QUIET)
+  job.wait_for(rf"going on from step {step}\n")
+  while newest(other) == step:
+    time.sleep(0.02)
+  committed = newest(other)
+  kill(job, 0)
+  out = train(home, other, 1, 1, QUIET).finish().text()
+  found = int(re.search(r"going on from step (\d+)\n", out)[1])
+  assert found >= committed > step
+  same_up_to_rounding(other, alone)
+  firsts = [list(losses(t).items())[:step] for t in (other, alone)]
+  assert firsts[0] == firsts[1]
+
+
+def stop(job, victim, target):
+  """SIGTERM to one process of a job: the step that all saved."""
+  job.wait_for(r"step 6/")
+  job.processes[victim].send_signal(signal.SIGTERM)
+  begin = time.monotonic()
+  codes = job.ends()
+  assert not any(codes), job.text()
+  print(f"all saved and ended in {time.monotonic() - begin:.1f} s")
+  assert time.monotonic() - begin < 10
+  step = int(re.search(r"told to stop: step (\d+) is saved", job.text())[1])
+  assert newest(target) == step < STEPS
+  return step
+
+
+def kill(job, victim):
+  """SIGKILL to one process of a job: the others stop, and say why."""
+  job.processes[victim].kill()
+  begin = time.monotonic()
+  codes = job.ends(30)
+  print(f"the others stopped after {time.monotonic() - begin:.1f} s: {codes}")
+  for i in {*range(len(codes))} - {victim}:
+    # JAX may be faster, when the first process is gone: it aborts, and says so.
+    assert codes[i] in (1, -signal.SIGABRT)
+    said = f"error: process {i} of 3 stops: another process is gone"
+    assert said in job.text(i) or "another task died" in job.text(i)
+    assert "Traceback" not in job.text(i)
+
+
+def test_four_processes_stop_and_one_goes_on(home, alone, tmp_path):
+  """As two by two: those that share the 'model' axis read the same rows."""
+  target = tmp_path / "four"
+  script = ["sh", LAUNCH / "multi_gpu.sh", 4]
+  flags = [f"--config={home / 'config.py'}", f"--workdir={target}", QUIET]
+  flags += ["--config.mesh.model=2"]
+  step = stop(Job(home, [[*script, *flags]]), 0, target)  # the script itself
+  out = train(home, target, 1, 1, QUIET).finish().text()
+  assert f"going on from step {step}\n" in out
+  same_up_to_rounding(target, alone)
+
+
+def same_up_to_rounding(target, other):
+  """Of float32 sums over another number of devices, and nothing else: found
+  were 2.3e-7 in the losses and 1.1e-7 in the parameters."""
+  a, b = losses(target), losses(other)
+  assert list(a) == list(b) == list(range(1, STEPS + 1))
+  a, b = (np.array(list(x.values()), float) for x in (a, b))
+  print("losses differ by", abs(a / b - 1).max())
+  np.testing.assert_allclose(a, b, rtol=1e-6)
+  nets = [jax.tree.leaves(workdir.load(t)[0]) for t in (target, other)]
+  far = [
+    float(np.linalg.norm(x - y) / np.linalg.norm(y))
+    for x, y in zip(*nets, strict=True)
+  ]
+  print("parameters differ by", max(far))
+  assert max(far) < 1e-6
+
+
+TALK = """
+import sys, time
+from mtp_jax import processes
+arguments = dict(a.lstrip("-").split("=") for a in sys.argv[1:])
+number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
+processes.join(arguments["coordinator"], number, process, heartbeat=5)
+texts = processes.gather("from " + "x" * process)
+assert texts == ["from " + "x" * i for i in range(number)], texts
+print("together", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_silent_process_stops_the_others(home, victim):
+  """One that no collective waits for: the heartbeat tells."""
+  job = Job(home, python(2, ["-c", TALK]))
+  for i in (0, 1):
+    job.wait_for("together", i)
+  job.processes[victim].send_signal(signal.SIGSTOP)
+  begin = time.monotonic()
+  other = job.processes[1 - victim]
+  assert other.wait(30) == -signal.SIGABRT
+  print(f"noticed after {time.monotonic() - begin:.1f} s")
+  assert "another task died" in job.text(1 - victim)
+  job.kill()
+
+
+def test_processes_have_to_agree(home, tmp_path):
+  (tmp_path / "c.jsonl").write_text(
+    "\n".join(json.dumps({"text": f"another {i}"}) for i in range(99))
+  )
+  commands = python(
+    2, TRAIN, f"--config={home / 'config.py'}", f"--workdir={tmp_path / 'w'}"
+  )
+  commands[1] += [
+    f"--config.data.path={tmp_path / 'c.jsonl'}",
+    f"--config.data.cache={tmp_path / 'cache'}",
+    "--config.train.save_every=3",
+  ]
+  job = Job(home, commands)
+  assert job.ends() == [1, 1]
+  for i in (0, 1):
+    for text in (
+      "error: process 0 (the first) and process 1 (the second) do not do the "
+      "same run: ",
+      "data.held_out: '",
+      "data.train: '",
+      "train.save_every: 4 in the first, 3 in the second",
+    ):
+      assert text in job.text(i)
+    assert "Traceback" not in job.text(i)
+    assert "data.path" not in job.text(i)
+  assert not (tmp_path / "w").exists()
+
+
+def test_without_a_cluster_all_has_to_be_named(home, tmp_path):
+  flags = [f"--config={home / 'config.py'}", f"--workdir={tmp_path / 'w'}"]
+  job = Job(home, [[sys.executable, *TRAIN, *flags, "--distributed"]])
+  assert job.ends() == [1]
+  assert "error: cannot join the other processes: coord" in job.text()
+  assert "name all three: coordinator" in job.text()
+
+
+def test_alone_nothing_changes():
+  asked = processes.threading.Event()
+  assert processes.gather("text") == ["text"]
+  assert not processes.told_to_stop(asked, 3)
+  with pytest.raises(ValueError, match="^Gloo failed$"), processes.watched():
+    raise ValueError("Gloo failed")
+
+
+def test_a_lost_peer_is_one_clear_line(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  called = []
+  with (
+    pytest.raises(processes.PeerLost) as error,
+    processes.watched(lambda: called.append(1)),
+  ):
+    try:
+      raise ValueError("UNKNOWN: Gloo AllGather\nfailed")
+    except ValueError as cause:
+      raise RuntimeError("checkpoint 3 was not saved") from cause
+  assert called == [1]
+  for text in (
+    "process 0 of 2 stops: another process is gone",
+    "goes on from its newest checkpoint",
+    "(JAX said: checkpoint 3 was not saved UNKNOWN: Gloo AllGather failed)",
+  ):
+    assert text in str(error.value)
+  with pytest.raises(OSError, match="no space"), processes.watched():
+    raise OSError("no space")
+
+
+def test_launch_scripts_are_shell():
+  for script in LAUNCH.glob("*.sh"):
+    subprocess.run(["sh", "-n", script], check=True)
+    assert script.stat().st_mode & 0o111

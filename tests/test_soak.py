@@ -1,0 +1,67 @@
+"""The soak, made small: one fault, and nothing is lost."""
+
+import json
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+
+from experiments.soak import faults, job
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+  output = tmp_path / "soak.json"
+  flags = "--minutes=0.1 --steps=40 --faults=full_disk".split()
+  done = subprocess.run(
+    [sys.executable, "-m", "experiments.soak", *flags]
+    + [f"--workdir={tmp_path / 'w'}", f"--output={output}"],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  found = json.loads(output.read_text())
+  assert found["faults"] == {"full disk": 1}
+  assert found["starts"] == 2
+  assert found["steps_lost_beyond_the_last_commit"] == 0
+  assert found["trainings"] == 1
+  assert found["trainings_equal_to_the_undisturbed_one"] == 1
+
+
+class Ended:
+  """A job that is over."""
+
+  def __init__(self, text, committed):
+    self.text = lambda: text
+    self.committed = lambda: committed
+
+  newest = job.Job.newest
+  stepped = job.Job.stepped
+
+
+def test_what_is_lost_is_counted(tmp_path):
+  """The soak can fail: it sees steps that were lost and words not said."""
+  run = faults.Soak(tmp_path, 40, None, 0)
+  run.expected, run.saying = 12, "packing anew"
+  run.check_start(Ended("going on from step 12\npacking anew", [8, 12]))
+  assert run.lost == 0 and not run.broken
+  run.check_start(Ended("going on from step 8\nstep 9/40", [8, 12]))
+  assert run.lost == 4 and len(run.broken) == 2
+  run.check_start(Ended("step 1/40", [8, 12]))
+  assert run.lost == 4 + 12
+  run.broken.clear()
+  good = Ended("told to stop: step 12 is saved", [8, 12])
+  run.check_end("SIGTERM", [0, 0], good)
+  run.check_end("SIGKILL", [-9, 1], good)
+  assert not run.broken
+  for fault, codes in {
+    "SIGTERM": [0, 1],
+    "SIGKILL": [-9, None],
+    "full disk": [1, 1],
+    "damaged data": [0, 0],
+  }.items():
+    run.check_end(fault, codes, Ended("", [12]))
+  assert len(run.broken) == 4
