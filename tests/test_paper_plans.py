@@ -59,7 +59,8 @@ def test_the_table():
   got = report.table(rows, {"a": ["a", "b", "c"], "d": ["d"]})
   assert got.splitlines()[2:] == [
     "| a and 2 more | v5e:2x4 | 9.3 | 16.2: does not fit | v5e:2x2 |",
-    "| d | not planned yet | | | |",
+    "",
+    "Not planned yet, 1 runs: d.",
   ]
 
 

@@ -10,6 +10,7 @@ def table(rows: list[dict[str, str]], groups: dict[str, list[str]]) -> str:
     rows: lines of the results.
     groups: from `run.distinct`.
   """
+  missing = []
   lines = [
     "| runs | slice | serial, GiB | formula, GiB | too small |",
     "|---|---|---|---|---|",
@@ -20,16 +21,21 @@ def table(rows: list[dict[str, str]], groups: dict[str, list[str]]) -> str:
     small = [row["slice"] for row in serial if row["fits"] == "False"]
     fits = [row for row in serial if row["fits"] == "True"]
     if not fits:
-      lines.append(f"| {label(members)} | not planned yet | | | |")
+      missing += members
       continue
     formula = [row for row in mine if row["loss"] == "formula"]
-    peak = formula[0]["peak_gib"] if formula else "not planned yet"
+    peak = formula[0]["peak_gib"] if formula else "not yet"
     if formula and formula[0]["fits"] == "False":
       peak += ": does not fit"
     lines.append(
       f"| {label(members)} | {fits[0]['slice']} | {fits[0]['peak_gib']} | "
       f"{peak} | {', '.join(small)} |"
     )
+  if missing:
+    lines += [
+      "",
+      f"Not planned yet, {len(missing)} runs: {', '.join(missing)}.",
+    ]
   return "\n".join(lines)
 
 

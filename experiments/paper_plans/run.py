@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   path = pathlib.Path(_RESULTS.value).expanduser()
   every = runs()
-  names = list(distinct(every))
+  names = sorted(distinct(every), key=lambda name: -every[name].model.width)
   fitting = {name: smallest(path, name, every[name]) for name in names}
   # The comparison matters most where there are several heads.
   for name in sorted(names, key=lambda name: every[name].model.n_future == 1):
