@@ -15,7 +15,12 @@ GIB = 2**30
 
 # What a program may use of a chip's HBM, as the compiler (libtpu 0.0.52) says
 # when it is too little; by `jax.Device.device_kind`.
-HBM = {"TPU v5": 95.73, "TPU v5 lite": 15.75, "TPU v6 lite": 31.24}  # GiB
+HBM = {
+  "TPU v4": 30.75,
+  "TPU v5": 95.73,
+  "TPU v5 lite": 15.75,
+  "TPU v6 lite": 31.24,
+}  # GiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,22 +52,24 @@ def topology(name: str) -> list:
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", name.replace(":", "-"))
+  os.environ["TPU_ACCELERATOR_TYPE"] = name.replace(":", "-")
   jax.config.update("jax_platforms", "cpu")
+  # One device per chip, as v4 runs, not one per core, as libtpu lists it.
+  options = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
   try:
     devices = topologies.get_topology_desc(
-      platform="tpu", topology_name=name
+      platform="tpu", topology_name=name, **options
     ).devices
   except Exception as error:  # of several types, with a usable message
     raise ValueError(
       f"no TPU slice {name!r}: {str(error).splitlines()[0]}. Known forms: "
-      "v5e:4x4, v5p:2x2x2, v6e:4x4, axes even; libtpu has to be installed"
+      "v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:4x4, axes even; libtpu has to be "
+      "installed"
     ) from error
   if devices[0].device_kind not in HBM:
     raise ValueError(
-      f"slice {name!r} has devices of kind {devices[0].device_kind!r}; only "
-      f"{', '.join(HBM)} can be planned (libtpu lists a v4 chip as two cores, "
-      "but runs it as one device)"
+      f"slice {name!r} has devices of kind {devices[0].device_kind!r}, whose "
+      f"memory is not known here; {', '.join(HBM)} can be planned"
     )
   return list(devices)
 

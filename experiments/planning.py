@@ -181,20 +181,31 @@ def _plan(what, topology, mesh, rows, tokens, held, compiled, count) -> Plan:
 
 
 def advice(plan: Plan, cfg: config.Config) -> list[str]:
-  """What to change where a training step does not fit, best first."""
+  """What to change where a program does not fit, best first.
+
+  Args:
+    plan: of `cfg`.
+    cfg: what was planned.
+  """
   lines, held = [], sum(plan.state.values())
-  if held > plan.hbm:
-    lines.append(
-      f"parameters and optimiser state alone take {held / aot.GIB:.1f} GiB: "
-      "a larger slice, or a smaller model"
-    )
-    return lines
+  if "cache" in plan.state:
+    return [
+      "--decode_batch and --cache_len lower make the cache smaller",
+      "--config.mesh.model higher splits parameters and cache over more chips",
+    ]
+  # Temporaries are gradients, which stay, and activations, which shrink; the
+  # sum over microbatches stands beside the gradients of one.
+  copies = 1 + (cfg.train.accumulate > 1)
+  fixed = held + copies * plan.state["parameters"]
+  if fixed > plan.hbm:
+    return [
+      f"parameters, optimiser state and gradients alone take "
+      f"{fixed / aot.GIB:.1f} GiB: a larger slice, or a smaller model"
+    ]
   if cfg.model.remat != "full":
     lines.append("--config.model.remat=full keeps one input per layer only")
   if cfg.train.loss == "formula":
     lines.append("--config.train.loss=serial keeps one block's logits only")
-  # Temporaries are gradients, which stay, and activations, which shrink.
-  fixed = held + plan.state["parameters"]
   spare, used = plan.hbm - fixed, plan.needed - fixed
   rows = int(plan.rows * spare / max(used, 1))
   if plan.rows > 1:
@@ -208,8 +219,10 @@ def advice(plan: Plan, cfg: config.Config) -> list[str]:
     )
   elif cfg.model.kv_heads % (2 * plan.mesh["model"]) == 0:
     lines.append(
-      f"--config.mesh.model={2 * plan.mesh['model']} shares each row between "
-      "more chips"
+      f"--config.mesh.data={plan.mesh['data'] // 2} "
+      f"--config.mesh.model={2 * plan.mesh['model']} "
+      f"--config.train.accumulate={2 * cfg.train.accumulate} shares each row "
+      "between two chips"
     )
   lines.append("a larger slice: parameters and gradients are split over it")
   return lines

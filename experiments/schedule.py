@@ -157,7 +157,7 @@ class _Program:
           _channel(x) == channel for x in body
         ):
           return i
-    return len(instructions)
+    raise ValueError(f"nothing waits for {instructions[place].name}")
 
   def _computes(self, instruction: _Instruction) -> bool:
     if instruction.opcode in _COMPUTING:
@@ -188,10 +188,13 @@ class _Program:
   ) -> Collective:
     kind = instruction.opcode.removesuffix("-start")
     arrays = _bytes(instruction.type)
+    if kind != instruction.opcode:  # a start: operands, results, then flags
+      arrays = [size for size in arrays if size > 4]
+      arrays = arrays[len(arrays) // 2 :]
     result = sum(arrays)
-    size = _group(instruction.rest)
-    if instruction.opcode == "collective-permute-start":
-      received = arrays[0]  # the operand, and the result of the same size
+    size = 1 if kind == "collective-permute" else _group(instruction.rest)
+    if kind == "collective-permute":
+      received = result
     elif scattered:  # an all-reduce of which a chip keeps its slice alone
       kind, received = "reduce-scatter", result * (size - 1) // size
     elif kind == "all-reduce":
@@ -239,7 +242,7 @@ def _group(rest: str) -> int:
     for axis in re.findall(r"'[^']+'", found[2]):
       group *= int(sizes[axis])
     return group
-  return 2  # a permute: what is received is told by its result
+  raise ValueError(f"cannot tell the chips of {rest[:200]}")
 
 
 def _channel(instruction: _Instruction) -> str:

@@ -34,7 +34,8 @@ def _steps(text: str) -> range:
   first, colon, count = text.partition(":")
   if not text:
     return range(0)
-  if not (colon and first.isdecimal() and count.isdecimal()):
+  numbers = first.isdecimal() and count.isdecimal()
+  if not (colon and numbers and int(first) and int(count)):
     raise ValueError(f"--profile={text} is not START:COUNT, such as 100:5")
   return range(int(first), int(first) + int(count))
 

@@ -102,7 +102,7 @@ class _Run:
       self.progress.say(f"going on from step {self.start}")
     batches = pipeline.batches(
       self.train,
-      **self._rows(),
+      **self._rows(self.cfg.data.batch),
       seed=self.cfg.data.seed,
       workers=self.cfg.data.workers,
       start=self.start,
@@ -136,22 +136,22 @@ class _Run:
     self._check(int(state.step), previous)
     return state
 
-  def _rows(self):
+  def _rows(self, batch):
     """What `pipeline` has to know of the rows that this process reads."""
-    data, (block, blocks) = self.cfg.data, self.block
+    block, blocks = self.block
     return dict(
-      batch=data.batch,
-      seq_len=data.seq_len,
+      batch=batch,
+      seq_len=self.cfg.data.seq_len,
       n_future=self.cfg.model.n_future,
       process=block,
       processes=blocks,
     )
 
   def _place(self, batch):
-    where = sharding.batch_sharding(self.mesh)
+    where, (_, blocks) = sharding.batch_sharding(self.mesh), self.block
     return {
       name: jax.make_array_from_process_local_data(
-        where, rows, (self.cfg.data.batch, rows.shape[1])
+        where, rows, (len(rows) * blocks, rows.shape[1])
       )
       for name, rows in batch.items()
     }
@@ -192,9 +192,12 @@ class _Run:
     return values | {f"bits_per_byte_{i}": x for i, x in enumerate(bits, 1)}
 
   def _measure(self, step, net):
+    # As many rows at once as a step holds: the whole batch might not fit.
+    parts = self.cfg.train.accumulate
+    rows = self._rows(self.cfg.data.batch // parts)
     batches = (
-      self._place(pipeline.batch_at(self.held_out, i, **self._rows(), seed=0))
-      for i in range(self.cfg.train.eval_batches)
+      self._place(pipeline.batch_at(self.held_out, i, **rows, seed=0))
+      for i in range(self.cfg.train.eval_batches * parts)
     )
     kernel = train_lib.attention_kernel(self.cfg.model, self.mesh)
     found = held_out.measure(net, batches, kernel=kernel)

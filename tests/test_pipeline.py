@@ -371,6 +371,14 @@ def test_a_split_smaller_than_a_batch_repeats():
   assert (batch["tokens"][:, :3] == [0, 1, 2]).all()
 
 
+def test_batches_of_one_row(packed):
+  shape = dict(seq_len=7, n_future=2, seed=5)
+  two = pipeline.batch_at(packed, 3, batch=2, **shape)
+  for row in range(2):
+    one = pipeline.batch_at(packed, 6 + row, batch=1, **shape)
+    equal(one, {name: x[row : row + 1] for name, x in two.items()})
+
+
 def test_step_one_million_is_reached_at_once(packed, capsys):
   begin = time.perf_counter()
   batch = next(pipeline.batches(packed, **SHAPE, start=10**6))

@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_said_with_the_remedy():
   assert got.compiled.peak > got.hbm
   text = "\n".join(planning.describe(got))
   assert "DOES NOT FIT" in text and "of 15.75" in text
-  assert "alone take" in planning.advice(got, cfg)[0]
+  assert "gradients alone take" in planning.advice(got, cfg)[0]
 
 
 def refused(rows, **changes):
@@ -124,21 +124,29 @@ def refused(rows, **changes):
 
 
 def test_advice():
-  """Eight rows take 22 GiB beside the 8 that stay, and 8 are left: 2 rows."""
+  """Eight rows take 20 GiB beside the 10 that stay, and 6 are left: 2 rows."""
   lines = refused(8.0)
   assert "--config.train.accumulate=8 leaves 2 rows" in lines[0]
   assert "larger slice" in lines[-1]
   lines = refused(1.0, model__remat="none", train__loss="formula")
   assert "remat=full" in lines[0] and "loss=serial" in lines[1]
-  assert "--config.mesh.model=2" in lines[2]
+  assert (
+    "mesh.data=2 --config.mesh.model=2 --config.train.accumulate=4"
+    in (lines[2])
+  )
 
 
 def test_unknown_slices_are_one_line():
   for name in ("v5p", "v5e:3x3", "tpu:2x2"):
     with pytest.raises(ValueError, match=f"no TPU slice '{name}'.*Known forms"):
       aot.topology(name)
-  with pytest.raises(ValueError, match="'TPU v4'; only TPU v5, "):
-    aot.topology("v4:2x2x1")
+  with pytest.raises(ValueError, match="'TPU v3', whose memory is not known"):
+    aot.topology("v3:2x2x1")
+
+
+def test_a_v4_chip_is_one_device():
+  devices = aot.topology("v4:2x2x1")
+  assert {d.device_kind for d in devices} == {"TPU v4"} and len(devices) == 4
 
 
 def test_settings_that_do_not_fit_the_slice():

@@ -374,8 +374,11 @@ def test_a_lost_peer_is_one_clear_line(monkeypatch):
     "(JAX said: checkpoint 3 was not saved UNKNOWN: Gloo AllGather failed)",
   ):
     assert text in str(error.value)
-  with pytest.raises(OSError, match="no space"), processes.watched():
-    raise OSError("no space")
+  for text in ("no space", "UNAVAILABLE: /barrier: try again"):
+    with pytest.raises(OSError, match=text), processes.watched():
+      raise OSError(text)
+  with pytest.raises(ValueError, match="503"), processes.watched():
+    raise ValueError("503 Service Unavailable")
 
 
 def test_launch_scripts_are_shell():

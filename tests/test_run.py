@@ -235,6 +235,26 @@ def one_device():
   return run.sharding.make_mesh(config.Mesh(1, 1), jax.devices()[:1])
 
 
+def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
+  """The rows are those of whole batches, as many at once as a step holds."""
+  seen = []
+
+  def measure(net, batches, **_):
+    seen.append([np.asarray(b["tokens"]) for b in batches])
+    ones = np.ones(cfg.model.n_future)
+    return {"nats": ones, "accuracy": ones, "greedy": 1.0, "sampled": 1.0}
+
+  monkeypatch.setattr(run.held_out, "measure", measure)
+  cfg.train.steps = cfg.train.eval_every = 6
+  cfg.train.sample_tokens = 0
+  for parts in (1, 3):
+    cfg.train.accumulate = parts
+    run.fit(cfg, tmp_path / str(parts))
+  whole, small = seen
+  assert [len(rows) for rows in small] == [1] * 6
+  assert np.array_equal(np.concatenate(whole), np.concatenate(small))
+
+
 def test_settings_that_do_not_fit_are_errors(cfg, tmp_path):
   small = dataclasses.replace(cfg)
   small.model = dataclasses.replace(cfg.model, vocab=256)

@@ -46,6 +46,37 @@ def test_a_permute_is_hidden_by_a_product_in_between():
   assert permute("").received == 5 * 7 * 4
 
 
+def test_a_start_without_an_end_is_an_error():
+  with pytest.raises(ValueError, match="nothing waits for all-gather-start.1"):
+    one("""
+ENTRY %main (p: f32[2]) -> f32[4] {
+  %p = f32[2]{0} parameter(0)
+  ROOT %all-gather-start.1 = (f32[2]{0}, f32[4]{0}) all-gather-start(%p), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+}
+""")
+
+
+def test_a_gather_that_is_started_and_awaited():
+  found = one("""
+ENTRY %main (p: f32[2]) -> f32[4] {
+  %p = f32[2]{0} parameter(0)
+  %all-gather-start.1 = (f32[2]{0}, f32[4]{0}) all-gather-start(%p), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+  ROOT %all-gather-done.1 = f32[4]{0} all-gather-done(%all-gather-start.1)
+}
+""")
+  assert (found.received, found.behind) == (4 * 4 // 2, 0)
+
+
+def test_an_unknown_group_is_an_error():
+  with pytest.raises(ValueError, match="cannot tell the chips"):
+    one("""
+ENTRY %main (p: f32[2]) -> f32[4] {
+  %p = f32[2]{0} parameter(0)
+  ROOT %all-gather.1 = f32[4]{0} all-gather(%p), channel_id=1, replica_groups={}, dimensions={0}
+}
+""")
+
+
 def test_a_kernel_hides_too():
   kernel = (
     "  %k = f32[5,7]{1,0} custom-call(%p), "

@@ -6,6 +6,7 @@ grain shuffles the windows anew for every epoch. Nothing but the step needs to
 be saved for a run to go on, on any number of processes.
 """
 
+import sys
 from collections.abc import Iterator
 
 import grain
@@ -96,7 +97,9 @@ def _stream(
   if not len(windows):
     raise ValueError("the split holds no token, so no window")
   shuffled = grain.MapDataset.source(windows).seed(seed).shuffle()
-  blocks = shuffled.repeat(None).batch(batch // processes)
+  # Not repeat(None): as long as an int can say, it cannot be cut into ones.
+  epochs = sys.maxsize // len(windows) // 2
+  blocks = shuffled.repeat(epochs).batch(batch // processes)
   return blocks[process::processes]
 
 
