@@ -1,6 +1,7 @@
 """How every program here starts: flags to a checked config, errors in a line."""
 
 import logging
+import multiprocessing
 import os
 import sys
 import traceback
@@ -79,6 +80,8 @@ def start(main: Callable[[list[str]], None]) -> None:
         print(error, file=sys.stderr)
       else:
         traceback.print_exception(error)
+      for worker in multiprocessing.active_children():  # grain's
+        worker.kill()
       sys.stdout.flush()
       sys.stderr.flush()
       os._exit(1)

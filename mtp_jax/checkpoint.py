@@ -48,8 +48,9 @@ class Checkpoints:
     self._keep = keep
     self._damaged = set()  # steps that `restore` had to pass over
     self._pending = None  # step being written in the background
-    self._writes = self._abandoned = False
-    self._manager = self._open(read_only=True)
+    self._abandoned = False
+    self._reader = self._open(read_only=True)
+    self._writer = None  # opened by the first save
 
   def save(
     self, step: int, state, metadata: dict, *, wait: bool = False
@@ -88,7 +89,7 @@ class Checkpoints:
       if self._is_there(step, record):
         return
       self._pending = step
-      self._manager.save(
+      self._writer.save(
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardSave(arrays),
@@ -161,15 +162,15 @@ class Checkpoints:
     self.wait()
     if not self._folder.exists():
       return []
-    self._manager.reload()
-    return sorted(self._manager.all_steps())
+    self._reader.reload()
+    return sorted(self._reader.all_steps())
 
   def wait(self) -> None:
     """Returns when nothing is being written; CheckpointError if it failed."""
     if self._pending is None:
       return
     try:
-      self._manager.wait_until_finished()
+      self._writer.wait_until_finished()
     except Exception as error:  # what the background thread met, of any type
       self._fail(self._pending, error)
     self._pending = None
@@ -182,7 +183,9 @@ class Checkpoints:
       self.wait()
     finally:
       if not self._abandoned:
-        self._manager.close()
+        self._reader.close()
+        if self._writer:
+          self._writer.close()
 
   def abandon(self) -> None:
     """Makes `close` wait for nothing: a peer that it would need is gone."""
@@ -195,6 +198,16 @@ class Checkpoints:
     self.close()
 
   def _open(self, read_only: bool) -> ocp.CheckpointManager:
+    several, here = jax.process_count() > 1, jax.process_index()
+    # Each process reads alone, and compares with the others afterwards
+    # (`_raise_together`): within orbax, one that finds damage would leave the
+    # others waiting.
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=here,
+      active_processes={here},
+      barrier_sync_key_prefix=f"reader_{here}",
+    )
+    together = ocp.options.MultiprocessingOptions()
     return ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
@@ -204,17 +217,16 @@ class Checkpoints:
         read_only=read_only,
         cleanup_tmp_directories=not read_only,
         async_options=ocp.AsyncOptions(
-          barrier_sync_fn=_barrier if jax.process_count() > 1 else None
+          barrier_sync_fn=_barrier if several and not read_only else None
         ),
+        multiprocessing_options=alone if several and read_only else together,
       ),
     )
 
   def _begin_writing(self) -> None:
     """A manager that may write: a mere reader never cleans a folder up."""
-    if not self._writes:
-      manager = self._open(read_only=False)
-      self._manager.close()
-      self._manager, self._writes = manager, True
+    if not self._writer:
+      self._writer = self._open(read_only=False)
     if self._damaged:
       multihost_utils.sync_global_devices("damaged checkpoints")
       for step in sorted(self._damaged):
@@ -223,7 +235,7 @@ class Checkpoints:
           (self._folder / str(step)).rmtree(missing_ok=True)
       multihost_utils.sync_global_devices("damaged checkpoints removed")
       self._damaged.clear()
-      self._manager.reload()
+      self._writer.reload()
 
   def _is_there(self, step: int, record: dict) -> bool:
     latest = max(self.steps(), default=-1)
@@ -242,10 +254,10 @@ class Checkpoints:
   def _fail(self, step: int, error: Exception) -> None:
     self._pending = None
     if jax.process_count() > 1:
-      self.abandon()  # closing and opening would wait for the others
-    else:
-      self._manager.close()  # the next save opens anew and clears the remains
-      self._manager, self._writes = self._open(read_only=True), False
+      self.abandon()  # closing would wait for the others
+    elif self._writer:
+      self._writer.close()  # the next save opens anew and clears the remains
+      self._writer = None
     raise CheckpointError(
       f"checkpoint {step} was not saved in {self._folder}: {_line(error)}"
     ) from error
@@ -284,7 +296,7 @@ class Checkpoints:
       if step not in self.steps():
         raise ValueError("its folder is not marked as complete")
       args = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-      record = self._manager.restore(step, args=args)["metadata"]
+      record = self._reader.restore(step, args=args)["metadata"]
       if (
         record_lib.seal(record)["seal"] != record["seal"]
         or record["step"] != step
@@ -299,7 +311,7 @@ class Checkpoints:
     loaded, fault = None, ""
     try:
       args = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
-      loaded = self._manager.restore(step, args=args)["state"]
+      loaded = self._reader.restore(step, args=args)["state"]
     except Exception as error:  # damage surfaces as any type
       fault = _line(error)
     _raise_together(fault)

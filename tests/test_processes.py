@@ -188,13 +188,15 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
 
 
 def test_two_processes_end_with_the_bits_of_one(home, alone, tmp_path):
-  """Stopped by SIGTERM on the way, continued as SLURM starts them, traced.
-
-  Or continued by three processes of which one is killed, and then by one.
+  """Stopped by SIGTERM on the way; what one of them wrote then is damaged;
+  continued as SLURM starts them, and traced. Or continued, undamaged, by three
+  processes of which one is killed, and then by one.
   """
   target, other = tmp_path / "two", tmp_path / "three"
   step = stop(train(home, target, 2, 1, QUIET), 1, target)
   shutil.copytree(target, other)
+  for file in (target / f"checkpoints/{step}").rglob("ocdbt.process_1/d/*"):
+    file.write_bytes(bytes(file.stat().st_size))
 
   (tmp_path / "srun").write_text(SRUN)
   (tmp_path / "srun").chmod(0o755)
@@ -205,7 +207,10 @@ def test_two_processes_end_with_the_bits_of_one(home, alone, tmp_path):
   flags = [f"--config={home / 'config.py'}", f"--workdir={target}"]
   flags += [f"--profile={STEPS - 2}:2"]
   job = Job(home, [["sh", LAUNCH / "slurm.sh", *flags]], 1, variables)
-  assert f"going on from step {step}\n" in job.finish().text()
+  out = job.finish().text()
+  assert f"checkpoint {step} is damaged" in out
+  found = int(re.search(r"going on from step (\d+)\n", out)[1])
+  assert step - 4 <= found < step
   assert losses(target) == losses(alone)
   assert final(target) == final(alone)
   assert rows(target, "held_out") == rows(alone, "held_out")
@@ -379,6 +384,21 @@ def test_a_lost_peer_is_one_clear_line(monkeypatch):
       raise OSError(text)
   with pytest.raises(ValueError, match="503"), processes.watched():
     raise ValueError("503 Service Unavailable")
+
+
+def test_ctrl_c_among_several_is_a_sigterm(monkeypatch):
+  """Which JAX tells to all; a second Ctrl-C interrupts."""
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  heard = []
+  old = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+  try:
+    with processes.stop_signals():
+      signal.raise_signal(signal.SIGINT)
+      assert heard == ["SIGTERM"]
+      with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+  finally:
+    signal.signal(signal.SIGTERM, old)
 
 
 def test_launch_scripts_are_shell():

@@ -54,6 +54,8 @@ class Soak:
       self.name = f"disturbed_{self.trainings}"
       self.expected, self.damaged, self.saying = 0, 0, ""
       while self.expected < self.steps:
+        if len(self.broken) > 9:  # it may not come to an end any more
+          return
         faults = faults or self.rng.sample(self.kinds, len(self.kinds))
         if self.go_on(faults[-1] if time.monotonic() < end else None):
           faults.pop()
