@@ -49,18 +49,18 @@ def test_build_holds_the_table(every):
 
 def test_the_table():
   rows = [
-    dict(run="a", slice=s, loss=x, fits=f, peak_gib=p)
+    dict(run="f:a", slice=s, loss=x, fits=f, peak_gib=p)
     for s, x, f, p in (
       ("v5e:2x2", "serial", "False", "17.1"),
       ("v5e:2x4", "serial", "True", "9.3"),
       ("v5e:2x4", "formula", "False", "16.2"),
     )
   ]
-  got = report.table(rows, {"a": ["a", "b", "c"], "d": ["d"]})
+  got = report.table(rows, {"f:a": ["f:a", "f:b", "g:c"], "g:d": ["g:d"]})
   assert got.splitlines()[2:] == [
-    "| a and 2 more | v5e:2x4 | 9.3 | 16.2: does not fit | v5e:2x2 |",
+    "| f: a, b; g: c | v5e:2x4 | 9.3 | 16.2: does not fit | v5e:2x2 |",
     "",
-    "Not planned yet, 1 runs: d.",
+    "Not planned yet, 1 runs: g: d.",
   ]
 
 

@@ -34,16 +34,18 @@ def table(rows: list[dict[str, str]], groups: dict[str, list[str]]) -> str:
   if missing:
     lines += [
       "",
-      f"Not planned yet, {len(missing)} runs: {', '.join(missing)}.",
+      f"Not planned yet, {len(missing)} runs: {label(missing)}.",
     ]
   return "\n".join(lines)
 
 
 def label(members: list[str]) -> str:
-  """'scaling:6.7B-n1 and 15 more'; two names are written out."""
-  if len(members) < 3:
-    return ", ".join(members)
-  return f"{members[0]} and {len(members) - 1} more"
+  """'scaling: 6.7B-n1; code_7b: 200B-n1, 1T-n1', a family at a time."""
+  families = {}
+  for member in members:
+    family, name = member.split(":")
+    families.setdefault(family, []).append(name)
+  return "; ".join(f"{f}: {', '.join(n)}" for f, n in families.items())
 
 
 if __name__ == "__main__":
