@@ -11,9 +11,12 @@ and, where it does not fit, what to change. Takes seconds for a
 small model and 1 to 3 minutes for one of the paper's.
 """
 
+import datetime
+import importlib.metadata
 import json
 import pathlib
 
+import jax
 from absl import app, flags
 
 from experiments import planning, program
@@ -52,7 +55,12 @@ def main(argv: list[str]) -> None:
     print("to make it fit:")
     print("\n".join(f"  {line}" for line in planning.advice(plan, cfg)))
   if _JSON.value:
-    text = json.dumps(planning.to_dict(plan), indent=2)
+    made = {
+      "date": datetime.date.today().isoformat(),
+      "jax": jax.__version__,
+      "libtpu": importlib.metadata.version("libtpu"),
+    }
+    text = json.dumps(planning.to_dict(plan) | made, indent=2)
     pathlib.Path(_JSON.value).expanduser().write_text(f"{text}\n")
 
 

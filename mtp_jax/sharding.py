@@ -117,6 +117,9 @@ def local(
     mesh: see `make_mesh`.
     inputs: for each argument its logical axes, or None where they are whole.
     output: the result's logical axes.
+
+  Returns:
+    A function of whole arrays, each axis divisible by its devices.
   """
 
   def spec(axes):

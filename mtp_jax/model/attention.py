@@ -1,7 +1,8 @@
 """Causal attention over whole windows: one function, a kernel per platform.
 
   xla     `jax.nn.dot_product_attention`; holds the scores, [B, H, T, T]
-  cudnn   cuDNN's flash attention on NVIDIA GPUs; no scores in memory
+  cudnn   cuDNN's flash attention on NVIDIA GPUs; no scores in memory, but
+          with documents a mask [B, 1, T, T]
   splash  Pallas splash attention on TPUs; no scores in memory, and blocks
           above the diagonal are not computed
 
@@ -30,7 +31,9 @@ Kernel = Callable[
 ]
 
 _LANES = 128  # a TPU register's width: positions come in multiples of it
-_BLOCK = 512  # positions of a splash block, forward and backward
+# Positions of a splash block, forward and backward. The least memory of those
+# tried: experiments/tpu_kernels/README.md.
+_BLOCK = 512
 
 
 def choose(impl: str, platform: str) -> Kernel:
@@ -97,6 +100,9 @@ def splash(q, k, v, segments=None, *, interpret: bool = False) -> jax.Array:
   Args:
     q, k, v, segments: as in the module.
     interpret: run it as plain JAX, on any platform.
+
+  Returns:
+    [B, T, H, C] in q's dtype.
   """
   B, T, H, C = q.shape
   size = -(-T // _LANES) * _LANES if T <= _BLOCK else -(-T // _BLOCK) * _BLOCK
