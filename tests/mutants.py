@@ -174,7 +174,7 @@ MUTANTS = [
   ),
   Mutant(
     "SIGTERM not heard",
-    "mtp_jax/run.py",
+    "mtp_jax/processes.py",
     "    return asked.is_set()",
     "    return False",
     "test_run.py::test_sigterm_saves_and_exits_with_0",
