@@ -49,6 +49,10 @@ def join(
   Raises:
     ValueError: too little was given or found.
   """
+  # Collectives on a CPU find their partners by their order. Two programs that
+  # wait for no result of each other can overlap, in one process and not in the
+  # other, and then it aborts: so one at a time.
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   try:
     jax.distributed.initialize(
       coordinator, processes, process, heartbeat_timeout_seconds=heartbeat

@@ -42,7 +42,7 @@ def prepare(home: pathlib.Path, steps: int) -> None:
       steps=steps,
       save_every=4,
       log_every=1,
-      eval_every=100,
+      eval_every=10,
       eval_batches=2,
       sample_tokens=0,
     ),
