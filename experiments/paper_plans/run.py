@@ -124,7 +124,8 @@ def main(argv: list[str]) -> None:
   path = pathlib.Path(_RESULTS.value).expanduser()
   every = runs()
   groups = distinct(every)
-  for name in sorted(groups, key=lambda name: name not in FIRST):
+  first = [name for name in FIRST if name in groups]
+  for name in [*first, *(name for name in groups if name not in first)]:
     slice_ = smallest(path, name, every[name])
     planned(path, name, every[name], slice_, "formula")
 
