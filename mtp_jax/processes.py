@@ -49,10 +49,6 @@ def join(
   Raises:
     ValueError: too little was given or found.
   """
-  # Collectives on a CPU find their partners by their order. Two programs that
-  # wait for no result of each other can overlap, in one process and not in the
-  # other, and then it aborts: so one at a time.
-  jax.config.update("jax_cpu_enable_async_dispatch", False)
   try:
     jax.distributed.initialize(
       coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
@@ -63,6 +59,10 @@ def join(
       "name all three: coordinator (host:port of process 0), the number of "
       "processes, and which of them this is"
     ) from error
+  if jax.default_backend() == "cpu":
+    # A program from the cache runs its collectives in no fixed order (jaxlib
+    # 0.10.2), and partners find each other by the order.
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def gather(text: str) -> list[str]:

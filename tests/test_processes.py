@@ -291,10 +291,12 @@ def same_up_to_rounding(target, other):
 
 TALK = """
 import sys, time
+import jax
 from mtp_jax import processes
 arguments = dict(a.lstrip("-").split("=") for a in sys.argv[1:])
 number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
 processes.join(arguments["coordinator"], number, process, heartbeat=5)
+assert not jax.config.jax_enable_compilation_cache  # see `join`
 texts = processes.gather("from " + "x" * process)
 assert texts == ["from " + "x" * i for i in range(number)], texts
 print("together", flush=True)
