@@ -5,7 +5,7 @@
 Compiles the training step at 0.3B for n = 1, 2, 4 at equal total layers, with
 one row per chip and FSDP over 8 chips, and reads from each schedule what of
 the collectives runs behind products and kernels and what the chip waits for.
-About 10 minutes on two idle cores.
+13 minutes of compiling, on cores shared with other work.
 """
 
 import csv

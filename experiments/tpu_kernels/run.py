@@ -8,7 +8,7 @@ gradient, at the 7B shape for single chips: XLA's, ours and, where it is
 installed, tokamax's. No time is measured: there is no TPU here. Tokamax's
 kernels are called by their private functions, for the public ones ask the
 default device, and interpreted on the CPU to compare their loss with float64.
-About 5 minutes on two idle cores.
+Some minutes: every program is small.
 """
 
 import csv
