@@ -21,7 +21,8 @@ from absl import app, flags
 
 from experiments import program
 from mtp_jax import workdir
-from mtp_jax.decode import blockwise, network, prompts
+from mtp_jax.decode import accept, blockwise, network, prompts
+from mtp_jax.decode import generate as generate_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
 _PROMPT_FILE = flags.DEFINE_string(
@@ -77,11 +78,13 @@ def stream(
 ) -> Iterator[np.ndarray]:
   """The new tokens so far, after the prompt's pass and after each further one.
 
-  Equals `blockwise.generate` of one prompt, told while it happens.
+  Equals `generate.generate` of one prompt, told while it happens.
   """
+  rule = accept.Greedy()
+  tree = blockwise.plan(decoder, rule, heads, max_new=max_new)
   tokens, lengths = prompts.pad([prompt], decoder.vocab)
-  state = blockwise.begin_jit(
-    decoder, tokens, lengths, heads=heads, max_new=max_new, stop=stop
+  state = generate_lib.start(
+    decoder, tokens, lengths, tree=tree, max_new=max_new, stop=stop
   )
   while True:
     row, length, done = jax.device_get(
@@ -90,7 +93,9 @@ def stream(
     yield row[len(prompt) : length]
     if done:
       return
-    state = blockwise.advance_jit(decoder, state, stop)
+    if length - 1 + tree.size > decoder.room(state.cache):
+      state = blockwise.grow(decoder, state)
+    state = blockwise.advance_jit(decoder, rule, state)
 
 
 def characters(

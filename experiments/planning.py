@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from experiments import aot, flops, schedule
 from mtp_jax import config, metrics, sharding, train
-from mtp_jax.decode import blockwise, network
+from mtp_jax.decode import accept, blockwise, network
+from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
 
@@ -116,7 +117,7 @@ def decoding(
       f"decode_batch {batch} does not divide by {mesh.shape['data']} chips of "
       "axis 'data'"
     )
-  heads = cfg.decode.heads or cfg.model.n_future
+  tree = tree_lib.chain(cfg.decode.heads or cfg.model.n_future)
   decoder = jax.eval_shape(
     lambda key: network.prepare(model.Model(cfg.model, key)), jax.random.key(0)
   )
@@ -124,20 +125,24 @@ def decoding(
   where = sharding.shardings(decoder, mesh, rules)
   row = sharding.batch_sharding(mesh)
   kv = jax.NamedSharding(mesh, jax.P("data", "model"))
-  prompt = jax.ShapeDtypeStruct((batch, 1), jnp.int32)
-  begin = functools.partial(
-    blockwise.begin,
-    heads=heads,
-    max_new=cache_len - heads - 1,
-    stop=-1,
-    cache_len=cache_len,
-  )
-  state = jax.eval_shape(
-    begin, decoder, prompt, jax.ShapeDtypeStruct((batch,), jnp.int32)
-  )
+  rule = accept.Greedy()
+
+  def begin(decoder):
+    prompt = blockwise.read(
+      decoder,
+      jnp.zeros((batch, 1), jnp.int32),
+      jnp.ones((batch,), jnp.int32),
+      heads=tree.heads,
+      slots=cache_len,
+    )
+    key = jnp.zeros((batch, 2), jnp.uint32)
+    return blockwise.begin(
+      rule, prompt, tree=tree, size=cache_len, max_new=1, stop=-1, key=key
+    )
+
+  state = jax.eval_shape(begin, decoder)
   places = dataclasses.replace(
     jax.tree.map(lambda _: row, state),
-    passes=jax.NamedSharding(mesh, jax.P()),
     cache=jax.tree.map(lambda _: kv, state.cache),
   )
   decoder, state = jax.tree.map(
@@ -145,20 +150,19 @@ def decoding(
     (decoder, state),
     (where, places),
   )
-  advance = functools.partial(blockwise.advance, stop=-1)
-  lowered = jax.jit(advance, donate_argnums=1, out_shardings=places).lower(
-    decoder, state
-  )
+  lowered = jax.jit(
+    blockwise.advance, donate_argnums=2, out_shardings=places
+  ).lower(decoder, rule, state)
   held = {"parameters": decoder, "cache": state.cache}
   return _plan(
-    f"decoding pass of {heads} heads",
+    f"decoding pass of {tree.heads} heads",
     topology,
     mesh,
     batch / mesh.shape["data"],
-    batch * heads,
+    batch * tree.size,
     held,
     aot.compile_program(lowered, options),
-    flops.count(advance, decoder, state),
+    flops.count(blockwise.advance, decoder, rule, state),
   )
 
 

@@ -14,7 +14,10 @@ import pytest
 from hypothesis import strategies as st
 
 from mtp_jax import config, loss, tokenizer
-from mtp_jax.decode import blockwise, network
+from mtp_jax.decode import accept, blockwise, network
+from mtp_jax.decode import generate as decode
+from mtp_jax.decode import prompts as prompts_lib
+from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
 # Two float32 evaluations of a logit at different widths differ by less than
@@ -32,37 +35,78 @@ class Mock:
   """The next token is a sum over the whole prefix; drafts are right to order.
 
   Its cache holds the tokens themselves: one that is stale, misplaced or
-  clamped changes every later choice.
+  clamped changes every later choice. A draft that is not to be right has the
+  right token second.
   """
 
-  wanted: jax.Array  # [B, S] tokens that a pass drafted at s is to write
+  wanted: jax.Array  # [B, S] right first choices of a pass drafted at s, and 1
   vocab: int = dataclasses.field(metadata={"static": True})
   n_future: int = dataclasses.field(metadata={"static": True})
 
   def empty_cache(self, batch, cache_len, heads):
     return (jnp.full((batch, cache_len), 10_000),)
 
-  def absorb(self, cache, tokens, start, heads):
+  def room(self, cache):
+    return cache[0].shape[1]
+
+  def grow(self, cache, slots):
+    old = cache[0]
+    return (jnp.pad(old, ((0, 0), (0, slots - old.shape[1]))),)
+
+  def absorb(self, cache, tokens, start, heads, *, tree=None, keep=None):
     def write(old, new, start):
       return jax.lax.dynamic_update_slice_in_dim(old, new, start, 0)
 
     cache = jax.vmap(write)(cache[0], tokens, start)
-    return network.Memory((cache,), (), start)
+    states = (jnp.zeros((*tokens.shape, 1)),)
+    if tree is not None and tree.is_chain:
+      tree = None
+    return network.Memory((cache,), states, start, tree, ())
+
+  def commit(self, memory, node):
+    cache, start = memory.cache[0], memory.start[:, None]
+    depth = node
+    if memory.tree is not None:
+      path, depth = (
+        jnp.asarray(x)[node] for x in (memory.tree.path, memory.tree.depth)
+      )
+      rows = jnp.arange(len(path))[:, None]
+      to = start + jnp.arange(path.shape[1])
+      cache = cache.at[rows, to].set(cache[rows, start + path])
+    return network.Memory((cache,), (), memory.start + depth, None, ())
+
+  def draft(self, memory, heads):
+    at = jnp.zeros((len(memory.start), 1), jnp.int32)
+    return jnp.concatenate(
+      [self.predict(memory, i, at) for i in range(1, heads)], 1
+    )
 
   def predict(self, memory, head, at):
-    cache = memory.cache[0]
+    cache, start = memory.cache[0], memory.start[:, None]
     slot = jnp.arange(cache.shape[1])
-    position = memory.start[:, None] + at
-    seen = slot <= position[..., None]  # [B, W', S]
-    total = ((cache[:, None] + 1) * (slot + 1) * seen).sum(-1)
+    if memory.tree is None:
+      depth, position = slot, start + at
+      seen = slot <= position[..., None]  # [B, W', S]
+      place = slot
+    else:
+      depth, sees = map(jnp.asarray, (memory.tree.depth, memory.tree.sees))
+      position, node = start + depth[at], slot - start  # [B, W'], [B, S]
+      inside = jnp.clip(node, 0, len(depth) - 1)
+      ours = jax.vmap(lambda a, n: sees[a][:, n])(at, inside)
+      ours &= (node < len(depth))[:, None]
+      seen = (node < 0)[:, None] | ours
+      place = jnp.where(node < 0, slot, start + depth[inside])[:, None]
+    total = ((cache[:, None] + 1) * (place + 1) * seen).sum(-1)
     token = total % self.vocab
     for ahead in range(head):
       total += (token + 1) * (position + 2 + ahead)
       token = total % self.vocab
+    logits = jax.nn.one_hot(token, self.vocab)
     if head:
       wanted = jnp.take_along_axis(self.wanted, position, 1)
-      token = jnp.where(head < wanted, token, (token + 1) % self.vocab)
-    return jax.nn.one_hot(token, self.vocab)
+      wrong = jax.nn.one_hot((token + 1) % self.vocab, self.vocab)
+      logits += 2 * wrong * (head >= wanted)[..., None]
+    return logits
 
 
 def mock_text(prompt, vocab, max_new, stop=None):
@@ -75,23 +119,30 @@ def mock_text(prompt, vocab, max_new, stop=None):
   return text[len(prompt) :]
 
 
-def mock_counts(prompt, text, wanted, k):
+def mock_counts(prompt, text, wanted, tree):
   """Tokens of each pass, given the whole new text and one row of `wanted`."""
   counts, length = [], len(prompt) + 1
   while length < len(prompt) + len(text):
+    path = ()
+    for head in range(1, tree.heads):
+      step = (*path, 0 if head < wanted[length - 2] else 1)
+      if step not in tree.paths:
+        break
+      path = step
     room = len(prompt) + len(text) - length
-    counts.append(min(int(wanted[length - 2]), k, room))
+    counts.append(min(len(path) + 1, room))
     length += counts[-1]
   return counts
 
 
-def check_mock(mock, prompts, k, max_new, stop=None, cache_len=None):
-  got = blockwise.generate(
-    mock, prompts, heads=k, max_new=max_new, stop=stop, cache_len=cache_len
+def check_mock(mock, prompts, heads, max_new, stop=None, cache_len=None):
+  got = decode.generate(
+    mock, prompts, heads=heads, max_new=max_new, stop=stop, cache_len=cache_len
   )
+  tree = tree_lib.chain(heads) if isinstance(heads, int) else heads
   for b, prompt in enumerate(prompts):
     text = mock_text(prompt, mock.vocab, max_new, stop)
-    counts = mock_counts(prompt, text, mock.wanted[b], k)
+    counts = mock_counts(prompt, text, mock.wanted[b], tree)
     assert got.tokens[b].tolist() == text
     assert got.per_pass[b].tolist() == counts
     assert got.passes[b] == len(counts)
@@ -150,6 +201,104 @@ def test_the_last_window_may_reach_the_end_of_the_cache():
       check_mock(Mock(wanted, 13, 5), prompts, 5, 11, cache_len=tight - 1)
 
 
+# Nodes where a right token may come second, at every depth but the last.
+TREE = tree_lib.from_paths(
+  [[0], [1], [0, 0], [0, 1], [1, 0], [0, 0, 0], [0, 1, 0], [1, 0, 0]]
+)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tree_writes_the_same_text(seed):
+  """The winning path's tokens move into place, in rows at odds."""
+  wanted = np.random.default_rng(seed).integers(1, 6, (3, 79))
+  mock = Mock(wanted, 13, 5)
+  got = check_mock(mock, PROMPTS, TREE, 23, stop=4)
+  assert {c for n in got.per_pass for c in n} == {1, 2, 3, 4}
+  chain = check_mock(mock, PROMPTS, 4, 23, stop=4)
+  assert got.tokens_per_forward > chain.tokens_per_forward
+
+
+def test_a_chain_is_a_tree_of_one_path():
+  mock = Mock(np.random.default_rng(3).integers(1, 6, (3, 79)), 13, 5)
+  chain = tree_lib.from_paths([[0], [0, 0], [0, 0, 0]])
+  a, b = (check_mock(mock, PROMPTS, heads, 23) for heads in (4, chain))
+  for x, y in zip(a.texts, b.texts, strict=True):
+    jax.tree.map(np.testing.assert_array_equal, vars(x), vars(y))
+
+
+def test_counts_of_nodes_and_ranks():
+  """Every pass of a row is counted once, at the node that it went on to."""
+  wanted = np.random.default_rng(5).integers(1, 6, (3, 79))
+  mock = Mock(wanted, 13, 5)
+  tree = dataclasses.replace(TREE, candidates=3)
+  got = check_mock(mock, PROMPTS, tree, 23)
+  for b, text in enumerate(got.texts):
+    nodes, ranks = np.zeros(tree.size, int), np.zeros((3, 4), int)
+    length = len(PROMPTS[b]) + 1
+    for count in text.per_pass:
+      path = ()
+      for head in range(1, 4):
+        rank = 0 if head < wanted[b, length - 2] else 1
+        ranks[head - 1, rank] += 1
+        if (*path, rank) not in tree.paths:
+          break
+        path = (*path, rank)
+      nodes[((), *tree.paths).index(path)] += 1
+      length += count
+    np.testing.assert_array_equal(text.nodes, nodes)
+    np.testing.assert_array_equal(text.ranks, ranks)
+  depth = np.repeat(tree.depth, sum(t.nodes for t in got.texts))
+  share = [(depth >= i).mean() for i in range(4)]
+  np.testing.assert_allclose(got.accepted, share)
+  in_turn = [1, *np.divide(share[1:], share[:-1])]
+  np.testing.assert_allclose(got.accepted_in_turn, in_turn)
+  ranks = sum(t.ranks for t in got.texts)
+  np.testing.assert_allclose(got.ranks, (ranks.T / ranks.sum(1)).T[:, :-1])
+  written, passes = sum(len(t) - 1 for t in got.tokens), sum(got.passes)
+  assert got.wasted == pytest.approx(1 - written / passes / tree.size)
+
+
+@pytest.mark.parametrize("longest", [255, 256, 257, 700])
+def test_prompts_are_read_in_chunks(longest):
+  """Rows that end in every chunk, and a last chunk inside the one before."""
+  rng = np.random.default_rng(longest)
+  prompts = [
+    rng.integers(0, 13, n).tolist() for n in (longest, 3, longest // 2)
+  ]
+  wanted = rng.integers(1, 6, (3, 1024))
+  check_mock(Mock(wanted, 13, 5), prompts, 3, 9)
+  tight = longest + 9 + 3
+  check_mock(Mock(wanted, 13, 5), prompts, 3, 9, cache_len=tight)
+
+
+def test_the_cache_grows_with_the_text():
+  mock = Mock(np.random.default_rng(0).integers(1, 6, (2, 2048)), 13, 5)
+  prompts, tree = [[3, 1, 4], [1, 5]], tree_lib.chain(5)
+  check_mock(mock, prompts, 5, 700)
+  tokens, lengths = padded(prompts)
+  state = decode.start(mock, tokens, lengths, tree=tree, max_new=700)
+  room = [mock.room(state.cache)]
+  while not state.done.all():
+    state = blockwise.run(mock, accept.Greedy(), state)
+    if not state.done.all():
+      # No pass was taken for which there was no room, and none left out.
+      assert room[-1] - tree.size < state.length.max() - 1 <= room[-1]
+      state = blockwise.grow(mock, state)
+      room.append(mock.room(state.cache))
+  assert room == [512, 768] and state.tokens.shape[1] == 768
+
+
+def test_lengths_share_programs():
+  """Prompts of any length up to the next power of two, any max_new."""
+  mock = Mock(np.full((2, 2048), 3), 13, 5)
+  for jitted in (blockwise.read_jit, blockwise.begin_jit, blockwise.run):
+    jitted.clear_cache()
+  for length, max_new in ((17, 40), (19, 41), (29, 31), (32, 57)):
+    decode.generate(mock, [[1] * length, [2]], heads=3, max_new=max_new)
+  for jitted in (blockwise.read_jit, blockwise.begin_jit, blockwise.run):
+    assert jitted._cache_size() == 1
+
+
 @hypothesis.settings(max_examples=500, deadline=None)
 @hypothesis.given(
   prompts=st.lists(
@@ -167,7 +316,7 @@ def test_any_prompts_are_decoded_or_refused(
   """Never a clamped write: exact text, or a ValueError that names the value."""
   wanted = np.random.default_rng(seed).integers(1, 6, (3, 79))
   mock = Mock(wanted, 13, 5)
-  error = f"max_new={max_new} writes nothing" if max_new < 1 else None
+  error = None
   for i, prompt in enumerate(prompts):
     if cache_len and len(prompt) + max_new + k > cache_len:
       error = f"prompt {i} has {len(prompt)} tokens"
@@ -177,6 +326,8 @@ def test_any_prompts_are_decoded_or_refused(
     if bad or not prompt:
       error = f"prompt {i} holds id {bad[0]}" if bad else f"prompt {i} is empty"
       break
+  if max_new < 1:
+    error = f"max_new={max_new} writes nothing"
   if error is None:
     check_mock(mock, prompts, k, max_new, stop, cache_len)
     return
@@ -200,16 +351,18 @@ def test_settings_out_of_bounds(settings, words):
   mock = Mock(np.ones((3, 79), int), 13, 5)
   settings = {"prompts": PROMPTS, "heads": 2, "max_new": 7} | settings
   with pytest.raises(ValueError, match=words):
-    blockwise.generate(mock, **settings)
+    decode.generate(mock, **settings)
 
 
-def test_begin_refuses_a_cache_that_a_window_would_leave():
+def padded(prompts):
+  return prompts_lib.pad(prompts, 13)
+
+
+def test_start_refuses_a_cache_that_a_window_would_leave():
   mock = Mock(np.ones((3, 79), int), 13, 5)
-  tokens, lengths = np.zeros((3, 16), np.int32), np.ones(3, np.int32)
+  tree = tree_lib.chain(2)
   with pytest.raises(ValueError, match="16 tokens.* need 25 .*cache_len=24"):
-    blockwise.begin_jit(
-      mock, tokens, lengths, heads=2, max_new=7, stop=-1, cache_len=24
-    )
+    decode.start(mock, *padded(PROMPTS), tree=tree, max_new=7, cache_len=24)
 
 
 def test_drafting_heads_work_at_one_place_only():
@@ -221,36 +374,33 @@ def test_drafting_heads_work_at_one_place_only():
       asked.append((head, at.shape[1]))
       return super().predict(memory, head, at)
 
-  mock = Spy(np.ones((3, 79), int), 13, 5)
-  tokens, lengths = np.ones((3, 16), np.int32), np.ones(3, np.int32)
-  state = blockwise.begin(mock, tokens, lengths, heads=4, max_new=7, stop=-1)
-  assert asked == [(0, 1), (1, 1), (2, 1), (3, 1)]
-  asked.clear()
-  blockwise.advance(mock, state, -1)
-  assert asked == [(0, 4), (1, 1), (2, 1), (3, 1)]
+  wanted = np.ones((3, 79), int)
+  for tree, width in ((tree_lib.chain(4), 4), (TREE, 9)):
+    state = decode.start(
+      Mock(wanted, 13, 5), *padded(PROMPTS), tree=tree, max_new=7
+    )
+    asked.clear()
+    blockwise.advance(Spy(wanted, 13, 5), accept.GREEDY, state)
+    drafted = [(i, 1) for i in range(1, tree.heads)]
+    assert asked == [(0, width), *drafted]
 
 
 def test_passes_from_the_host_equal_the_loop():
   wanted = np.random.default_rng(7).integers(1, 6, (3, 79))
   mock = Mock(wanted, 13, 5)
   want = check_mock(mock, PROMPTS, 5, 23, stop=4)
-  tokens = np.zeros((3, 16), np.int32)
-  for b, prompt in enumerate(PROMPTS):
-    tokens[b, : len(prompt)] = prompt
-  lengths = np.array([len(p) for p in PROMPTS], np.int32)
-  state = blockwise.begin_jit(
-    mock, tokens, lengths, heads=5, max_new=23, stop=4
-  )
+  tokens, lengths = padded(PROMPTS)
+  tree = tree_lib.chain(5)
+  state = decode.start(mock, tokens, lengths, tree=tree, max_new=23, stop=4)
   seen = 0
   while not state.done.all():
-    state = blockwise.advance_jit(mock, state, 4)
+    state = blockwise.advance_jit(mock, accept.Greedy(), state)
     assert state.length.sum() > seen
     seen = state.length.sum()
-  got = blockwise.collect(state, lengths)
-  for a, b in zip(got.tokens, want.tokens, strict=True):
-    np.testing.assert_array_equal(a, b)
-  assert int(state.passes) == max(want.passes)
-  assert got.tokens_per_forward == want.tokens_per_forward
+  got = decode.collect(state, lengths)
+  for a, b in zip(got, want.texts, strict=True):
+    jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
+  np.testing.assert_array_equal(state.passes, want.passes)
 
 
 # --- The network ------------------------------------------------------------
@@ -398,7 +548,7 @@ def trained():
 def ordinary(trained):
   """Ordinary greedy texts of the prompts, and their judge."""
   net, prompts = trained
-  texts = blockwise.generate(
+  texts = decode.generate(
     network.prepare(net), prompts, heads=1, max_new=MAX_NEW, cache_len=CACHE
   ).tokens
   return Ties(net, prompts, texts, len(prompts))
@@ -411,7 +561,7 @@ def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
   for size in range(1, 8):
     batch = prompts[:size]
     run = functools.partial(
-      blockwise.generate,
+      decode.generate,
       decoder,
       batch,
       heads=k,
@@ -437,7 +587,7 @@ def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
   net, prompts = trained
   decoder = network.prepare(net)
   for row, prompt in enumerate(prompts):
-    alone = blockwise.generate(
+    alone = decode.generate(
       decoder, [prompt], heads=3, max_new=MAX_NEW, cache_len=CACHE
     )
     ordinary.check(row, alone.tokens[0].tolist())
@@ -474,21 +624,14 @@ class Rigged:
   texts: jax.Array  # [B, S] prompt and greedy text
   wanted: jax.Array  # []
 
-  vocab = property(lambda self: self.network.vocab)
-  n_future = property(lambda self: self.network.n_future)
+  def __getattr__(self, name):
+    return getattr(self.network, name)
 
-  def empty_cache(self, *args):
-    return self.network.empty_cache(*args)
-
-  def absorb(self, *args):
-    return self.network.absorb(*args)
-
-  def predict(self, memory, head, at):
-    if head == 0:
-      return self.network.predict(memory, 0, at)
-    position = memory.start[:, None] + at + 1 + head
+  def draft(self, memory, heads):
+    heads = jnp.arange(1, heads)
+    position = memory.start[:, None] + 1 + heads
     token = jnp.take_along_axis(self.texts, position, 1, mode="clip")
-    token = token + (head >= self.wanted)
+    token = token + (heads >= self.wanted)
     return jax.nn.one_hot(token % self.vocab, self.vocab)
 
 
@@ -510,7 +653,7 @@ def random_model(kind, seed):
 
 
 def plain(net, prompts):
-  texts = blockwise.generate(
+  texts = decode.generate(
     network.prepare(net), prompts, heads=1, max_new=64
   ).tokens
   return Ties(net, prompts, texts, len(prompts))
@@ -522,7 +665,7 @@ def test_random_models_lose_nothing(kind):
   net, prompts = random_model(kind, 0)
   want, decoder = plain(net, prompts), network.prepare(net)
   for k in (2, 3, 4) if kind == "parallel" else (3,):
-    got = blockwise.generate(decoder, prompts, heads=k, max_new=64)
+    got = decode.generate(decoder, prompts, heads=k, max_new=64)
     for row, text in enumerate(got.tokens):
       want.check(row, text.tolist())
     print(f"{got.tokens_per_forward:.3f} tokens per forward, k={k}")
@@ -538,7 +681,7 @@ def test_heads_that_always_or_never_agree_lose_nothing(seed):
     row[: len(p) + len(t)] = [*p, *t]
   for count in (1, 4):
     rigged = Rigged(network.prepare(net), texts, np.int32(count))
-    got = blockwise.generate(rigged, prompts, heads=4, max_new=64)
+    got = decode.generate(rigged, prompts, heads=4, max_new=64)
     for row, text in enumerate(got.tokens):
       want.check(row, text.tolist())
     if not want.flips:  # 63 = 15 passes of 4 tokens and one of 3

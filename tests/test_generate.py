@@ -12,7 +12,8 @@ from absl.testing import flagsaver
 
 from experiments import generate, program
 from mtp_jax import checkpoint, config, tokenizer, workdir
-from mtp_jax.decode import blockwise, network
+from mtp_jax.decode import generate as decode
+from mtp_jax.decode import network
 from mtp_jax.model import model
 
 
@@ -44,7 +45,7 @@ def call(loaded, monkeypatch, capsys):
 def expected(loaded, prompt, **settings):
   net, _, codec = loaded
   ids = [codec.bos, *codec.encode(prompt)]
-  return blockwise.generate(
+  return decode.generate(
     network.prepare(net), [ids], stop=codec.eos, **settings
   )
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from mtp_jax import config, loss
-from mtp_jax.decode import blockwise, network
+from mtp_jax.decode import generate, network
 from mtp_jax.evaluate import held_out
 from mtp_jax.model import model
 
@@ -157,7 +157,7 @@ def test_predicts_what_the_decoder_counts(head):
   text = np.random.default_rng(0).integers(0, 29, 9).tolist() * 7
   net, new = learn(make(head, n_future=4), text, 25), 90
   prompt = text[:5]
-  result = blockwise.generate(
+  result = generate.generate(
     network.prepare(net), [prompt], heads=4, max_new=new
   )
   own = np.array([*prompt, *result.tokens[0]])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mtp_jax import config
-from mtp_jax.decode import blockwise, network
+from mtp_jax.decode import accept, blockwise, network
+from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
 # Logits are of order 1 and sums of at most 64 float32 products, each rounded
@@ -17,6 +18,7 @@ ATOL = 2e-5
 B, T, S = 5, 29, 37
 LENGTHS = np.array([1, 2, 11, 16, 7], np.int32)  # each row's prompt
 KINDS = config.HEAD_KINDS
+TREE = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0]])
 
 
 def shape(kind, **fields):
@@ -132,7 +134,9 @@ def test_padding_ids_are_never_written(net, tokens):
     read(d, d.empty_cache(B, S, 3), window, ZERO, places(7), heads=3)[1]
     for d in (whole, cut)
   ]
-  np.testing.assert_allclose(found[1], found[0][..., :19], rtol=0, atol=ATOL)
+  cut, whole = found[1][..., :19], found[0][..., :19]
+  np.testing.assert_allclose(cut, whole, rtol=0, atol=ATOL)
+  assert np.isneginf(found[1][..., 19:]).all()
   with pytest.raises(ValueError, match="vocab 99 exceeds .* 31 ids"):
     network.prepare(net, 99)
 
@@ -191,18 +195,40 @@ def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
     assert jnp.std(error) < 0.02 * jnp.std(want)
 
 
+@pytest.mark.parametrize(
+  "tree", [tree_lib.chain(3), TREE], ids=["chain", "tree"]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loop_updates_its_cache_in_place(kind):
-  """Temp memory of the compiled loop below a fifth of its cache."""
-  cfg = shape(kind, width=192)
+def test_the_loop_updates_its_cache_in_place(kind, tree):
+  """Temp memory of the compiled loop below a tenth of its cache."""
+  heads = shape(kind).head_layers
+  cfg = shape(kind, width=192, layers=5 + heads, attn_heads=3, kv_heads=3)
   key = jax.random.key(0)
   decoder = jax.eval_shape(lambda: network.prepare(model.Model(cfg, key)))
-  begin = functools.partial(blockwise.begin, heads=3, max_new=3980, stop=-1)
-  prompts = np.zeros((3, 16), np.int32), np.ones(3, np.int32)
-  state = jax.eval_shape(begin, decoder, *prompts)
-  compiled = blockwise.run.lower(decoder, state, stop=-1).compile()
+  rule = accept.Greedy()
+
+  def begin(decoder):
+    tokens, lengths = np.zeros((3, 16), np.int32), np.ones(3, np.int32)
+    prompt = blockwise.read(
+      decoder, tokens, lengths, heads=tree.heads, slots=4000
+    )
+    return blockwise.begin(
+      rule,
+      prompt,
+      tree=tree,
+      size=4000,
+      max_new=3980,
+      stop=-1,
+      key=jnp.zeros((3, 2), jnp.uint32),
+    )
+
+  state = jax.eval_shape(begin, decoder)
+  compiled = blockwise.run.lower(decoder, rule, state).compile()
   memory = compiled.memory_analysis()
   cache = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.cache))
   print(f"{kind}: temp / cache {memory.temp_size_in_bytes / cache:.3f}")
-  assert memory.temp_size_in_bytes < 0.2 * cache
+  # In a chain of heads nothing makes the compiler read head 2's cache before
+  # its path moves: it is copied.
+  copied = cache / len(state.cache) if (kind, tree) == ("causal", TREE) else 0
+  assert memory.temp_size_in_bytes < 0.1 * cache + copied
   assert memory.alias_size_in_bytes > cache  # the state's buffers are donated

@@ -29,7 +29,8 @@ from experiments import program
 from experiments.demo import report
 from mtp_jax import run, workdir
 from mtp_jax.data import pipeline
-from mtp_jax.decode import blockwise, network
+from mtp_jax.decode import generate as generate_lib
+from mtp_jax.decode import network
 from mtp_jax.evaluate import held_out
 
 _CONFIG = program.define_config()
@@ -121,7 +122,7 @@ def decode(net, codec, prompts, new: int) -> list[dict]:
   counts = range(1, net.cfg.n_future + 1)
 
   def generate(heads, prompt):
-    return blockwise.generate(
+    return generate_lib.generate(
       decoder, [prompt], heads=heads, max_new=new, stop=codec.eos
     )
 

@@ -1,165 +1,391 @@
-"""Blockwise self-speculative greedy decoding, for any batch of prompts.
+"""Self-speculative decoding of any batch of prompts, by chains or trees.
 
-One forward pass reads the window [last accepted token, k-1 drafts]. Head 1's
-choices at the k places verify the drafts: the longest agreeing prefix is
-accepted, and the choice after it comes free. At the last accepted place heads
-2..k write the next drafts. Each pass therefore writes 1 to k tokens, and with
-k = 1 this is ordinary decoding, token by token.
+One forward pass reads a window: the last accepted token and the drafts behind
+it, in a chain or a tree. Head 1 judges every draft by the token before it, the
+rule says which of them stand, and one token after them comes free. At the last
+token that stands heads 2..k draft anew. A pass over a chain of k-1 drafts
+writes 1 to k tokens; with k = 1 this is ordinary decoding.
 
-  read      absorb(window)                            one trunk pass
-  verify    best = argmax head 1 over the window      [B, k]
-  accept    n = 1 + |longest prefix with best = draft|
-  draft     argmax heads 2..k at place n - 1          [B, k-1]
+  read      memory = absorb(window)                   one trunk pass
+  judge     logits = head 1 over the window           [B, M, V]
+  accept    node, token = rule(logits, drafts)        [B], [B]
+  commit    keep the path to the node, and the token
+  draft     rule(heads 2..k at the node)              [B, k-1, R]
 
 Reference: the paper, section 3.2; Stern et al. 2018 (arXiv 1811.03115).
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from mtp_jax.decode import prompts as prompts_lib
+from mtp_jax.decode import accept
+from mtp_jax.decode import tree as tree_lib
+from mtp_jax.decode.network import CHUNK
+
+_LEAST_SLOTS = 512  # a cache begins with no fewer positions, if it grows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """Prompts that have been read, and what every head says after them."""
+
+  tokens: jax.Array  # [B, P]
+  length: jax.Array  # [B]
+  logits: jax.Array  # [B, V] head 1
+  drafts: jax.Array  # [B, k-1, V] heads 2..k
+  cache: tuple
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-  """Everything a decoding loop carries."""
+  """Everything a decoding loop carries; every array leads with the rows."""
 
   tokens: jax.Array  # [B, S] prompts and what was written after them
   length: jax.Array  # [B] tokens so far; the cache holds length - 1 of them
   end: jax.Array  # [B] length at which a row is full
-  drafts: jax.Array  # [B, k-1]
+  stop: jax.Array  # [B] end token, -1: none
+  key: jax.Array  # [B, 2] uint32, each row's own randomness
+  drafts: accept.Drafts
+  seen: jax.Array | None  # [B, V] bool, where the rule asks for it
   done: jax.Array  # [B] stopped at an end token or at `end`
-  passes: jax.Array  # [] decoding passes so far, the prompt's not counted
+  passes: jax.Array  # [B] decoding passes so far, the prompt's not counted
   written_in: jax.Array  # [B, S] pass that wrote a token; 0: the prompt's
+  logprob: jax.Array  # [B, S] of each written token under head 1, nats
+  margin: jax.Array  # [B, S] between head 1's best two logits there
+  nodes: jax.Array  # [B, M] passes by the node that the text went on to
+  ranks: jax.Array  # [B, k-1, R+1] rank of the true token among candidates
   cache: tuple
+  tree: tree_lib.Tree = dataclasses.field(metadata={"static": True})
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """Texts and counts on the host; rows in the order of the prompts."""
+def read(
+  network, tokens: jax.Array, lengths: jax.Array, *, heads: int, slots: int
+) -> Prompt:
+  """Reads prompts, at most `CHUNK` tokens per pass.
 
-  tokens: list[np.ndarray]  # new tokens of each row, its end token included
-  per_pass: list[np.ndarray]  # tokens written by each of a row's passes
-
-  @property
-  def passes(self) -> np.ndarray:
-    """Passes [B] in which each row wrote, the prompt's not counted."""
-    return np.array([len(counts) for counts in self.per_pass])
-
-  @property
-  def tokens_per_forward(self) -> float:
-    """New tokens over decoding passes, all rows together, from 1 to k.
-
-    The free token of each pass (head 1's own) counts; the prompt's pass and
-    the token that it writes do not. Without any other pass it is nan.
-    """
-    counts = np.concatenate(self.per_pass)
-    return float(counts.mean()) if counts.size else float("nan")
-
-
-def begin(
-  network,
-  tokens: jax.Array,
-  lengths: jax.Array,
-  *,
-  heads: int,
-  max_new: int,
-  stop: int,
-  cache_len: int | None = None,
-) -> State:
-  """Reads the prompts, writes the first token and the first drafts.
+  As many passes as the longest prompt needs, whatever P is: prompts of all
+  lengths up to P share one program, and no array grows with P squared.
 
   Args:
     network: a `network.Network`, or whatever has its methods.
     tokens: [B, P] int32 prompts from `prompts.pad`.
     lengths: [B] int32, at least 1.
-    heads: k, from 1 to N.
-    max_new: most tokens to write per row, at least 1.
-    stop: id of the end token; -1 for none.
-    cache_len: S, P + max_new + heads if it is None.
-
-  Raises:
-    ValueError: heads, max_new or cache_len out of bounds.
+    heads: k.
+    slots: positions of the cache.
   """
   B, P = tokens.shape
-  needed = P + max_new + heads  # a last window may reach past the end
-  cache_len = needed if cache_len is None else cache_len
-  if not 1 <= heads <= network.n_future:
-    raise ValueError(f"heads={heads} is outside 1..{network.n_future}")
-  if max_new < 1:
-    raise ValueError(f"max_new={max_new} writes nothing; give at least 1")
-  if cache_len < needed:
-    raise ValueError(
-      f"prompts of {P} tokens, max_new={max_new} and heads={heads} need "
-      f"{needed} positions, but cache_len={cache_len}"
+  width = min(P, CHUNK)
+  last = lengths - 1
+
+  def absorb(cache, turn):
+    # The last window may begin inside the one before, and says the same.
+    start = jnp.minimum(turn * width, P - width)
+    window = jax.lax.dynamic_slice_in_dim(tokens, start, width, 1)
+    starts = jnp.full((B,), start, jnp.int32)
+    return network.absorb(
+      cache, window, starts, heads, keep=jnp.maximum(lengths - start, 0)
     )
-  cache = network.empty_cache(B, cache_len, heads)
-  memory = network.absorb(cache, tokens, jnp.zeros_like(lengths), heads)
-  last = (lengths - 1)[:, None]
-  best = network.predict(memory, 0, last).argmax(-1).astype(jnp.int32)
-  buffer = jnp.zeros((B, cache_len), jnp.int32).at[:, :P].set(tokens)
+
+  def turn(i, carry):
+    cache, states = carry
+    memory = absorb(cache, i)
+    place = last - memory.start
+    here = ((place >= 0) & (place < width))[:, None, None]
+    place = jnp.clip(place, 0, width - 1)[:, None, None]
+    states = jax.tree.map(
+      lambda old, new: jnp.where(here, jnp.take_along_axis(new, place, 1), old),
+      states,
+      memory.states,
+    )
+    return memory.cache, states
+
+  cache = network.empty_cache(B, slots, heads)
+  memory = jax.eval_shape(absorb, cache, 0)
+  states = jax.tree.map(
+    lambda s: jnp.zeros((B, 1, *s.shape[2:]), s.dtype), memory.states
+  )
+  turns = (lengths.max() + width - 1) // width
+  cache, states = jax.lax.fori_loop(0, turns, turn, (cache, states))
+  memory = dataclasses.replace(
+    memory, cache=cache, states=states, start=last.astype(jnp.int32)
+  )
+  logits = network.predict(memory, 0, jnp.zeros((B, 1), jnp.int32))[:, 0]
+  drafts = jnp.zeros((B, 0, logits.shape[-1]), logits.dtype)
+  if heads > 1:
+    drafts = network.draft(memory, heads)
+  return Prompt(tokens, lengths, logits, drafts, cache)
+
+
+def begin(
+  rule,
+  prompt: Prompt,
+  *,
+  tree: tree_lib.Tree,
+  size: int,
+  max_new: jax.Array,
+  stop: jax.Array,
+  key: jax.Array,
+) -> State:
+  """Writes the first token and drafts the next ones.
+
+  Args:
+    rule: from `accept`.
+    prompt: from `read`, with the tree's heads.
+    tree: topology of the drafts.
+    size: S, at least P + max_new + M: a last window may reach past the end.
+    max_new: [] or [B] int32, most tokens to write.
+    stop: [] or [B] int32 id of the end token; -1 for none.
+    key: [B, 2] uint32, raw keys of the rows.
+  """
+  B, P = prompt.tokens.shape
+  tokens = jnp.zeros((B, size), jnp.int32).at[:, :P].set(prompt.tokens)
+  seen = None
+  if getattr(rule.sampler, "penalty", None) is not None:
+    mine = jnp.arange(P) < prompt.length[:, None]
+    seen = jnp.zeros(prompt.logits.shape, bool)
+    seen = seen.at[jnp.arange(B)[:, None], prompt.tokens].max(mine)
+  keys = _keys(key, jnp.zeros((B,), jnp.int32))
+  judged = _judge(
+    jnp.zeros((B, 1), jnp.int32), prompt.logits[:, None], None, seen
+  )
+  _, token = rule.accept(tree_lib.Tree(), judged, keys[:, 0])
+  if seen is not None:
+    seen = seen.at[jnp.arange(B), token].set(True)
+  logprob, margin = _score(judged, jnp.zeros((B, 1), int), token[:, None])
+  one = jnp.ones((B, 1), bool)
+
+  def blank(dtype):
+    return jnp.zeros((B, size), dtype)
+
   return State(
-    tokens=_put(buffer, best, lengths, jnp.ones((B, 1), bool)),
-    length=lengths + 1,
-    end=lengths + max_new,
-    drafts=_draft(network, memory, last, heads),
-    done=(best[:, 0] == stop) | (max_new <= 1),
-    passes=jnp.zeros((), jnp.int32),
-    written_in=jnp.zeros((B, cache_len), jnp.int32),
-    cache=memory.cache,
+    tokens=_put(tokens, token[:, None], prompt.length, one),
+    length=prompt.length + 1,
+    end=prompt.length + max_new,
+    stop=jnp.broadcast_to(stop, (B,)),
+    key=key,
+    drafts=_draft(rule, tree, prompt.drafts, seen, keys[:, 1]),
+    seen=seen,
+    done=(token == stop) | jnp.broadcast_to(max_new <= 1, (B,)),
+    passes=jnp.zeros((B,), jnp.int32),
+    written_in=blank(jnp.int32),
+    logprob=_put(blank(jnp.float32), logprob, prompt.length, one),
+    margin=_put(blank(jnp.float32), margin, prompt.length, one),
+    nodes=jnp.zeros((B, tree.size), jnp.int32),
+    ranks=jnp.zeros((B, tree.drafts, tree.width + 1), jnp.int32),
+    cache=prompt.cache,
+    tree=tree,
   )
 
 
-def advance(network, state: State, stop: int) -> State:
-  """One forward pass: verify, accept 1..k tokens in every row, draft anew.
+def advance(network, rule, state: State) -> State:
+  """One forward pass: judge, accept 1..k tokens in every row, draft anew.
 
   A row that is done computes along and writes nothing.
   """
-  k, start = state.drafts.shape[1] + 1, state.length - 1
-  window = jnp.concatenate(
-    [jnp.take_along_axis(state.tokens, start[:, None], 1), state.drafts], 1
-  )
-  memory = network.absorb(state.cache, window, start, k)
-  places = jnp.broadcast_to(jnp.arange(k), window.shape)
-  best = network.predict(memory, 0, places).argmax(-1).astype(jnp.int32)
+  tree, start = state.tree, state.length - 1
+  rows = jnp.arange(len(start))[:, None]
+  keys = _keys(state.key, state.passes + 1)
 
-  agree = jnp.cumprod(best[:, :-1] == state.drafts, 1)
-  count = jnp.minimum(1 + agree.sum(1), state.end - state.length)
-  stops = (best == stop) & (places < count[:, None])
+  window = jnp.concatenate(
+    [
+      state.tokens[rows, start[:, None]],
+      state.drafts.tokens[:, tree.depth[1:] - 1, tree.rank[1:]],
+    ],
+    1,
+  )
+  memory = network.absorb(state.cache, window, start, tree.heads, tree=tree)
+  every = jnp.broadcast_to(jnp.arange(tree.size), window.shape)
+  judged = _judge(
+    window, network.predict(memory, 0, every), state.drafts, state.seen
+  )
+  node, token = rule.accept(tree, judged, keys[:, 0])
+
+  # The path's tokens, the free one behind them, and how many of these count.
+  path = jnp.asarray(tree.path)[node]  # [B, k]
+  depth = jnp.asarray(tree.depth)[node]
+  place = jnp.arange(tree.heads)
+  fresh = jnp.pad(window[rows, path[:, 1:]], ((0, 0), (0, 1)))
+  fresh = jnp.where(place == depth[:, None], token[:, None], fresh)
+  count = jnp.minimum(depth + 1, state.end - state.length)
+  stops = (fresh == state.stop[:, None]) & (place < count[:, None])
   count = jnp.where(stops.any(1), stops.argmax(1) + 1, count)
   count = jnp.where(state.done, 0, count)
+  keep = place < count[:, None]
 
-  fresh = places < count[:, None]
-  passes = state.passes + 1
+  memory = network.commit(memory, node)
+  seen = state.seen
+  if seen is not None:
+    seen = seen.at[rows, fresh].max(keep)
+  drafts = state.drafts
+  if tree.drafts:
+    logits = network.draft(memory, tree.heads)
+    drafts = _draft(rule, tree, logits, seen, keys[:, 1])
+
+  active = ~state.done
+  passes = state.passes + active
   length = state.length + count
+  logprob, margin = _score(judged, path, fresh)
+  put = functools.partial(_put, start=state.length, keep=keep)
   return dataclasses.replace(
     state,
-    tokens=_put(state.tokens, best, state.length, fresh),
+    tokens=put(state.tokens, fresh),
     length=length,
-    drafts=_draft(network, memory, jnp.maximum(count - 1, 0)[:, None], k),
+    drafts=drafts,
+    seen=seen,
     done=state.done | stops.any(1) | (length >= state.end),
     passes=passes,
-    written_in=_put(
-      state.written_in,
-      jnp.broadcast_to(passes, best.shape),
-      state.length,
-      fresh,
+    written_in=put(
+      state.written_in, jnp.broadcast_to(passes[:, None], fresh.shape)
     ),
+    logprob=put(state.logprob, logprob),
+    margin=put(state.margin, margin),
+    nodes=state.nodes.at[rows[:, 0], node].add(active),
+    ranks=state.ranks
+    + _ranks(state.drafts, fresh, depth) * active[:, None, None],
     cache=memory.cache,
   )
 
 
-def _draft(network, memory, at, heads):
-  """Choices of heads 2..k at window place `at` [B, 1] -> [B, k-1] int32."""
-  drafts = [network.predict(memory, i, at).argmax(-1) for i in range(1, heads)]
-  empty = jnp.zeros((at.shape[0], 0), jnp.int32)
-  return jnp.concatenate([empty, *drafts], 1).astype(jnp.int32)
+def loop(network, rule, state: State, *, until=None) -> State:
+  """`advance` until every row is done, in one `while_loop` on the device.
+
+  It also ends before a row's window would leave the cache (`grow` mends it),
+  and where `until(state)`, a traced bool, says so.
+  """
+  room = network.room(state.cache)
+
+  def goes_on(state):
+    active = ~state.done
+    on = active.any()
+    if room is not None:
+      needed = jnp.where(active, state.length - 1 + state.tree.size, 0)
+      on &= needed.max() <= room
+    return on if until is None else on & ~until(state)
+
+  return jax.lax.while_loop(goes_on, lambda s: advance(network, rule, s), state)
+
+
+def grow(network, state: State) -> State:
+  """The state with a cache of twice the positions, at most S of them."""
+  slots = min(2 * network.room(state.cache), state.tokens.shape[1])
+  return dataclasses.replace(state, cache=network.grow(state.cache, slots))
+
+
+# As a notebook or a server calls them: shapes compile once, the state's
+# buffers are donated.
+read_jit = jax.jit(read, static_argnames=("heads", "slots"))
+begin_jit = jax.jit(begin, static_argnames=("tree", "size"))
+advance_jit = jax.jit(advance, donate_argnames="state")
+run = jax.jit(loop, static_argnames="until", donate_argnames="state")
+
+
+def plan(
+  network, rule, heads: int | tree_lib.Tree, *, max_new: int
+) -> tree_lib.Tree:
+  """The tree of drafts that `heads` names, once all settings are sound.
+
+  Args:
+    heads: a tree, or k for the chain of heads 1..k.
+
+  Raises:
+    ValueError: heads outside 1..N, max_new below 1, a rule's bad number.
+  """
+  tree = heads
+  if not isinstance(heads, tree_lib.Tree):
+    if not 1 <= heads <= network.n_future:
+      raise ValueError(f"heads={heads} is outside 1..{network.n_future}")
+    tree = tree_lib.chain(heads)
+  if tree.heads > network.n_future:
+    raise ValueError(
+      f"a tree {tree.drafts} drafts deep needs {tree.heads} heads; the model "
+      f"has {network.n_future}"
+    )
+  if tree.width > network.vocab:
+    raise ValueError(
+      f"a tree of {tree.width} candidates per head, but the vocabulary has "
+      f"{network.vocab}"
+    )
+  if max_new < 1:
+    raise ValueError(f"max_new={max_new} writes nothing; give at least 1")
+  rule.check(tree)
+  return tree
+
+
+def sizes(
+  width: int, tree: tree_lib.Tree, max_new: int, cache_len: int | None
+) -> tuple[int, int]:
+  """(S of the text, positions of the cache at first) for prompts [B, width].
+
+  Rounded up, so that other lengths seldom compile anything. With `cache_len`
+  both are that.
+  """
+  if cache_len is not None:
+    return cache_len, cache_len
+  needed = width + max_new + tree.size
+  size = -(-needed // 128) * 128
+  first = max(_LEAST_SLOTS, 1 << (width + tree.size - 1).bit_length())
+  return size, min(size, first)
+
+
+def row_keys(seed: int, numbers: jax.Array) -> jax.Array:
+  """Raw keys [B, 2] of texts `numbers` [B], whatever batch they are in."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(
+    jax.random.key(seed), jnp.asarray(numbers, jnp.uint32)
+  )
+  return jax.random.key_data(keys)
+
+
+def _keys(raw, turn):
+  """Keys [B, 2] of a pass: one to accept with, one to draft with."""
+  keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(raw), turn)
+  return jax.vmap(jax.random.split)(keys)
+
+
+def _draft(rule, tree, logits, seen, keys):
+  if not tree.drafts:
+    return accept.Drafts(jnp.zeros((logits.shape[0], 0, 1), jnp.int32))
+  return rule.propose(logits, tree.width, seen, keys)
+
+
+def _judge(window, logits, drafts, seen):
+  best = logits.argmax(-1).astype(jnp.int32)
+  return accept.Judged(window, logits, best, drafts, seen)
+
+
+def _score(judged, path, fresh):
+  """(log-probability, margin) [B, k] of tokens `fresh` after nodes `path`."""
+  rows = jnp.arange(len(path))[:, None]
+  logits = judged.logits
+  first = jnp.take_along_axis(logits, judged.best[..., None], -1)[..., 0]
+  ids = jnp.arange(logits.shape[-1])
+  others = jnp.where(ids == judged.best[..., None], -jnp.inf, logits)
+  total = jax.nn.logsumexp(logits, -1)
+  margin = first - others.max(-1)
+  return (
+    logits[rows, path, fresh] - total[rows, path],
+    margin[rows, path],
+  )
+
+
+def _ranks(drafts, fresh, depth):
+  """[B, k-1, R+1] int32: where each true token stood among the candidates.
+
+  True tokens are those that were accepted and the free one after them; the
+  last column counts those that no candidate was.
+  """
+  D = drafts.tokens.shape[1]
+  hit = drafts.tokens == fresh[:, :D, None]  # [B, D, R]
+  first = hit & (jnp.cumsum(hit, -1) == 1)
+  missed = ~hit.any(-1, keepdims=True)
+  known = jnp.arange(D) <= depth[:, None]
+  return (jnp.concatenate([first, missed], -1) & known[..., None]).astype(
+    jnp.int32
+  )
 
 
 def _put(buffer, new, start, keep):
@@ -171,78 +397,3 @@ def _put(buffer, new, start, keep):
     return jax.lax.dynamic_update_slice_in_dim(buffer, new, start, 0)
 
   return jax.vmap(row)(buffer, new, start, keep)
-
-
-# The loop's parts as a notebook or a server calls them: shapes compile once,
-# the state's buffers are donated.
-begin_jit = jax.jit(begin, static_argnames=("heads", "max_new", "cache_len"))
-advance_jit = jax.jit(advance, donate_argnames="state")
-
-
-@functools.partial(jax.jit, donate_argnames="state")
-def run(network, state: State, *, stop: int) -> State:
-  """`advance` until every row is done, in one `while_loop` on the device."""
-  return jax.lax.while_loop(
-    lambda s: ~s.done.all(), lambda s: advance(network, s, stop), state
-  )
-
-
-def generate(
-  network,
-  prompts: Sequence[Sequence[int]],
-  *,
-  heads: int,
-  max_new: int,
-  stop: int | None = None,
-  cache_len: int | None = None,
-) -> Result:
-  """Continues every prompt greedily.
-
-  Equals appending head 1's choice to the text until it ends, one pass per
-  token, which is what heads=1 does. A pass over k tokens rounds differently
-  from a pass over one, so near-ties between two tokens may fall the other way.
-
-  Args:
-    network: from `network.prepare(model)`.
-    prompts: sequences of token ids, of any lengths.
-    heads: k, from 1 (ordinary decoding) to N.
-    max_new: most tokens to write per prompt.
-    stop: id of the end token, or None.
-    cache_len: positions of the cache; None: as many as are needed.
-
-  Returns:
-    The new tokens of each prompt and the passes they took.
-
-  Raises:
-    ValueError: an empty prompt, an id outside the vocabulary, heads outside
-      1..N, max_new below 1, a prompt that with max_new + heads exceeds
-      cache_len.
-  """
-  stop = -1 if stop is None else stop
-  tokens, lengths = prompts_lib.pad(
-    prompts, network.vocab, cache_len=cache_len, reserve=max_new + heads
-  )
-  state = begin_jit(
-    network,
-    tokens,
-    lengths,
-    heads=heads,
-    max_new=max_new,
-    stop=stop,
-    cache_len=cache_len,
-  )
-  return collect(run(network, state, stop=stop), lengths)
-
-
-def collect(state: State, lengths: np.ndarray) -> Result:
-  """Copies a state's texts to the host; `lengths` [B] are the prompts'."""
-  tokens, written_in, ends = jax.device_get(
-    (state.tokens, state.written_in, state.length)
-  )
-  rows = [slice(a, b) for a, b in zip(lengths, ends, strict=True)]
-  return Result(
-    tokens=[t[new] for t, new in zip(tokens, rows, strict=True)],
-    per_pass=[
-      np.bincount(w[new])[1:] for w, new in zip(written_in, rows, strict=True)
-    ],
-  )

@@ -1,26 +1,39 @@
 """The model as a decoder sees it: windows at row offsets over a cache.
 
-A decoding loop needs `empty_cache`, `absorb`, `predict`, `vocab` and
-`n_future`; whatever has them can be decoded (tests use a mock with chosen
-logits).
+A decoding loop needs what `Network` offers (tests use a mock with chosen
+logits): `absorb` runs the trunk over a window and writes every layer's keys
+and values, `predict` and `draft` ask heads for logits at places of it, and
+`commit` keeps one path of a tree of drafts.
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from mtp_jax import config
+from mtp_jax import config, sharding
+from mtp_jax.decode import cache as cache_lib
+from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import layers, model
 
+CHUNK = 256  # most tokens of a prompt that one pass reads
 
-class Memory(NamedTuple):
+_static = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Memory:
   """What one pass over a window [B, W] leaves behind."""
 
-  cache: tuple  # (k, v) [B, K, S, C] of each trunk layer, then of each head
-  states: tuple  # [B, W, D] per head: what it reads, or what its chain wrote
+  cache: tuple  # see `Network.empty_cache`
+  states: tuple  # [B, W, D] per head: what it reads, or, if it ran, wrote
   start: jax.Array  # [B] position of the window's first token
+  tree: tree_lib.Tree | None = dataclasses.field(metadata=_static)
+  late: tuple[int, ...] = dataclasses.field(metadata=_static)  # yet to run
 
 
 @jax.tree_util.register_dataclass
@@ -32,46 +45,67 @@ class Network:
   once, so a stack's slices and casts would cost as much as the pass itself.
   """
 
-  embed: jax.Array  # [V, D]
+  embed: nnx.Param  # [V, D]
   trunk: tuple[layers.Block, ...]
   heads: tuple  # N of `layers.Block`, of `heads.Linear` or of None
-  norm: jax.Array  # [D]
-  unembed: tuple[jax.Array, ...]  # one shared [D, V], or N of them
-  cfg: config.Model = dataclasses.field(metadata={"static": True})
-
-  @property
-  def vocab(self) -> int:
-    """Ids that prompts may hold and that are written."""
-    return self.unembed[0].shape[-1]
+  norm: nnx.Param  # [D]
+  unembed: tuple  # [D, V]: one shared, or head 1's and the drafts', or N
+  cfg: config.Model = dataclasses.field(metadata=_static)
+  vocab: int = dataclasses.field(metadata=_static)  # ids read and written
+  window: int | None = dataclasses.field(metadata=_static)
+  cache_dtype: str = dataclasses.field(metadata=_static)
+  mesh: jax.sharding.Mesh | None = dataclasses.field(metadata=_static)
 
   @property
   def n_future(self) -> int:
     return self.cfg.n_future
 
-  def empty_cache(self, batch: int, cache_len: int, heads: int) -> tuple:
+  def empty_cache(self, batch: int, slots: int, heads: int) -> tuple:
     """Zeros for the trunk and for those heads that the first k need.
 
-    Attention reads [B, K, S, C] as it lies. In the model's own order
-    [B, S, K, C] every pass would first copy every layer's keys and values.
+    Args:
+      batch: B; on a mesh a multiple of its axis 'data'.
+      slots: positions S; with a sliding window, those of its ring at most.
+      heads: k, the same for every pass over the cache.
 
     Returns:
-      (k, v) of each layer, in `cfg.dtype`.
+      A `cache.empty` of each trunk layer, then of each head.
     """
     cfg = self.cfg
-    shape = (batch, cfg.kv_heads, cache_len, cfg.width // cfg.attn_heads)
-    slots = len(self.trunk) + len(self._caching(heads))
-    return tuple(
-      (jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
-      for _ in range(slots)
+    if self.window:
+      slots = min(slots, self.window + CHUNK)
+    count = len(self.trunk) + len(self._caching(heads))
+    channels = cfg.width // cfg.attn_heads
+    return self._split(
+      tuple(
+        cache_lib.empty(batch, cfg.kv_heads, slots, channels, self.cache_dtype)
+        for _ in range(count)
+      )
     )
 
+  def room(self, cache: tuple) -> int | None:
+    """Positions that fit; None: a ring, which takes any number."""
+    return None if self.window else cache_lib.slots(cache[0])
+
+  def grow(self, cache: tuple, slots: int) -> tuple:
+    """The same cache with room for `slots` positions."""
+    return self._split(tuple(cache_lib.grow(a, slots) for a in cache))
+
   def absorb(
-    self, cache: tuple, tokens: jax.Array, start: jax.Array, heads: int
+    self,
+    cache: tuple,
+    tokens: jax.Array,
+    start: jax.Array,
+    heads: int,
+    *,
+    tree: tree_lib.Tree | None = None,
+    keep: jax.Array | None = None,
   ) -> Memory:
     """Runs the trunk over a window and writes every layer's K and V.
 
-    Parallel heads write their K and V on the window too, but attend only
-    where `predict` asks them to. A chain of heads has to run on the window.
+    Heads write their K and V on the window too, but attend only where they
+    are asked to. In a chain that holds for the last one alone: the others have
+    to run on the window, for the next one's K and V.
 
     Args:
       cache: from `empty_cache` or an earlier Memory. What lies at and after
@@ -79,54 +113,115 @@ class Network:
       tokens: [B, W] int32; start + W <= S, or the write would be clamped.
       start: [B] int32, each row's position of tokens[:, 0].
       heads: k, the same for every pass over one cache.
+      tree: topology of the window's tokens; None: each follows the one before.
+      keep: [B] tokens of a prompt's window that are its own; the rest is
+        padding, which a ring must not take.
     """
-    ctx = self._context(start, jnp.arange(tokens.shape[1]), cache)
+    places = jnp.arange(tokens.shape[1])[None]
+    ctx = self._context(start, tokens.shape[1], places, cache, tree)
     cache, first = list(cache), len(self.trunk)
 
     def write(slot, block, x):
-      old, new = cache[slot], block.project_kv(x, ctx)
-      cache[slot] = _write(old[0], new[0], start), _write(old[1], new[1], start)
+      cache[slot] = cache_lib.write(
+        cache[slot],
+        *block.project_kv(x, ctx),
+        start,
+        ring=bool(self.window),
+        keep=keep,
+      )
 
     def run(slot, block, x):
       write(slot, block, x)
-      return block.mix(x, ctx, *cache[slot])
+      return block.mix(x, ctx, *cache_lib.read(cache[slot], x.dtype))
 
     x = self.embed[tokens].astype(self.cfg.dtype)
     for slot, block in enumerate(self.trunk):
       x = run(slot, block, x)
     states = [x] * self.n_future
-    for i in self._caching(heads):
-      if self.cfg.head == "parallel":
+    caching = self._caching(heads)
+    late = caching if self.cfg.head == "parallel" else caching[-1:]
+    for i in caching:
+      states[i] = x
+      if i in late:
         write(first + i, self.heads[i], x)
       else:
         x = states[i] = run(first + i, self.heads[i], x)
-    return Memory(tuple(cache), tuple(states), start)
+    return Memory(tuple(cache), tuple(states), start, tree, tuple(late))
 
   def predict(self, memory: Memory, head: int, at: jax.Array) -> jax.Array:
     """Float32 logits [B, W', V] of one head at some places of the window.
 
     Equals `model(tokens)[head]` at those positions, without running the head
     anywhere else; for a parallel head this is its query, attention and MLP.
+    Ids beyond `vocab`, a padded vocabulary's, get -inf.
 
     Args:
       memory: from `absorb`.
       head: from 0 to k-1; 0 predicts the next token, i the token i further.
-      at: [B, W'] int32, places counted from the window's first token.
+      at: [B, W'] int32, places (nodes of a tree) within the window.
     """
+    return self._unembed(self._hidden(memory, head, at), head)
+
+  def draft(self, memory: Memory, heads: int) -> jax.Array:
+    """Float32 logits [B, k-1, V] of heads 2..k after a window of one token.
+
+    Equals `predict` head by head; an unembedding that they share is read once.
+
+    Args:
+      memory: from `commit`.
+      heads: k, at least 2.
+    """
+    at = jnp.zeros((len(memory.start), 1), jnp.int32)
+    hidden = [self._hidden(memory, i, at) for i in range(1, heads)]
+    if self.cfg.head == "unembedding":
+      logits = [self._unembed(h, i) for i, h in enumerate(hidden, 1)]
+      return jnp.concatenate(logits, 1)
+    return self._unembed(jnp.concatenate(hidden, 1), 1)
+
+  def commit(self, memory: Memory, node: jax.Array) -> Memory:
+    """What the window leaves if the text goes on to `node` [B] of it.
+
+    The path to the node moves to consecutive places of the cache; what is
+    left of the window is its last token.
+    """
+    cache, depth, tree = memory.cache, node, memory.tree
+    if tree is not None and not tree.is_chain:
+      path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
+      ring = bool(self.window)
+      cache = tuple(
+        cache_lib.move(a, memory.start, path, ring=ring) for a in cache
+      )
+    return Memory(
+      cache,
+      tuple(
+        jnp.take_along_axis(x, node[:, None, None], 1) for x in memory.states
+      ),
+      memory.start + depth,
+      None,
+      memory.late,
+    )
+
+  def _hidden(self, memory, head, at):
     x = jnp.take_along_axis(memory.states[head], at[..., None], 1)
-    if self.cfg.head == "parallel":
-      ctx = self._context(memory.start, at, memory.cache)
-      kv = memory.cache[len(self.trunk) + head]
-      x = self.heads[head].mix(x, ctx, *kv)
-    elif self.cfg.head == "linear":
-      x = self.heads[head](x, None)
-    x = layers.rms_norm(x, self.norm, self.cfg.norm_eps)
-    return jnp.einsum(
+    if head in memory.late:
+      width = memory.states[0].shape[1]
+      ctx = self._context(memory.start, width, at, memory.cache, memory.tree)
+      layer = memory.cache[len(self.trunk) + head]
+      return self.heads[head].mix(x, ctx, *cache_lib.read(layer, x.dtype))
+    return self.heads[head](x, None) if self.cfg.head == "linear" else x
+
+  def _unembed(self, x, head):
+    x = layers.rms_norm(x, self.norm[...], self.cfg.norm_eps)
+    logits = jnp.einsum(
       "BWD,DV->BWV",
       x,
-      self.unembed[head if len(self.unembed) > 1 else 0],
+      self.unembed[min(head, len(self.unembed) - 1)].astype(x.dtype),
       preferred_element_type=jnp.float32,
     )
+    padded = logits.shape[-1]
+    if self.vocab < padded:
+      logits = jnp.where(jnp.arange(padded) < self.vocab, logits, -jnp.inf)
+    return logits
 
   def _caching(self, heads: int) -> range:
     """Heads with K and V behind the first k of them, in running order."""
@@ -134,15 +229,44 @@ class Network:
       return range(self.n_future - 1, -1, -1)
     return range(heads if self.cfg.head_layers else 0)
 
-  def _context(self, start, places, cache):
-    positions = start[:, None] + places
-    slots = jnp.arange(cache[0][0].shape[2])
-    mask = slots <= positions[:, None, :, None]  # [B, 1, W, S]
-    attend = jax.tree_util.Partial(_attend_cache, mask)
+  def _context(self, start, width, places, cache, tree):
+    """How `places` [B or 1, W'] of a window of `width` tokens attend."""
+    held = cache_lib.held(
+      cache_lib.slots(cache[0]), start, width, ring=bool(self.window)
+    )
+    depth = places if tree is None else jnp.asarray(tree.depth)[places]
+    positions = start[:, None] + depth
+    mask = held[:, None] <= positions[..., None]  # [B, W', S]
+    if tree is not None and not tree.is_chain:
+      node = held - start[:, None]  # [B, S]; below 0: written earlier
+      inside = jnp.clip(node, 0, width - 1)[:, None]
+      sees = jnp.asarray(tree.sees)[places]
+      sees = jnp.broadcast_to(sees, (len(start), *sees.shape[1:]))
+      ours = jnp.take_along_axis(sees, inside, 2) & (node < width)[:, None]
+      mask = (node < 0)[:, None] | ours
+    if self.window:
+      mask &= held[:, None] >= 0
+      mask &= held[:, None] > positions[..., None] - self.window
+    attend = jax.tree_util.Partial(_attend_cache, mask[:, None])
     return layers.context(positions, attend, self.cfg)
 
+  def _split(self, cache):
+    """The cache over the mesh: rows over 'data', kv heads over 'model'."""
+    if self.mesh is None:
+      return cache
+    where = NamedSharding(self.mesh, P("data", "model"))
+    return jax.lax.with_sharding_constraint(cache, where)
 
-def prepare(net: model.Model, vocab: int | None = None) -> Network:
+
+def prepare(
+  net: model.Model,
+  vocab: int | None = None,
+  *,
+  window: int | None = None,
+  cache_dtype: str | None = None,
+  draft_dtype: str | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Network:
   """Lays a trained model out for decoding; call it once, outside the loop.
 
   Matrices are cast to `cfg.dtype`, norms stay float32. In a float32 model the
@@ -152,45 +276,118 @@ def prepare(net: model.Model, vocab: int | None = None) -> Network:
     net: the model.
     vocab: the tokenizer's ids, where the model's vocabulary is padded beyond
       them; a padding id is then never written.
+    window: look back over the last so many tokens only, in a cache of that
+      size: the text may grow without end. Not what the model was trained to
+      do, unless its texts were no longer than that.
+    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`.
+    draft_dtype: keep what only heads 2..N use, their layers and unembedding,
+      in 'bfloat16' or 'int8' (a scale per output channel). Texts stay head
+      1's own; drafts may be accepted less often.
+    mesh: tensor parallel over its axis 'model', rows over 'data'.
 
   Raises:
-    ValueError: the model has fewer ids than that.
+    ValueError: the model has fewer ids than `vocab`; an unknown dtype;
+      draft_dtype where head 1 stands behind the others (anticausal); sizes
+      that the mesh does not divide.
   """
   cfg = net.cfg
   vocab = cfg.vocab if vocab is None else vocab
+  cache_dtype = cfg.dtype if cache_dtype is None else cache_dtype
   if vocab > cfg.vocab:
     raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
+  if window is not None and window < 1:
+    raise ValueError(f"window={window} lets no token be seen")
+  _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
+  _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
+  if draft_dtype and cfg.head == "anticausal":
+    raise ValueError(
+      f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
+      "model head 1 reads what the other heads wrote"
+    )
 
   def cast(p):
     return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
 
-  net = jax.tree.map(cast, net, is_leaf=lambda x: hasattr(x, "axes"))
+  net = _map(cast, net)
 
   def unstack(tree, size):
     return tuple(jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
 
-  unembed = net.heads.unembed[..., :vocab]
   own = cfg.head == "unembedding"
-  return Network(
-    embed=net.embed[...],
+  unembed = net.heads.unembed
+  unembed = unstack(unembed, cfg.n_future) if own else (unembed,)
+  heads = unstack(net.heads.layers, cfg.n_future)
+  if draft_dtype:
+
+    def lower(p):
+      return p.replace(_lower(p[...], draft_dtype)) if p.ndim > 1 else p
+
+    heads = (heads[0], *_map(lower, heads[1:]))
+    unembed = (unembed[0], *_map(lower, unembed[1:] or unembed))
+  decoder = Network(
+    embed=net.embed,
     trunk=unstack(net.trunk, cfg.trunk_layers),
-    heads=unstack(net.heads.layers, cfg.n_future),
-    norm=net.heads.norm[...],
-    unembed=unstack(unembed, cfg.n_future) if own else (unembed,),
+    heads=heads,
+    norm=net.heads.norm,
+    unembed=unembed,
     cfg=cfg,
+    vocab=vocab,
+    window=window,
+    cache_dtype=cache_dtype,
+    mesh=mesh,
   )
+  return decoder if mesh is None else _place(decoder, mesh)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8:
+  """A matrix [D, ...] in int8, with a scale [1, ...] per output channel."""
+
+  values: jax.Array
+  scale: jax.Array
+
+  @property
+  def ndim(self) -> int:
+    return self.values.ndim
+
+  def astype(self, dtype) -> jax.Array:
+    return self.values.astype(dtype) * self.scale.astype(dtype)
+
+
+def _lower(w: jax.Array, dtype: str):
+  if dtype != "int8":
+    return w.astype(dtype)
+  scale = jnp.abs(w.astype(jnp.float32)).max(0, keepdims=True) / 127
+  scale = jnp.where(scale > 0, scale, 1)
+  return Int8(jnp.round(w / scale).astype(jnp.int8), scale)
+
+
+def _place(decoder: Network, mesh: jax.sharding.Mesh) -> Network:
+  """Weights over 'model'; split over 'data', every pass would gather them."""
+  model_size = mesh.shape["model"]
+  if decoder.cfg.kv_heads % model_size:
+    raise ValueError(
+      f"kv_heads {decoder.cfg.kv_heads} is not divisible by {model_size} "
+      "devices of axis 'model'"
+    )
+  rules = {k: v for k, v in sharding.RULES.items() if v != "data"}
+  return jax.device_put(decoder, sharding.shardings(decoder, mesh, rules))
+
+
+def _map(fun, tree):
+  """`fun` of every parameter, with its axes."""
+  return jax.tree.map(fun, tree, is_leaf=lambda x: isinstance(x, nnx.Param))
+
+
+def _one_of(name, value, known):
+  if value not in known:
+    raise ValueError(
+      f"{name}={value!r} is none of {', '.join(map(str, known))}"
+    )
 
 
 def _attend_cache(mask, q, k, v):
   """Attention of q [B, W, H, C] over a cache's k and v [B, K, S, C]."""
   k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
   return jax.nn.dot_product_attention(q, k, v, mask=mask)
-
-
-def _write(cache, new, start):
-  """cache [B, K, S, C] with new [B, W, K, C] at each row's own offset."""
-
-  def row(cache, new, start):
-    return jax.lax.dynamic_update_slice_in_dim(cache, new, start, 1)
-
-  return jax.vmap(row)(cache, jnp.swapaxes(new, 1, 2), start)

@@ -34,7 +34,7 @@ def pad(
     raise ValueError("no prompts")
   rows = [_check(i, p, vocab) for i, p in enumerate(prompts)]
   longest = max(row.size for row in rows)
-  width = max(16, 1 << (longest - 1).bit_length())
+  padded = width(longest)
   if cache_len is not None:
     for i, row in enumerate(rows):
       if row.size + reserve > cache_len:
@@ -42,11 +42,16 @@ def pad(
           f"prompt {i} has {row.size} tokens; with {reserve} positions kept "
           f"for new ones it does not fit into a cache of {cache_len}"
         )
-    width = min(width, cache_len - reserve)
-  tokens = np.zeros((len(rows), width), np.int32)
+    padded = min(padded, cache_len - reserve)
+  tokens = np.zeros((len(rows), padded), np.int32)
   for i, row in enumerate(rows):
     tokens[i, : row.size] = row
   return tokens, np.array([row.size for row in rows], np.int32)
+
+
+def width(longest: int) -> int:
+  """Width P to which prompts of up to `longest` tokens are padded."""
+  return max(16, 1 << (longest - 1).bit_length())
 
 
 def _check(i: int, prompt: Sequence[int], vocab: int) -> np.ndarray:

@@ -1,0 +1,300 @@
+"""Rules that propose drafts and decide which of them stand.
+
+  Greedy      the text is ordinary greedy decoding's
+  Lossless    the text's law is ordinary sampling's
+  Typical     Medusa's: likely enough tokens stand. NOT lossless
+  TopK        Stern et al.'s: the k best tokens stand. NOT lossless
+  Forced      a set number of drafts stands, whatever they are: a stopwatch
+
+A rule proposes candidates for every depth of a tree from the heads' logits,
+and, once head 1 has judged the tree's nodes, names the node that the text
+goes on to (its ancestors stand with it) and the free token after it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.decode import sampling
+from mtp_jax.decode import tree as tree_lib
+
+
+class Drafts(NamedTuple):
+  """Candidates for the tokens at depth 1, 2, ... of a tree."""
+
+  tokens: jax.Array  # [B, D, R] int32, in the order of their ranks
+  law: jax.Array | None = None  # [B, D, V] they were drawn from, or None
+
+
+class Judged(NamedTuple):
+  """What a rule decides from: a tree's tokens, and head 1 on each of them."""
+
+  window: jax.Array  # [B, M] tokens of the nodes
+  logits: jax.Array  # [B, M, V] float32: head 1 after each node
+  best: jax.Array  # [B, M] its first choices
+  drafts: Drafts
+  seen: jax.Array | None  # [B, V] tokens of the text so far, root included
+
+
+class _Best:
+  """Proposes each head's best candidates; draws nothing."""
+
+  sampler = None
+
+  def propose(self, logits, count, seen, keys) -> Drafts:
+    """Candidates [B, D, count] from the heads' logits [B, D, V]."""
+    return Drafts(sampling.best(logits, count))
+
+  def check(self, tree: tree_lib.Tree) -> None:
+    """Raises ValueError where the rule's numbers make no sense."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Greedy(_Best):
+  """A draft stands where it is head 1's first choice.
+
+  Reference: the paper, section 3.2; Stern et al. 2018.
+  """
+
+  def accept(self, tree, judged: Judged, keys) -> tuple[jax.Array, jax.Array]:
+    """(node [B] that the text goes on to, free token [B] after it)."""
+    node = deepest(tree, judged.window == judged.best[:, tree.parent])
+    return node, _at(judged.best, node)
+
+
+GREEDY = Greedy()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TopK(_Best):
+  """A draft stands where it is among head 1's k best. NOT lossless.
+
+  Attributes:
+    k: 1 is `Greedy`.
+    block: tokens that a pass writes at least; first choices stand unseen up
+      to there.
+
+  Reference: Stern et al. 2018, sections 5.1 and 5.3.
+  """
+
+  k: int = dataclasses.field(metadata={"static": True})
+  block: int = dataclasses.field(default=1, metadata={"static": True})
+
+  def check(self, tree):
+    if self.k < 1:
+      raise ValueError(f"k={self.k}: the best token at least has to stand")
+    if not 1 <= self.block <= tree.heads:
+      raise ValueError(f"block={self.block} is outside 1..{tree.heads}")
+
+  def accept(self, tree, judged, keys):
+    least = jax.lax.top_k(judged.logits, self.k)[0][..., -1]
+    stands = _scores(tree, judged) >= least[:, tree.parent]
+    first = [not any(p) for p in ((), *tree.paths)]
+    stands |= jnp.asarray(first) & (tree.depth < self.block)
+    node = deepest(tree, stands)
+    return node, _at(judged.best, node)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Typical(_Best):
+  """A draft stands where p(draft) > min(epsilon, delta exp(-H(p))).
+
+  p is head 1 at `temperature`, H its entropy in nats. NOT lossless. Of paths
+  of one length the likeliest is taken; the free token is drawn from the
+  tokens that would stand, or is the best where none would.
+
+  Reference: Cai et al. 2024 (Medusa), section 2.3.1, with its code's numbers.
+  """
+
+  epsilon: float = 0.09
+  delta: float = 0.3
+  temperature: float = 1.0
+
+  def check(self, tree):
+    for name in ("epsilon", "delta", "temperature"):
+      if not getattr(self, name) > 0:
+        raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
+
+  def accept(self, tree, judged, keys):
+    log_p = jax.nn.log_softmax(judged.logits / self.temperature)
+    p = jnp.exp(log_p)
+    entropy = -jnp.where(p > 0, p * log_p, 0).sum(-1)
+    least = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
+    chosen = _scores(tree, judged._replace(logits=log_p))
+    chosen = jnp.where(tree.depth > 0, chosen, 0)
+    path = chosen @ jnp.asarray(tree.sees.T, chosen.dtype)
+    stands = jnp.exp(chosen) > least[:, tree.parent]
+    node = deepest(tree, stands, path)
+    p, least = _at(p, node), _at(least, node)[:, None]
+    typical = (p > least) | (p == p.max(-1, keepdims=True))
+    return node, sampling.draw(jnp.where(typical, p, 0), keys)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Forced(_Best):
+  """`count` first choices stand, unseen: the system without the model.
+
+  The text is worthless; the time per pass is what it costs to write
+  count + 1 tokens at once.
+  """
+
+  count: int
+
+  def accept(self, tree, judged, keys):
+    count = jnp.clip(self.count, 0, tree.drafts)
+    spine = [i for i, p in enumerate(((), *tree.paths)) if not any(p)]
+    node = jnp.asarray(spine)[jnp.minimum(count, len(spine) - 1)]
+    node = jnp.broadcast_to(node, judged.window.shape[:1])
+    return node, _at(judged.best, node)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lossless:
+  """Speculative sampling: each token's law is head 1's under `sampler`.
+
+  A draft x drawn from q stands with probability min(1, p(x) / q(x)). One that
+  falls leaves the law norm(max(p - q, 0)), which its siblings are measured
+  against in turn, q without x. The law of what is written is p whatever q is.
+  With drawn=False the heads' best candidates are proposed instead: x stands
+  with p(x), and one that falls leaves p without x.
+
+  Attributes:
+    sampler: the same filters for head 1 and for drafts.
+    drawn: draw the drafts, or take the best.
+
+  Reference: Leviathan et al. 2023 and Chen et al. 2023 for chains; siblings
+  without replacement as Jeon et al. 2024 (recursive speculative decoding).
+  """
+
+  sampler: sampling.Sampler = sampling.Sampler()
+  drawn: bool = dataclasses.field(default=True, metadata={"static": True})
+
+  def check(self, tree):
+    """Raises ValueError: a sampler's number, or siblings that skip a rank."""
+    self.sampler.check()
+    if (tree.child[:, :-1] < 0)[tree.child[:, 1:] >= 0].any():
+      raise ValueError(
+        "sampled drafts need siblings of ranks 0, 1, ... without gaps; this "
+        f"tree has others: {[list(p) for p in tree.paths]}"
+      )
+
+  def propose(self, logits, count, seen, keys):
+    seen = None if seen is None else seen[:, None]
+    law = self.sampler.probabilities(logits, seen)
+    if not self.drawn:
+      return Drafts(sampling.best(law, count))
+    return Drafts(sampling.draw_distinct(law, count, keys), law)
+
+  def accept(self, tree, judged, keys):
+    luck = jax.vmap(jax.random.split)(keys)
+    shape = tree.drafts, tree.width
+    u = jax.vmap(lambda k: jax.random.uniform(k, shape))(luck[:, 0])
+
+    def target(node, seen):
+      return self.sampler.probabilities(_at(judged.logits, node), seen)
+
+    node, p, _ = walk(tree, judged.drafts, target, u, judged.seen)
+    return node, sampling.draw(p, luck[:, 1])
+
+
+def walk(
+  tree: tree_lib.Tree,
+  drafts: Drafts,
+  target: Callable[[jax.Array, jax.Array | None], jax.Array],
+  u: jax.Array,
+  seen: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Down a tree by recursive rejection.
+
+  Args:
+    tree: the topology.
+    drafts: candidates, shared by all nodes of a depth.
+    target: head 1's law [B, V] after nodes [B] of a text that holds `seen`.
+    u: [B, D, R] uniform numbers, one per candidate.
+    seen: [B, V] bool, or None.
+
+  Returns:
+    node [B] where the walk ends; the law [B, V] of the token after it; the
+    chance [B, D, R] that each candidate had, nan for one that was not asked.
+  """
+  rows = jnp.arange(len(u))
+  node = jnp.zeros(len(u), jnp.int32)
+  walking = jnp.ones(len(u), bool)
+  p = target(node, seen)
+  chances = jnp.full(u.shape, jnp.nan)
+  for d in range(tree.drafts):
+    q = None if drafts.law is None else drafts.law[:, d]
+    here, stepped = node, jnp.zeros_like(walking)
+    for r in range(tree.width):
+      if not (tree.child[tree.depth == d, r] >= 0).any():
+        break
+      child = jnp.asarray(tree.child)[here, r]
+      asked = walking & ~stepped & (child >= 0)
+      x = drafts.tokens[:, d, r]
+      q_x = 1.0 if q is None else q[rows, x]
+      ratio = jnp.where(q_x > 0, p[rows, x] / jnp.where(q_x > 0, q_x, 1), 0)
+      chances = chances.at[:, d, r].set(
+        jnp.where(asked, jnp.minimum(ratio, 1), jnp.nan)
+      )
+      stands = asked & (u[:, d, r] < ratio)
+      falls = (asked & ~stands)[:, None]
+      node, stepped = jnp.where(stands, child, node), stepped | stands
+      if seen is not None:
+        seen = seen.at[rows, x].max(stands)
+      p = jnp.where(falls, _left(p, q, x), p)
+      if q is not None:
+        q = jnp.where(falls, _normalise(q.at[rows, x].set(0), q), q)
+    p = jnp.where(stepped[:, None], target(node, seen), p)
+    walking = stepped
+  return node, p, chances
+
+
+def deepest(
+  tree: tree_lib.Tree, stands: jax.Array, score: jax.Array | None = None
+) -> jax.Array:
+  """The deepest node [B] that stands with all its ancestors.
+
+  Args:
+    tree: the topology.
+    stands: [B, M] bool, each node for itself; the root's does not count.
+    score: [B, M] decides between nodes of one depth; else the first.
+  """
+  stands = stands.at[:, 0].set(True)
+  whole = (stands[:, None] | ~jnp.asarray(tree.sees)).all(-1)
+  depth = jnp.where(whole, jnp.asarray(tree.depth), -1)
+  if score is None:
+    return depth.argmax(-1).astype(jnp.int32)
+  last = depth == depth.max(-1, keepdims=True)
+  return jnp.where(last, score, -jnp.inf).argmax(-1).astype(jnp.int32)
+
+
+def _scores(tree, judged):
+  """[B, M] logit of each node's token after its parent."""
+  rows = jnp.arange(judged.window.shape[0])[:, None]
+  return judged.logits[rows, tree.parent, judged.window]
+
+
+def _left(p, q, x):
+  """What a fallen draft leaves of p."""
+  if q is None:
+    return _normalise(p.at[jnp.arange(len(p)), x].set(0), p)
+  return _normalise(jnp.maximum(p - q, 0), p)
+
+
+def _normalise(p, otherwise):
+  """p over its sum; where nothing is left but rounding, `otherwise`."""
+  total = p.sum(-1, keepdims=True)
+  return jnp.where(total > 0, p / jnp.where(total > 0, total, 1), otherwise)
+
+
+def _at(x, node):
+  """x [B, M, ...] at each row's node [B] -> [B, ...]."""
+  return x[jnp.arange(len(node)), node]

@@ -1,0 +1,126 @@
+"""Keys and values of one layer: written at row offsets, kept as asked.
+
+A layer's cache is a tuple of arrays [B, K, S, *]: (k, v), or with int8
+(k, v, k_scale, v_scale). Attention reads [B, K, S, C] as it lies; in the
+model's own order [B, S, K, C] every pass would first copy it.
+
+Positions lie where they are, or, in a ring, at their remainder by S: a model
+that looks back over a bounded window then writes on without end.
+"""
+
+import jax
+import jax.numpy as jnp
+
+DTYPES = ("float32", "bfloat16", "int8")
+
+
+def empty(
+  batch: int, kv_heads: int, slots: int, channels: int, dtype: str
+) -> tuple[jax.Array, ...]:
+  """Zeros for one layer, kept in one of `DTYPES`.
+
+  Int8 takes one float32 scale per position and kv head, a token's largest
+  channel over 127.
+  """
+  shape = batch, kv_heads, slots
+  stored = [jnp.zeros((*shape, channels), dtype) for _ in range(2)]
+  if dtype == "int8":
+    stored += [jnp.zeros((*shape, 1), jnp.float32) for _ in range(2)]
+  return tuple(stored)
+
+
+def slots(layer: tuple) -> int:
+  """S."""
+  return layer[0].shape[2]
+
+
+def write(
+  layer: tuple, k: jax.Array, v: jax.Array, start: jax.Array, **where
+) -> tuple:
+  """`layer` with k, v [B, W, K, C] at each row's own offset.
+
+  Args:
+    layer: from `empty`.
+    k, v: keys and values in the model's order.
+    start: [B] int32 first position; start + W <= S but in a ring, or the
+      write would be clamped.
+    **where: `ring` and `keep` of `_put`.
+  """
+  new = [jnp.swapaxes(x, 1, 2) for x in (k, v)]
+  if layer[0].dtype == jnp.int8:
+    pairs = [_quantise(x) for x in new]
+    new = [q for q, _ in pairs] + [scale for _, scale in pairs]
+  return tuple(
+    _put(a, b.astype(a.dtype), start, **where)
+    for a, b in zip(layer, new, strict=True)
+  )
+
+
+def read(layer: tuple, dtype) -> tuple[jax.Array, jax.Array]:
+  """(k, v), each [B, K, S, C] in `dtype`."""
+  k, v, *scales = (a.astype(dtype) for a in layer)
+  return (k * scales[0], v * scales[1]) if scales else (k, v)
+
+
+def move(
+  layer: tuple, start: jax.Array, places: jax.Array, *, ring: bool = False
+) -> tuple:
+  """Brings what lies at start + places [B, W] to start, start + 1, ..."""
+  source = start[:, None] + places
+  if ring:
+    source = source % slots(layer)
+  rows = jnp.arange(len(start))[:, None]
+  return tuple(
+    _put(a, jnp.swapaxes(a[rows, :, source], 1, 2), start, ring=ring)
+    for a in layer
+  )
+
+
+def grow(layer: tuple, slots: int) -> tuple:
+  """Room for `slots` positions, at least as many as there are."""
+  return tuple(
+    jnp.pad(a, ((0, 0), (0, 0), (0, slots - a.shape[2]), (0, 0))) for a in layer
+  )
+
+
+def held(
+  slots: int, start: jax.Array, width: int, *, ring: bool = False
+) -> jax.Array:
+  """Which position each slot holds, [B, S] or [1, S] int32.
+
+  In a ring it is the last one that came there, once a window of `width` has
+  been written from `start` [B] on; below 0 there was none.
+  """
+  slot = jnp.arange(slots)[None]
+  if not ring:
+    return slot
+  last = start[:, None] + width - 1
+  return last - (last - slot) % slots
+
+
+def _put(old, new, start, *, ring: bool = False, keep=None):
+  """old [B, K, S, *] with new [B, K, W, *] from `start` [B] on.
+
+  `ring` wraps positions round; `keep` [B] counts the positions of a ring's
+  window that are written: the rest would fall on live ones.
+  """
+  if not ring:
+    return jax.vmap(
+      lambda a, b, s: jax.lax.dynamic_update_slice_in_dim(a, b, s, 1)
+    )(old, new, start)
+  S, W = old.shape[2], new.shape[2]
+  place = jnp.arange(W)
+  slot = (start[:, None] + place) % S
+  if keep is not None:
+    slot = jnp.where(place < keep[:, None], slot, S)
+  rows = jnp.arange(old.shape[0])[:, None]
+  new = jnp.swapaxes(new, 1, 2)
+  return old.at[rows, :, slot].set(new, mode="drop")
+
+
+def _quantise(x):
+  """x [..., C] -> (int8, scale [..., 1] float32)."""
+  x = x.astype(jnp.float32)
+  scale = jnp.max(jnp.abs(x), -1, keepdims=True) / 127
+  safe = jnp.where(scale > 0, scale, 1)
+  return jnp.round(x / safe).astype(jnp.int8), scale

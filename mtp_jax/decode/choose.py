@@ -1,0 +1,150 @@
+"""Which drafts pay: none, a chain of k heads, or a tree, at a batch size.
+
+Tokens per second are the tokens that a pass is expected to write over the
+seconds that it takes. The first are measured once, by decoding some prompts
+and counting at which rank each head's candidates were right; the second for
+every topology on the device and batch in question, where a wider window costs
+more the more rows there are. Ordinary decoding is always among the choices.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from mtp_jax.decode import accept, blockwise, generate
+from mtp_jax.decode import tree as tree_lib
+
+CANDIDATES = 10  # ranks of a head's candidates that are counted
+SIZES = (8, 16, 32, 64)  # nodes of the trees that are tried
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+  """One topology, and what is expected of it."""
+
+  tree: tree_lib.Tree
+  tokens_per_forward: float  # the free token included
+  seconds: float  # of one pass
+
+  @property
+  def tokens_per_second(self) -> float:
+    """Of one row."""
+    return self.tokens_per_forward / self.seconds
+
+
+def choose(
+  network,
+  prompts: Sequence[Sequence[int]],
+  *,
+  batch: int,
+  max_new: int,
+  stop: int | None = None,
+  rule=accept.GREEDY,
+  seed: int = 0,
+) -> Option:
+  """The fastest of `options` for prompts like these."""
+  chances = acceptance(
+    network, prompts, max_new=max_new, stop=stop, rule=rule, seed=seed
+  )
+  length = max(map(len, prompts)) + max_new // 2
+  found = options(network, chances, batch=batch, length=length)
+  return max(found, key=lambda option: option.tokens_per_second)
+
+
+def acceptance(
+  network,
+  prompts: Sequence[Sequence[int]],
+  *,
+  max_new: int,
+  stop: int | None = None,
+  rule=accept.GREEDY,
+  seed: int = 0,
+) -> np.ndarray:
+  """Chances [N-1, R] for `tree.build`, counted on some prompts' texts.
+
+  Returns:
+    Row i, column r: how often the rank-r candidate of head i+2 was right where
+    the drafts before it were; 0 where that never happened.
+  """
+  tree = tree_lib.chain(network.n_future, min(CANDIDATES, network.vocab))
+  found = generate.generate(
+    network,
+    prompts,
+    heads=tree,
+    max_new=max_new,
+    stop=stop,
+    rule=rule,
+    seed=seed,
+  )
+  return np.nan_to_num(found.ranks)
+
+
+def topologies(chances: np.ndarray) -> list[tree_lib.Tree]:
+  """Ordinary decoding, chains of 2, 4, 8, ... and N heads, and built trees."""
+  most = len(chances) + 1
+  counts = {1, most} | {1 << i for i in range(1, most.bit_length())}
+  trees = [tree_lib.chain(k) for k in sorted(counts) if k <= most]
+  if most > 1:
+    trees += [tree_lib.build(chances, size) for size in SIZES]
+  return list(dict.fromkeys(trees))
+
+
+def options(
+  network, chances: np.ndarray, *, batch: int, length: int
+) -> list[Option]:
+  """Every topology with its expected tokens and its measured seconds.
+
+  Args:
+    network: the decoder.
+    chances: from `acceptance`.
+    batch: rows B.
+    length: tokens in each row's cache.
+  """
+  trees = topologies(chances)
+  seconds = seconds_per_pass(network, trees, batch=batch, length=length)
+  return [
+    Option(tree, tree_lib.expected(tree, chances), s)
+    for tree, s in zip(trees, seconds, strict=True)
+  ]
+
+
+def seconds_per_pass(
+  network,
+  trees: Sequence[tree_lib.Tree],
+  *,
+  batch: int,
+  length: int,
+  passes: int = 8,
+  repeats: int = 5,
+) -> list[float]:
+  """Seconds of one pass of each tree: medians over turns that alternate.
+
+  Args:
+    network: the decoder.
+    trees: topologies.
+    batch: rows B.
+    length: tokens in each row's cache.
+    passes: of a turn, in one call.
+    repeats: turns of each tree.
+  """
+  rule = accept.Forced(0)
+  tokens = np.zeros((batch, length), np.int32)
+  lengths = np.full((batch,), length, np.int32)
+
+  def turn(tree):
+    state = generate.start(
+      network, tokens, lengths, tree=tree, max_new=passes + 1, rule=rule
+    )
+    jax.block_until_ready(state)
+    begin = time.perf_counter()
+    jax.block_until_ready(blockwise.run(network, rule, state))
+    return (time.perf_counter() - begin) / passes
+
+  for tree in trees:
+    turn(tree)  # compiles
+  times = [[turn(tree) for tree in trees] for _ in range(repeats)]
+  return [statistics.median(column) for column in zip(*times, strict=True)]

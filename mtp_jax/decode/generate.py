@@ -1,0 +1,233 @@
+"""From lists of ids to texts and what they took: the host's side."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtp_jax.decode import accept, blockwise
+from mtp_jax.decode import prompts as prompts_lib
+from mtp_jax.decode import tree as tree_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """What was written after one prompt, and what it took."""
+
+  tokens: np.ndarray  # [n] new tokens, the end token included
+  per_pass: np.ndarray  # [passes] tokens that each pass wrote
+  logprob: np.ndarray  # [n] of each token under head 1 as it is, nats
+  margin: np.ndarray  # [n] between head 1's best two logits at each token
+  nodes: np.ndarray  # [M] passes by the node that the text went on to
+  ranks: np.ndarray  # [k-1, R+1] true tokens by rank; last: no candidate
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """Texts in the order of the prompts, and counts over all of them."""
+
+  texts: list[Text]
+  tree: tree_lib.Tree
+
+  @property
+  def tokens(self) -> list[np.ndarray]:
+    """New tokens of each row, its end token included."""
+    return [t.tokens for t in self.texts]
+
+  @property
+  def per_pass(self) -> list[np.ndarray]:
+    """Tokens written by each of a row's passes."""
+    return [t.per_pass for t in self.texts]
+
+  @property
+  def passes(self) -> np.ndarray:
+    """Passes [B] in which each row wrote, the prompt's not counted."""
+    return np.array([len(t.per_pass) for t in self.texts])
+
+  @property
+  def tokens_per_forward(self) -> float:
+    """New tokens over decoding passes, all rows together, from 1 to k.
+
+    The free token of each pass (head 1's own) counts; the prompt's pass and
+    the token that it writes do not. Without any other pass it is nan.
+    """
+    counts = np.concatenate(self.per_pass)
+    return float(counts.mean()) if counts.size else float("nan")
+
+  @property
+  def accepted(self) -> np.ndarray:
+    """Share of passes [k] in which a draft of head i stood; head 1's is 1."""
+    nodes = sum(t.nodes for t in self.texts)
+    depth = self.tree.depth[:, None] >= np.arange(self.tree.heads)
+    return _share(nodes @ depth, nodes.sum())
+
+  @property
+  def accepted_in_turn(self) -> np.ndarray:
+    """The same [k] where the draft of head i-1 had stood."""
+    accepted = self.accepted
+    before = np.concatenate([accepted[:1], accepted[:-1]])
+    return _share(accepted, before)
+
+  @property
+  def ranks(self) -> np.ndarray:
+    """Chance [k-1, R] of the rank-r candidate of head 2, 3, ... to be right.
+
+    Given that the drafts before it were: what `tree.build` takes. Candidates
+    count whether or not the tree verified them.
+    """
+    counts = sum(t.ranks for t in self.texts)
+    return _share(counts[:, :-1], counts.sum(-1, keepdims=True))
+
+  @property
+  def wasted(self) -> float:
+    """Share of the tokens that passes read and that did not stay."""
+    counts = np.concatenate(self.per_pass)
+    return float(1 - _share(counts.sum(), counts.size * self.tree.size))
+
+  def near_ties(self, epsilon: float) -> float:
+    """Share of tokens whose best two logits are closer than `epsilon`.
+
+    There another order of additions may choose the other: a text that parts
+    from ordinary decoding's elsewhere is a bug.
+    """
+    margins = np.concatenate([t.margin for t in self.texts])
+    return float((margins < epsilon).mean())
+
+
+def generate(
+  network,
+  prompts: Sequence[Sequence[int]],
+  *,
+  heads: int | tree_lib.Tree,
+  max_new: int,
+  stop: int | None = None,
+  rule=accept.GREEDY,
+  seed: int = 0,
+  cache_len: int | None = None,
+) -> Result:
+  """Continues every prompt, all of them in one batch.
+
+  With `accept.Greedy` it equals appending head 1's choice to the text until
+  it ends, one pass per token, which is what heads=1 does. A pass over k tokens
+  rounds differently from a pass over one, so near-ties between two tokens may
+  fall the other way.
+
+  Args:
+    network: from `network.prepare(model)`.
+    prompts: sequences of token ids, of any lengths.
+    heads: k, from 1 (ordinary decoding) to N, or a tree of drafts.
+    max_new: most tokens to write per prompt.
+    stop: id of the end token, or None.
+    rule: what stands, from `accept`.
+    seed: of the rules that draw; row i's text depends on (seed, i) alone.
+    cache_len: positions of the cache; None: as many as turn out to be needed,
+      the cache doubling as the texts grow.
+
+  Raises:
+    ValueError: an empty prompt, an id outside the vocabulary, heads outside
+      1..N, max_new below 1, a rule's bad number, or a prompt that with
+      max_new and a window exceeds cache_len.
+  """
+  tree = blockwise.plan(network, rule, heads, max_new=max_new)
+  tokens, lengths = prompts_lib.pad(
+    prompts, network.vocab, cache_len=cache_len, reserve=max_new + tree.size
+  )
+  state = start(
+    network,
+    tokens,
+    lengths,
+    tree=tree,
+    max_new=max_new,
+    stop=stop,
+    rule=rule,
+    seed=seed,
+    cache_len=cache_len,
+  )
+  while True:
+    state = blockwise.run(network, rule, state)
+    if state.done.all():
+      return Result(collect(state, lengths), tree)
+    state = blockwise.grow(network, state)
+
+
+def start(
+  network,
+  tokens: jax.Array,
+  lengths: jax.Array,
+  *,
+  tree: tree_lib.Tree,
+  max_new: int,
+  stop: int | None = None,
+  rule=accept.GREEDY,
+  seed: int = 0,
+  cache_len: int | None = None,
+) -> blockwise.State:
+  """Prompts read and begun, by `blockwise.read` and `blockwise.begin`.
+
+  Args:
+    tokens, lengths: from `prompts.pad`; the rest as for `generate`.
+
+  Raises:
+    ValueError: a cache_len that a last window would leave.
+  """
+  B, P = tokens.shape
+  needed = P + max_new + tree.size  # a last window may reach past the end
+  if cache_len is not None and cache_len < needed:
+    raise ValueError(
+      f"prompts of {P} tokens, max_new={max_new} and windows of {tree.size} "
+      f"need {needed} positions, but cache_len={cache_len}"
+    )
+  size, slots = blockwise.sizes(P, tree, max_new, cache_len)
+  prompt = blockwise.read_jit(
+    network, tokens, lengths, heads=tree.heads, slots=slots
+  )
+  return blockwise.begin_jit(
+    rule,
+    prompt,
+    tree=tree,
+    size=size,
+    max_new=jnp.int32(max_new),
+    stop=jnp.int32(-1 if stop is None else stop),
+    key=blockwise.row_keys(seed, np.arange(B)),
+  )
+
+
+FIELDS = (
+  "tokens",
+  "length",
+  "written_in",
+  "logprob",
+  "margin",
+  "nodes",
+  "ranks",
+)  # of a state that a `Text` is made from
+
+
+def collect(state: blockwise.State, lengths: np.ndarray) -> list[Text]:
+  """Copies a state's texts to the host; `lengths` [B] are the prompts'."""
+  host = jax.device_get({n: getattr(state, n) for n in FIELDS})
+  return [
+    text({n: a[b] for n, a in host.items()}, length)
+    for b, length in enumerate(lengths)
+  ]
+
+
+def text(row: dict[str, np.ndarray], length: int) -> Text:
+  """The text of one row's `FIELDS`, after a prompt of `length` tokens."""
+  new = slice(length, row["length"])
+  return Text(
+    tokens=row["tokens"][new],
+    per_pass=np.bincount(row["written_in"][new])[1:],
+    logprob=row["logprob"][new],
+    margin=row["margin"][new],
+    nodes=row["nodes"],
+    ranks=row["ranks"],
+  )
+
+
+def _share(part, whole):
+  """part / whole; nan where there is nothing to share."""
+  with np.errstate(divide="ignore", invalid="ignore"):
+    return np.true_divide(part, whole)
