@@ -284,35 +284,40 @@ def test_filters_left_out_and_nothing_seen(one):
   assert error(tree, world, accept.Lossless(one), walk=walk) < CLOSE
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def walk_by_depth(tree, tokens, q, p, u):
+  """`accept.walk` where head 1's law is p [B, D+1, V] by depth alone."""
+
+  def target(node, _):
+    return p[jnp.arange(len(u)), jnp.asarray(tree.depth)[node]]
+
+  return accept.walk(tree, accept.Drafts(tokens, q), target, u)
+
+
+BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
+
+
 def test_a_draft_that_is_as_likely_as_it_is_right_always_stands():
-  """p = q: the chance of every first candidate is 1."""
-  tree = tree_lib.chain(3)
-  p = np.random.default_rng(0).dirichlet(np.ones(5), (7, 2)).astype(np.float32)
-  p = jnp.asarray(p)
-  drafts = accept.Drafts(jnp.tile(jnp.arange(2)[None, :, None], (7, 1, 1)), p)
-  u = np.full((7, 2, 1), np.nextafter(np.float32(1), np.float32(0)))
-  node, law, chances = accept.walk(
-    tree, drafts, lambda node, _: p[jnp.arange(7), node % 2], u
-  )
+  p = np.random.default_rng(0).dirichlet(np.ones(5), (7, 3)).astype(np.float32)
+  tokens = np.tile([[[0], [1]]], (7, 1, 1))
+  u = np.full((7, 2, 1), BELOW_1)
+  node, law, chances = walk_by_depth(tree_lib.chain(3), tokens, p[:, :2], p, u)
   assert node.tolist() == [2] * 7
   np.testing.assert_array_equal(chances, np.ones((7, 2, 1)))
-  np.testing.assert_array_equal(law, p[:, 0])
+  np.testing.assert_array_equal(law, p[:, 2])
 
 
 def test_the_toss_decides_by_the_chance():
   """Just below it a draft stands, at it the draft falls."""
-  p = np.array([[0.25, 0.125, 0.625]], np.float32)
+  p = np.array([[[0.25, 0.125, 0.625], [0.5, 0.0, 0.5]]], np.float32)
   q = np.array([[[0.5, 0.25, 0.25]]], np.float32)
-  for u, node in ((0.5, 0), (np.nextafter(np.float32(0.5), 0), 1)):
-    got, law, chances = accept.walk(
-      tree_lib.chain(2),
-      accept.Drafts(jnp.zeros((1, 1, 1), int), jnp.asarray(q)),
-      lambda node, _: jnp.asarray(p),
-      jnp.full((1, 1, 1), u),
+  # What falls leaves max(p - q, 0), here the last token alone.
+  for u, want, left in ((0.5, 0, [0, 0, 1]), (BELOW_1 / 2, 1, [0.5, 0, 0.5])):
+    node, law, chances = walk_by_depth(
+      tree_lib.chain(2), np.zeros((1, 1, 1), int), q, p, np.full((1, 1, 1), u)
     )
-    assert got.tolist() == [node] and chances.tolist() == [[[0.5]]]
-    # What falls leaves max(p - q, 0), here the last token alone.
-    assert law.tolist() == [[[0, 0, 1.0], [0.25, 0.125, 0.625]][node]]
+    assert node.tolist() == [want] and law.tolist() == [left]
+    assert chances.tolist() == [[[0.5]]]
 
 
 # A wrong rule shows: the enumeration can fail.
@@ -795,12 +800,13 @@ def test_lossless_candidates_come_from_the_filtered_law():
   seen = rng.random((3, 7)) < 0.5
   one = sampler(temperature=0.7, top_k=4, penalty=3.0)
   law = probabilities(one, logits, jnp.asarray(seen)[:, None])
-  drawn = accept.Lossless(one).propose(logits, 3, jnp.asarray(seen), keys(0, 3))
-  # One is compiled as a whole, the other operation by operation.
+  propose = jax.jit(lambda rule: rule.propose(logits, 3, seen, keys(0, 3)))
+  drawn = propose(accept.Lossless(one))
+  # The two programs may round otherwise.
   np.testing.assert_allclose(drawn.law, law, rtol=1e-6)
   chances = np.take_along_axis(np.asarray(law), np.asarray(drawn.tokens), -1)
   assert (chances > 0).all()
-  best = accept.Lossless(one, False).propose(logits, 3, jnp.asarray(seen), None)
+  best = propose(accept.Lossless(one, False))
   assert best.law is None
   want = np.argsort(-np.asarray(law), -1, kind="stable")[..., :3]
   np.testing.assert_array_equal(best.tokens, want)

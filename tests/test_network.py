@@ -10,7 +10,7 @@ import pytest
 from mtp_jax import config
 from mtp_jax.decode import accept, blockwise, network
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.model import model
+from mtp_jax.model import layers, model
 
 # Logits are of order 1 and sums of at most 64 float32 products, each rounded
 # at 1e-7 and in another order when a window is cut differently.
@@ -193,6 +193,175 @@ def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
   for want in (uncached(half, tokens), uncached(full, tokens)):
     error = got - want[:, :, :16]
     assert jnp.std(error) < 0.02 * jnp.std(want)
+
+
+# --- Trees --------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="tree")
+def read_tree(decoder, cache, window, start, *, tree):
+  """Logits [k, B, M, V] of every head at every node, and the memory."""
+  memory = decoder.absorb(cache, window, start, tree.heads, tree=tree)
+  every = jnp.broadcast_to(jnp.arange(tree.size), window.shape)
+  logits = [decoder.predict(memory, i, every) for i in range(tree.heads)]
+  return memory, jnp.stack(logits)
+
+
+commit = jax.jit(lambda decoder, memory, node: decoder.commit(memory, node))
+draft = jax.jit(lambda decoder, memory: decoder.draft(memory, 3))
+
+
+def test_nodes_of_a_tree_equal_the_text_of_their_path(net, tokens):
+  """Every head at every node, after each node's own path."""
+  decoder = prepare(net)
+  cache = decoder.empty_cache(B, S, 3)
+  cache, _ = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
+  window = np.random.default_rng(2).integers(0, 31, (B, TREE.size))
+  window = window.astype(np.int32)
+  memory, got = read_tree(decoder, cache, window, LENGTHS, tree=TREE)
+  node = np.array([0, 3, 4, 6, 2], np.int32)  # one per row, of every depth
+  kept = commit(decoder, memory, node)
+  drafted = np.asarray(draft(decoder, kept))
+  after = windows(tokens, LENGTHS, 3)
+  start = LENGTHS + TREE.depth[node] + 1
+  _, later = read(decoder, kept.cache, after, start, places(3), heads=3)
+
+  def check(text, want, at):
+    text = np.pad(text, (0, S - len(text)))[None].astype(np.int32)
+    logits = np.asarray(uncached(net, text))[:, 0, at]
+    np.testing.assert_allclose(want, logits, rtol=0, atol=ATOL)
+
+  for b, length in enumerate(LENGTHS):
+    for m in range(TREE.size):
+      path = window[b, TREE.path[m][: TREE.depth[m] + 1]]
+      text = [*tokens[b, :length], *path]
+      check(text, got[:, b, m], len(text) - 1)
+      if m == node[b]:
+        np.testing.assert_allclose(drafted[b], got[1:, b, m], rtol=0, atol=ATOL)
+        text = [*text, *after[b]]
+        check(text, later[:, b], slice(len(text) - 3, len(text)))
+
+
+# --- Sliding windows, smaller caches and drafts -------------------------------
+
+
+def banded(net, tokens, window):
+  """The uncached model that looks back over `window` tokens, itself included."""
+  T = tokens.shape[1]
+  ahead = np.arange(T)[:, None] - np.arange(T)
+  mask = jnp.asarray((ahead >= 0) & (ahead < window))
+
+  def attend(q, k, v):
+    return jax.nn.dot_product_attention(q, k, v, mask=mask[None, None])
+
+  positions = jnp.broadcast_to(jnp.arange(T), tokens.shape)
+  ctx = layers.context(positions, jax.tree_util.Partial(attend), net.cfg)
+  return net.heads.logits(net.heads(net.run_trunk(tokens, ctx), ctx))
+
+
+@pytest.mark.parametrize(
+  "tree", [tree_lib.chain(3), TREE], ids=["chain", "tree"]
+)
+def test_a_ring_equals_a_band(net, tokens, tree, monkeypatch):
+  """Windows and prompts that wrap round, rows at odds, nothing beyond sight."""
+  monkeypatch.setattr(network, "CHUNK", 7)  # a ring of 13 positions
+  decoder = network.prepare(net, window=6)
+  want = np.asarray(jax.jit(functools.partial(banded, window=6))(net, tokens))
+  cache = decoder.empty_cache(B, S, 3)
+  assert cache[0][0].shape[2] == 13 and decoder.room(cache) is None
+
+  @jax.jit
+  def absorb(cache, window, start, keep):
+    memory = decoder.absorb(cache, window, start, 3, keep=keep)
+    every = jnp.broadcast_to(jnp.arange(7), window.shape)
+    logits = [decoder.predict(memory, i, every) for i in range(3)]
+    return memory.cache, jnp.stack(logits)
+
+  for s in range(0, 21, 7):
+    keep = np.clip(LENGTHS - s, 0, 7)
+    cache, got = absorb(cache, tokens[:, s : s + 7], ZERO + s, keep)
+    for b in range(B):
+      np.testing.assert_allclose(
+        got[:, b, : keep[b]],
+        want[:, b, s : s + keep[b]],
+        rtol=0,
+        atol=ATOL,
+      )
+  start, rng = LENGTHS.copy(), np.random.default_rng(4)
+  last = np.asarray(tree.path)[:, -1].argmax()  # a deepest node
+  path = tree.path[last]
+  for _ in range(4):
+    window = rng.integers(0, 31, (B, tree.size)).astype(np.int32)
+    right = windows(tokens, start, 3)
+    for b in range(B):  # the text along one path, rubbish elsewhere
+      window[b, path] = right[b]
+    memory, got = read_tree(decoder, cache, window, start, tree=tree)
+    for b in range(B):
+      np.testing.assert_allclose(
+        got[:, b, path],
+        want[:, b, start[b] : start[b] + 3],
+        rtol=0,
+        atol=ATOL,
+      )
+    node = path[rng.integers(0, 3, B)]
+    cache = commit(decoder, memory, node).cache
+    start = start + tree.depth[node] + 1
+
+
+def test_smaller_caches(net, tokens):
+  """Bytes as promised, and logits near enough: errors in deviations."""
+  want, sizes = np.asarray(uncached(net, tokens))[:, :, :16], {}
+  errors = {}
+  for dtype in ("float32", "bfloat16", "int8"):
+    decoder = jax.jit(functools.partial(network.prepare, cache_dtype=dtype))(
+      net
+    )
+    cache = decoder.empty_cache(B, S, 3)
+    sizes[dtype] = sum(a.nbytes for a in jax.tree.leaves(cache))
+    _, got = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
+    errors[dtype] = float(jnp.std(got - want) / jnp.std(want))
+  print(errors)
+  # 4 channels of 4, 2 and 1 bytes, and a float32 scale beside int8's.
+  assert sizes["bfloat16"] * 2 == sizes["float32"] == sizes["int8"] * 2
+  # Rounding errs by 2**-9 of a value at most, or by half of a 127th of the
+  # largest of 4 channels, and the softmax averages over positions.
+  assert errors["float32"] < 1e-5 < errors["bfloat16"] < 0.01
+  assert 1e-5 < errors["int8"] < 0.02
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
+  lower = functools.partial(network.prepare, draft_dtype=dtype)
+  if net.cfg.head == "anticausal":
+    with pytest.raises(ValueError, match="would change the text"):
+      lower(net)
+    return
+  full, low = prepare(net), jax.jit(lower)(net)
+  args = tokens[:, :16], ZERO, places(16)
+  want = read(full, full.empty_cache(B, S, 3), *args, heads=3)[1]
+  got = read(low, low.empty_cache(B, S, 3), *args, heads=3)[1]
+  np.testing.assert_array_equal(got[0], want[0])
+  for i in (1, 2):
+    error = float(jnp.std(got[i] - want[i]) / jnp.std(want[i]))
+    assert 1e-5 < error < 0.05, (i, error)
+  kinds = {str(a.dtype) for a in jax.tree.leaves(low)}
+  assert dtype in kinds
+
+
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"window": 0}, "window=0"),
+    ({"cache_dtype": "int4"}, "cache_dtype='int4' is none of float32"),
+    ({"draft_dtype": "float16"}, "draft_dtype='float16' is none of None"),
+  ],
+)
+def test_settings_that_there_are_not(settings, words):
+  with pytest.raises(ValueError, match=words):
+    network.prepare(create(shape("parallel")), **settings)
+
+
+# --- Memory -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

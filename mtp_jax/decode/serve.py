@@ -61,7 +61,6 @@ def generate_all(
   for name, value in (("slots", slots), ("samples", samples)):
     if value < 1:
       raise ValueError(f"{name}={value} writes nothing; give at least 1")
-  blockwise.plan(network, rule, 1, max_new=max_new)
   prompts_lib.pad(prompts, network.vocab)  # all of them, before any work
   if isinstance(heads, str):
     if heads != "auto":

@@ -1,0 +1,81 @@
+"""Choosing drafts: what is counted, what is tried, what wins."""
+
+import numpy as np
+import pytest
+
+from mtp_jax.decode import choose
+from mtp_jax.decode import tree as tree_lib
+from tests.test_blockwise import Mock, mock_text
+
+PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]]
+CHANCES = np.array([[0.6, 0.2, 0.1], [0.5, 0.2, 0.1], [0.4, 0.1, 0.1]])
+
+
+def test_acceptance_counts_ranks_where_the_drafts_before_were_right():
+  wanted = np.random.default_rng(0).integers(1, 5, (3, 79))
+  mock = Mock(wanted, 13, 4)
+  got = choose.acceptance(mock, PROMPTS, max_new=31)
+  counts = np.zeros((3, 2))
+  for b, prompt in enumerate(PROMPTS):
+    length = len(prompt) + 1
+    end = len(prompt) + len(mock_text(prompt, 13, 31))
+    while length < end:
+      right = wanted[b, length - 2]
+      for head in range(1, 4):
+        counts[head - 1, int(head >= right)] += 1
+        if head >= right:
+          break
+      length += min(right, end - length)
+  np.testing.assert_allclose(got[:, :2], (counts.T / counts.sum(1)).T)
+  assert not got[:, 2:].any() and got.shape == (3, choose.CANDIDATES)
+
+
+def test_what_is_tried():
+  trees = choose.topologies(CHANCES)
+  assert trees[:3] == [tree_lib.chain(k) for k in (1, 2, 4)]
+  assert [t.size for t in trees[3:]] == [8, 16, 32, 40]  # of 3 ranks there are no more
+  assert choose.topologies(np.zeros((0, 3))) == [tree_lib.chain(1)]
+
+
+@pytest.mark.parametrize(
+  "cost, wins",
+  [
+    (lambda size: 1.0, 40),  # free of charge: the largest tree
+    (lambda size: float(size), 1),  # bound by compute: ordinary decoding
+    (lambda size: 30.0 + size, 8),
+  ],
+)
+def test_the_fastest_wins(monkeypatch, cost, wins):
+  monkeypatch.setattr(
+    choose,
+    "seconds_per_pass",
+    lambda network, trees, **_: [cost(t.size) for t in trees],
+  )
+  monkeypatch.setattr(choose, "acceptance", lambda *_, **__: CHANCES)
+  best = choose.choose(None, PROMPTS, batch=3, max_new=9)
+  assert best.tree.size == wins
+  assert best.tokens_per_second == pytest.approx(
+    tree_lib.expected(best.tree, CHANCES) / cost(wins)
+  )
+
+
+def test_expected_tokens_are_those_of_decoding():
+  """On the texts that were counted, the chain's figure is what it took."""
+  from mtp_jax.decode import generate as decode
+
+  wanted = np.random.default_rng(1).integers(1, 5, (3, 279))
+  mock = Mock(wanted, 13, 4)
+  chances = choose.acceptance(mock, PROMPTS, max_new=200)
+  got = decode.generate(mock, PROMPTS, heads=4, max_new=200)
+  assert tree_lib.expected(tree_lib.chain(4), chances) == pytest.approx(
+    got.tokens_per_forward, rel=0.02
+  )  # last passes are cut
+
+
+def test_seconds_are_measured():
+  mock = Mock(np.ones((2, 79), int), 13, 4)
+  trees = choose.topologies(CHANCES)
+  found = choose.seconds_per_pass(
+    mock, trees, batch=2, length=19, passes=2, repeats=2
+  )
+  assert len(found) == len(trees) and min(found) > 0

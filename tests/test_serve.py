@@ -1,0 +1,146 @@
+"""The server of slots: same texts, no idle rows, prompts read once."""
+
+import heapq
+
+import jax
+import numpy as np
+import pytest
+
+from mtp_jax.decode import accept, blockwise, choose, network, sampling, serve
+from mtp_jax.decode import generate as decode
+from mtp_jax.decode import tree as tree_lib
+from tests.test_blockwise import TREE, Mock, mock_text
+
+SIZES = (5, 1, 13, 29, 2, 17, 3, 3, 11, 16, 7)
+PROMPTS = [np.random.default_rng(n).integers(0, 13, n).tolist() for n in SIZES]
+STOP, MAX_NEW = 4, 23
+
+
+@pytest.fixture
+def mock():
+  """Every row drafts alike: which row a text is in must not matter."""
+  return Mock(np.broadcast_to(np.arange(79) % 5 + 1, (1, 79)), 13, 5)
+
+
+def check_same(got, want):
+  for a, b in zip(got.texts, want.texts, strict=True):
+    jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("heads", [3, TREE], ids=["chain", "tree"])
+def test_equals_one_batch(mock, slots, heads):
+  found = []
+  settings = {"heads": heads, "max_new": MAX_NEW, "stop": STOP}
+  got = serve.generate_all(
+    mock,
+    PROMPTS,
+    slots=slots,
+    on_text=lambda i, text: found.append((i, text)),
+    **settings,
+  )
+  check_same(got, decode.generate(mock, PROMPTS, **settings))
+  for prompt, text in zip(PROMPTS, got.tokens, strict=True):
+    assert text.tolist() == mock_text(prompt, 13, MAX_NEW, STOP)
+  assert sorted(i for i, _ in found) == list(range(len(PROMPTS)))
+  assert all(text is got.texts[i] for i, text in found)
+
+
+def test_no_row_waits_while_a_prompt_does(monkeypatch):
+  """The device takes no more passes than rows refilled at once would."""
+  turns = []
+
+  class Counting(Mock):
+    def absorb(self, cache, tokens, start, heads, *, tree=None, keep=None):
+      if keep is None:
+        jax.debug.callback(lambda: turns.append(1))
+      return super().absorb(cache, tokens, start, heads, tree=tree)
+
+  jax.tree_util.register_dataclass(Counting, ["wanted"], ["vocab", "n_future"])
+  mock = Counting(np.ones((1, 79), int), 13, 5)
+  got = serve.generate_all(
+    mock, PROMPTS, slots=3, heads=1, max_new=MAX_NEW, stop=STOP
+  )
+  jax.effects_barrier()
+  assert len(set(got.passes)) > 3  # texts end at odds
+  free = [0, 0, 0]
+  for passes in got.passes:
+    heapq.heappush(free, heapq.heappop(free) + int(passes))
+  # A text whose first token ends it takes a turn to be noticed.
+  short = sum(passes == 0 for passes in got.passes)
+  assert max(free) <= len(turns) <= max(free) + short
+
+
+def test_samples_share_one_reading(mock, monkeypatch):
+  read, calls = blockwise.read_jit, []
+
+  def counted(network, tokens, lengths, **sizes):
+    calls.append(len(tokens))
+    return read(network, tokens, lengths, **sizes)
+
+  monkeypatch.setattr(blockwise, "read_jit", counted)
+  rule = accept.Lossless(sampling.Sampler(temperature=3.0))
+  settings = {"heads": 3, "max_new": 17, "rule": rule, "seed": 3}
+  got = serve.generate_all(mock, PROMPTS[:3], slots=4, samples=5, **settings)
+  assert sum(calls) == 3
+  # Text i is what it is in any company: here, in one batch.
+  repeated = [p for p in PROMPTS[:3] for _ in range(5)]
+  want = decode.generate(mock, repeated, **settings)
+  check_same(got, want)
+  assert len({tuple(t) for t in got.tokens[:5]}) == 5
+  other = serve.generate_all(
+    mock, PROMPTS[:3], slots=7, samples=5, **(settings | {"seed": 4})
+  )
+  assert not np.array_equal(other.tokens[0], got.tokens[0])
+
+
+def test_auto_takes_what_choose_finds(mock, monkeypatch):
+  asked = {}
+
+  def chosen(network, prompts, **settings):
+    asked.update(settings, prompts=len(prompts))
+    return choose.Option(TREE, 1.0, 1.0)
+
+  monkeypatch.setattr(choose, "choose", chosen)
+  got = serve.generate_all(mock, PROMPTS, slots=3, heads="auto", max_new=9)
+  assert got.tree == TREE
+  assert asked["batch"] == asked["prompts"] == 3
+
+
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"slots": 0}, "slots=0"),
+    ({"samples": 0}, "samples=0"),
+    ({"heads": 6}, "heads=6 is outside 1..5"),
+    ({"heads": "best"}, "heads='best': give a number, a tree or 'auto'"),
+    ({"max_new": 0}, "max_new=0 writes nothing"),
+    ({"prompts": []}, "no prompts"),
+    ({"prompts": [[1], [2, 13]]}, "prompt 1 holds id 13"),
+    ({"rule": accept.TopK(2, block=4)}, "block=4 is outside 1..2"),
+  ],
+)
+def test_errors_name_the_value(mock, settings, words):
+  settings = {
+    "prompts": PROMPTS,
+    "slots": 2,
+    "heads": 2,
+    "max_new": 5,
+  } | settings
+  with pytest.raises(ValueError, match=words):
+    serve.generate_all(mock, **settings)
+
+
+def test_a_ring_serves_too():
+  from tests.test_network import create, shape
+
+  decoder = network.prepare(create(shape("parallel")), window=8)
+  tree = tree_lib.from_paths([[0], [1], [0, 0]])
+  prompts = [[t + 7 for t in p] for p in PROMPTS]
+  settings = {"heads": tree, "max_new": 31}
+  got = serve.generate_all(decoder, prompts, slots=3, **settings)
+  want = decode.generate(decoder, prompts, **settings)
+  for a, b in zip(got.texts, want.texts, strict=True):
+    differ = np.flatnonzero(a.tokens != b.tokens)
+    if differ.size:  # another batch size rounds differently
+      assert b.margin[differ[0]] < 3e-5
