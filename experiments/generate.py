@@ -4,12 +4,16 @@
     --prompt_file=prompt.txt
 
 The text appears pass by pass, each pass adding 1 to k tokens. Decoding is
-greedy: the text is the one that --heads=1, ordinary decoding, writes. The last
-line counts tokens per forward pass and tokens per second, without compilation.
+greedy, and the text the one that --heads=1, ordinary decoding, writes, unless
+--temperature says otherwise: then it is drawn as ordinary sampling draws it.
+--tree=16 drafts by the tree of 16 nodes that `experiments.tune_tree` found.
+The last line counts tokens per forward pass and tokens per second, without
+compilation.
 """
 
 import codecs
 import itertools
+import json
 import pathlib
 import sys
 import time
@@ -21,8 +25,9 @@ from absl import app, flags
 
 from experiments import program
 from mtp_jax import workdir
-from mtp_jax.decode import accept, blockwise, network, prompts
+from mtp_jax.decode import accept, blockwise, network, prompts, sampling
 from mtp_jax.decode import generate as generate_lib
+from mtp_jax.decode import tree as tree_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
 _PROMPT_FILE = flags.DEFINE_string(
@@ -35,6 +40,18 @@ _HEADS = flags.DEFINE_integer(
 _MAX_NEW = flags.DEFINE_integer(
   "max_new", None, "Most tokens to write; else the run's."
 )
+_TREE = flags.DEFINE_integer(
+  "tree", None, "Nodes of a tree of drafts from the workdir's tree.json."
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0: greedy.")
+_TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k likeliest.")
+_TOP_P = flags.DEFINE_float("top_p", None, "Draw from this share.")
+_MIN_P = flags.DEFINE_float("min_p", None, "Least share of the likeliest.")
+_PENALTY = flags.DEFINE_float("penalty", None, "Of repeating a token.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
+_WINDOW = flags.DEFINE_integer(
+  "window", None, "Look back over so many tokens only: texts without end."
+)
 flags.mark_flag_as_required("workdir")
 flags.mark_flags_as_mutual_exclusive(["prompt", "prompt_file"], required=True)
 
@@ -45,13 +62,24 @@ def main(argv: list[str]) -> None:
   text = _prompt()
   net, cfg, codec = workdir.load(_WORKDIR.value)
   heads = cfg.decode.heads if _HEADS.value is None else _HEADS.value
+  drafts = heads or cfg.model.n_future
+  if _TREE.value is not None:
+    drafts = _tuned_tree(_TREE.value)
   max_new = cfg.decode.max_new if _MAX_NEW.value is None else _MAX_NEW.value
   prompt = np.concatenate([[codec.bos], codec.encode(text)])
-  decoder = network.prepare(net, codec.vocab)
+  decoder = network.prepare(net, codec.vocab, window=_WINDOW.value)
+  rule = _rule()
 
   def decode():
-    k = heads or cfg.model.n_future
-    return stream(decoder, prompt, heads=k, max_new=max_new, stop=codec.eos)
+    return stream(
+      decoder,
+      prompt,
+      heads=drafts,
+      max_new=max_new,
+      stop=codec.eos,
+      rule=rule,
+      seed=_SEED.value,
+    )
 
   for _ in itertools.islice(decode(), 2):
     pass  # one pass over the prompt and one after it: both are compiled now
@@ -72,19 +100,27 @@ def stream(
   decoder: network.Network,
   prompt: np.ndarray,
   *,
-  heads: int,
+  heads: int | tree_lib.Tree,
   max_new: int,
   stop: int,
+  rule=accept.GREEDY,
+  seed: int = 0,
 ) -> Iterator[np.ndarray]:
   """The new tokens so far, after the prompt's pass and after each further one.
 
   Equals `generate.generate` of one prompt, told while it happens.
   """
-  rule = accept.Greedy()
   tree = blockwise.plan(decoder, rule, heads, max_new=max_new)
   tokens, lengths = prompts.pad([prompt], decoder.vocab)
   state = generate_lib.start(
-    decoder, tokens, lengths, tree=tree, max_new=max_new, stop=stop
+    decoder,
+    tokens,
+    lengths,
+    tree=tree,
+    max_new=max_new,
+    stop=stop,
+    rule=rule,
+    seed=seed,
   )
   while True:
     row, length, done = jax.device_get(
@@ -93,7 +129,8 @@ def stream(
     yield row[len(prompt) : length]
     if done:
       return
-    if length - 1 + tree.size > decoder.room(state.cache):
+    room = decoder.room(state.cache)
+    if room is not None and length - 1 + tree.size > room:
       state = blockwise.grow(decoder, state)
     state = blockwise.advance_jit(decoder, rule, state)
 
@@ -115,6 +152,40 @@ def characters(
     before, raw = len(raw), codec.decode_bytes([*prompt, *tokens])
     yield utf8.decode(raw[before:])
   yield utf8.decode(b"", final=True)
+
+
+def _rule():
+  filters = {
+    "top_k": _TOP_K.value,
+    "top_p": _TOP_P.value,
+    "min_p": _MIN_P.value,
+    "penalty": _PENALTY.value,
+  }
+  if _TEMPERATURE.value:
+    return accept.Lossless(
+      sampling.Sampler(temperature=_TEMPERATURE.value, **filters)
+    )
+  if given := [name for name, value in filters.items() if value is not None]:
+    raise ValueError(
+      f"--{given[0]} filters what is drawn; greedy decoding draws nothing: "
+      "give a --temperature"
+    )
+  return accept.GREEDY
+
+
+def _tuned_tree(size: int) -> tree_lib.Tree:
+  path = pathlib.Path(_WORKDIR.value) / "tree.json"
+  if not path.exists():
+    raise ValueError(
+      f"{path} is not there: python -m experiments.tune_tree "
+      f"--workdir={_WORKDIR.value} --sizes={size}"
+    )
+  trees = json.loads(path.read_text())["trees"]
+  if str(size) not in trees:
+    raise ValueError(
+      f"{path} has trees of {', '.join(trees)} nodes, none of {size}"
+    )
+  return tree_lib.from_paths(trees[str(size)]["paths"])
 
 
 def _prompt() -> bytes:

@@ -1,8 +1,12 @@
 """How every program here starts: flags to a checked config, errors in a line."""
 
+import datetime
+import importlib.metadata
 import logging
 import multiprocessing
 import os
+import pathlib
+import platform
 import sys
 import traceback
 from collections.abc import Callable
@@ -142,3 +146,28 @@ def mendable(fun: Callable) -> Callable:
       sys.exit(f"error: {error}")
 
   return call
+
+
+def machine() -> dict[str, str]:
+  """What ran it: for every number its hardware, versions and date."""
+  names = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+  return {
+    "date": datetime.date.today().isoformat(),
+    "device": processor(),
+    "host": f"{os.cpu_count()} cores, {platform.machine()}",
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in names},
+  }
+
+
+def processor() -> str:
+  """The processor or accelerator, in words."""
+  device = jax.devices()[0]
+  if device.platform != "cpu":
+    return f"{len(jax.devices())} x {device.device_kind}"
+  name = platform.processor()
+  info = pathlib.Path("/proc/cpuinfo")
+  if info.exists():
+    lines = info.read_text().splitlines()
+    name = next(x for x in lines if x.startswith("model name")).split(": ")[1]
+  return f"{os.cpu_count()} x {name}"

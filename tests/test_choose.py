@@ -33,7 +33,12 @@ def test_acceptance_counts_ranks_where_the_drafts_before_were_right():
 def test_what_is_tried():
   trees = choose.topologies(CHANCES)
   assert trees[:3] == [tree_lib.chain(k) for k in (1, 2, 4)]
-  assert [t.size for t in trees[3:]] == [8, 16, 32, 40]  # of 3 ranks there are no more
+  assert [t.size for t in trees[3:]] == [
+    8,
+    16,
+    32,
+    40,
+  ]  # of 3 ranks there are no more
   assert choose.topologies(np.zeros((0, 3))) == [tree_lib.chain(1)]
 
 

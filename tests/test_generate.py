@@ -1,6 +1,7 @@
 """The generate program: what it prints, and how it refuses."""
 
 import io
+import json
 import re
 import sys
 
@@ -12,8 +13,9 @@ from absl.testing import flagsaver
 
 from experiments import generate, program
 from mtp_jax import checkpoint, config, tokenizer, workdir
+from mtp_jax.decode import accept, network, sampling
 from mtp_jax.decode import generate as decode
-from mtp_jax.decode import network
+from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
 
@@ -65,6 +67,44 @@ def test_prints_the_text_and_the_figures(call, loaded, heads, tmp_path):
   ).groups()
   assert int(tokens) == len(want.tokens[0]) and int(passes) == want.passes[0]
   assert float(per_forward) == pytest.approx(want.tokens_per_forward, abs=0.01)
+
+
+def test_draws_by_the_filters_and_the_seed(call, loaded):
+  rule = accept.Lossless(
+    sampling.Sampler(temperature=1.5, top_k=9, top_p=0.9, penalty=1.1)
+  )
+  filters = {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "penalty": 1.1}
+  texts = set()
+  for seed in (0, 1):
+    want = expected(loaded, "a", heads=2, max_new=19, rule=rule, seed=seed)
+    text = call(prompt="a", seed=seed, **filters).rsplit("\n\n", 1)[0]
+    assert text == loaded[2].decode(want.tokens[0])
+    texts.add(text)
+  assert len(texts) == 2
+
+
+def test_drafts_by_a_tuned_tree(call, loaded, tmp_path):
+  paths = [[0], [1], [2], [0, 0], [1, 0]]
+  trees = {"trees": {"6": {"paths": paths}}}
+  (tmp_path / "tree.json").write_text(json.dumps(trees))
+  where = {"workdir": str(tmp_path), "prompt": "def f(x):\n"}
+  out = call(tree=6, **where)
+  tree = tree_lib.from_paths(paths)
+  want = expected(loaded, "def f(x):\n", heads=tree, max_new=19)
+  assert f"; {want.passes[0]} passes after" in out
+  with pytest.raises(SystemExit, match="has trees of 6 nodes, none of 7"):
+    call(tree=7, **where)
+
+
+def test_a_window_writes_on_without_end(call, loaded):
+  """Far past what the cache holds."""
+  out = call(prompt="a" * 300, window=5, max_new=400)
+  decoder = network.prepare(loaded[0], window=5)
+  ids = [loaded[2].bos, *loaded[2].encode("a" * 300)]
+  want = decode.generate(
+    decoder, [ids], heads=2, max_new=400, stop=loaded[2].eos
+  )
+  assert out.rsplit("\n\n", 1)[0] == loaded[2].decode(want.tokens[0])
 
 
 def test_prompt_from_the_command_line_from_stdin_and_empty(call, monkeypatch):
@@ -123,6 +163,10 @@ def test_a_dummy_prefix_is_told_from_a_space():
     ({"prompt_file": "no/such.txt"}, "No such file.*no/such.txt"),
     ({"prompt": "a", "heads": 4}, "heads=4 is outside 1..3"),
     ({"prompt": "a", "max_new": 0}, "max_new=0 writes nothing"),
+    ({"prompt": "a", "top_p": 0.5}, "--top_p filters what is drawn"),
+    ({"prompt": "a", "temperature": -1.0}, "temperature=-1.0 has to be above"),
+    ({"prompt": "a", "tree": 4}, "run/tree.json is not there: python -m"),
+    ({"prompt": "a", "window": 0}, "window=0"),
   ],
 )
 def test_errors_are_one_line(call, settings, words):

@@ -401,3 +401,52 @@ def test_the_loop_updates_its_cache_in_place(kind, tree):
   copied = cache / len(state.cache) if (kind, tree) == ("causal", TREE) else 0
   assert memory.temp_size_in_bytes < 0.1 * cache + copied
   assert memory.alias_size_in_bytes > cache  # the state's buffers are donated
+
+
+MESHES = """
+import jax, numpy as np
+from mtp_jax import config, sharding
+from mtp_jax.decode import accept, blockwise, network, sampling
+from mtp_jax.decode import generate as decode
+from mtp_jax.decode import tree as tree_lib
+from tests.test_network import create, shape
+
+TREE = tree_lib.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
+rng = np.random.default_rng(0)
+prompts = [rng.integers(0, 31, n).tolist() for n in (1, 5, 3, 11, 2, 7, 13, 2)]
+net = create(shape("parallel", vocab=32, mlp=44, attn_heads=12, kv_heads=4))
+plain = network.prepare(net, 31)
+drawn = accept.Lossless(sampling.Sampler(temperature=0.8, top_k=7))
+want = {
+  (heads, rule): decode.generate(
+    plain, prompts, heads=heads, max_new=23, rule=rule)
+  for heads in (1, 3, TREE) for rule in (accept.GREEDY, drawn)
+}
+for shape in ((4, 2), (2, 4), (8, 1)):
+  mesh = sharding.make_mesh(config.Mesh(*shape), jax.devices())
+  decoder = network.prepare(net, 31, mesh=mesh)
+  assert decoder.trunk[0].wq[...].sharding.spec == jax.P(None, "model", None)
+  for (heads, rule), text in want.items():
+    got = decode.generate(decoder, prompts, heads=heads, max_new=23, rule=rule)
+    same = [np.array_equal(a, b)
+            for a, b in zip(got.tokens, text.tokens, strict=True)]
+    assert all(same), (shape, heads, rule, same)
+    for a, b in zip(got.texts, text.texts, strict=True):
+      np.testing.assert_allclose(a.logprob, b.logprob, atol=3e-5)
+  tokens, lengths = np.ones((8, 16), np.int32), np.full(8, 5, np.int32)
+  state = decode.start(
+    decoder, tokens, lengths, tree=TREE, max_new=9)
+  state = blockwise.advance_jit(decoder, accept.GREEDY, state)
+  k = state.cache[0][0]
+  part = k.addressable_shards[0].data.shape
+  assert part[:2] == (8 // shape[0], 4 // shape[1]), (shape, part)
+try:
+  network.prepare(net, mesh=sharding.make_mesh(config.Mesh(1, 8), jax.devices()))
+except ValueError as error:
+  assert "kv_heads 4 is not divisible by 8" in str(error), error
+print("equal")
+"""
+
+
+def test_meshes_write_the_same_texts(run_with_devices):
+  assert run_with_devices(8, MESHES) == "equal\n"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mtp_jax import config, tokenizer
-from mtp_jax.data import corpora, pipeline
+from mtp_jax.data import corpora, pack, pipeline
 
 
 def in_memory(lengths):
@@ -84,6 +84,22 @@ def test_segments_count_documents_and_mark_the_padding():
   for index in (-1, 2):
     with pytest.raises(IndexError, match=f"window {index} of 2"):
       packed.window(index, 5, 1)
+
+
+def test_excerpts_lie_in_one_document_each():
+  sizes = np.array([7, 23, 3, 11, 40])
+  starts = np.cumsum(sizes) - sizes
+  packed = pack.Packed(np.arange(sizes.sum()), starts, 1.0, "", len(sizes), {})
+  first = [0, 7, 33, 44]  # of the documents of 7 tokens and more
+  pieces = [0, 7, 14, 33, 44, 51]  # at most two of each
+  for per_document, want in ((1, first), (2, pieces)):
+    got = packed.excerpts(len(want), 5, 7, per_document)
+    assert [g.tolist() for g in got] == [list(range(s, s + 5)) for s in want]
+    few = packed.excerpts(3, 5, 7, per_document)
+    places = [0, (len(want) - 1) // 2, len(want) - 1]
+    assert [g[0] for g in few] == [want[i] for i in places]
+  with pytest.raises(ValueError, match="only 4 pieces .* 7 tokens, but 5"):
+    packed.excerpts(5, 5, 7)
 
 
 def test_packing_keeps_every_document_whole(data):

@@ -87,13 +87,19 @@ def generate(
   model: transformers.LlamaForCausalLM,
   texts: Sequence[Sequence[int]],
   max_new: int,
+  threads: int | None = None,
 ) -> list[np.ndarray]:
   """Continues every prompt greedily, all of them in one batch.
+
+  Measure it on an idle machine: OpenMP's threads wait for one another by
+  spinning, and beside another busy process two took up to 60 times as long
+  as one. OMP_WAIT_POLICY=PASSIVE in the environment softens that.
 
   Args:
     model: from `export`.
     texts: prompts, sequences of token ids of any lengths.
     max_new: tokens to write per prompt, exactly.
+    threads: torch's, for the whole process; None: one per core.
 
   Returns:
     New tokens [max_new] int64 of each prompt.
@@ -106,7 +112,7 @@ def generate(
   pad = width - lengths  # transformers continues rows padded on the left
   tokens = [np.roll(t[:width], p) for t, p in zip(tokens, pad, strict=True)]
   mask = np.arange(width) >= pad[:, None]
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
   with torch.inference_mode():
     out = model.generate(
       torch.tensor(np.stack(tokens)).long(),

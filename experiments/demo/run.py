@@ -9,16 +9,11 @@ whether all texts are the same. Leaves report.html, demo.png and demo.json in
 the workdir, beside the checkpoint. Started again it goes on where it was.
 """
 
-import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import sys
 import time
 
-import jax
 import numpy as np
 import rich.console
 import rich.table
@@ -51,12 +46,13 @@ def main(argv: list[str]) -> None:
   net, cfg, codec = workdir.load(folder)
   _, held = pipeline.pack(cfg.data, codec)
   result = {
-    "machine": machine(),
+    "machine": program.machine(),
     "scores": score(net, cfg, held),
   }
   # A prompt and what follows fill a window: the model knows no other places.
   new = cfg.data.seq_len - _PROMPT_LEN.value
-  result["prompts"] = [p.tolist() for p in choose_prompts(held, new)]
+  prompts = held.excerpts(_PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len)
+  result["prompts"] = [p.tolist() for p in prompts]
   result["decoding"] = decode(net, codec, result["prompts"], new)
   result["seconds"] = round(time.time() - begin)
   (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -66,19 +62,6 @@ def main(argv: list[str]) -> None:
   if max(margins, default=0) > report.EPSILON:
     sys.exit("error: speculative and ordinary decoding differ")
   print(f"report: {folder / 'report.html'}   checkpoint: {folder}/checkpoints")
-
-
-def machine() -> dict[str, str]:
-  """What ran it: for every number its hardware, versions and date."""
-  names = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
-  device = jax.devices()[0]
-  return {
-    "date": datetime.date.today().isoformat(),
-    "device": f"{len(jax.devices())} x {device.device_kind}",
-    "host": f"{os.cpu_count()} cores, {platform.machine()}",
-    "python": platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in names},
-  }
 
 
 def score(net, cfg, held) -> dict:
@@ -99,21 +82,6 @@ def score(net, cfg, held) -> dict:
     "predicted_tokens_per_forward": float(found["greedy"]),
     "tokens": _BATCHES.value * cfg.data.batch * cfg.data.seq_len,
   }
-
-
-def choose_prompts(held, new: int) -> list[np.ndarray]:
-  """Beginnings of held-out files that are long enough, spread over them."""
-  ends = np.append(held.starts[1:], len(held.tokens))
-  size = _PROMPT_LEN.value + new
-  long_enough = np.flatnonzero(ends - held.starts >= size)
-  if len(long_enough) < _PROMPTS.value:
-    raise ValueError(
-      f"only {len(long_enough)} held-out files have {size} tokens; lower "
-      "--prompts or --config.data.seq_len"
-    )
-  places = np.linspace(0, len(long_enough) - 1, _PROMPTS.value).astype(int)
-  starts = held.starts[long_enough[places]]
-  return [np.array(held.tokens[s : s + _PROMPT_LEN.value]) for s in starts]
 
 
 def decode(net, codec, prompts, new: int) -> list[dict]:

@@ -1,11 +1,8 @@
 """What is made of the rows: the README's table, the picture, the files."""
 
 import csv
-import os
 import pathlib
-import platform
 
-import jax
 import matplotlib
 from matplotlib import pyplot
 
@@ -51,19 +48,6 @@ def table(rows: list[dict]) -> str:
     ]
     lines.append(f"| {name} | {' | '.join(cells)} |")
   return "\n".join(lines)
-
-
-def machine() -> str:
-  """The processor or accelerator, in words."""
-  device = jax.devices()[0]
-  if device.platform != "cpu":
-    return f"{len(jax.devices())} x {device.device_kind}"
-  name = platform.processor()
-  info = pathlib.Path("/proc/cpuinfo")
-  if info.exists():
-    lines = info.read_text().splitlines()
-    name = next(x for x in lines if x.startswith("model name")).split(": ")[1]
-  return f"{os.cpu_count()} x {name}"
 
 
 def write_csv(path: pathlib.Path, rows: list[dict]) -> None:

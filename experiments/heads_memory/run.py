@@ -255,7 +255,7 @@ def main(argv: list[str]) -> None:
   record = {
     "shape": dataclasses.asdict(scale),
     "seed": _SEED.value,
-    "machine": report.machine(),
+    "machine": program.processor(),
     "date": datetime.date.today().isoformat(),
     "versions": {"jax": jax.__version__, "python": platform.python_version()},
     "load_average": round(os.getloadavg()[1], 1),  # of the last 5 minutes

@@ -80,6 +80,37 @@ class Packed:
     )
     return tokens, segments
 
+  def excerpts(
+    self, count: int, length: int, size: int, per_document: int = 1
+  ) -> list[np.ndarray]:
+    """First `length` tokens of pieces of `size` tokens, each in one document.
+
+    Args:
+      count: how many, spread evenly over all such pieces.
+      length: tokens of each, at most `size`.
+      size: tokens of a piece; the first begins where its document does.
+      per_document: most pieces of one document.
+
+    Returns:
+      `count` arrays [length].
+
+    Raises:
+      ValueError: there are fewer such pieces.
+    """
+    ends = np.append(self.starts[1:], len(self.tokens))
+    pieces = np.minimum((ends - self.starts) // size, per_document)
+    number = np.arange(pieces.sum()) - np.repeat(
+      np.cumsum(pieces) - pieces, pieces
+    )
+    starts = np.repeat(self.starts, pieces) + number * size
+    if len(starts) < count:
+      raise ValueError(
+        f"only {len(starts)} pieces of documents have {size} tokens, but "
+        f"{count} were asked for: ask for fewer or shorter ones"
+      )
+    places = np.linspace(0, len(starts) - 1, count).astype(int)
+    return [np.array(self.tokens[s : s + length]) for s in starts[places]]
+
   def __reduce__(self):
     # A memory map would pickle as its contents: workers map the file instead.
     values = [getattr(self, f.name) for f in dataclasses.fields(self)]

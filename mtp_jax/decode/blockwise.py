@@ -271,8 +271,9 @@ def loop(network, rule, state: State, *, until=None) -> State:
 
 
 def grow(network, state: State) -> State:
-  """The state with a cache of twice the positions, at most S of them."""
-  slots = min(2 * network.room(state.cache), state.tokens.shape[1])
+  """The state with a cache half as large again, at most of S positions."""
+  slots = _slots(network.room(state.cache) + 1)
+  slots = min(slots, state.tokens.shape[1])
   return dataclasses.replace(state, cache=network.grow(state.cache, slots))
 
 
@@ -328,8 +329,19 @@ def sizes(
     return cache_len, cache_len
   needed = width + max_new + tree.size
   size = -(-needed // 128) * 128
-  first = max(_LEAST_SLOTS, 1 << (width + tree.size - 1).bit_length())
-  return size, min(size, first)
+  return size, min(size, _slots(width + tree.size))
+
+
+def _slots(needed: int) -> int:
+  """Positions of a cache for `needed` ones, on a ladder of steps by half.
+
+  An attention pass costs what the cache has, so it may not be much larger than
+  what is in it; and every size compiles a program, so they are few.
+  """
+  slots = _LEAST_SLOTS
+  while slots < needed:
+    slots = -(-slots * 3 // 2 // 128) * 128
+  return slots
 
 
 def row_keys(seed: int, numbers: jax.Array) -> jax.Array:

@@ -123,7 +123,7 @@ def generate(
     rule: what stands, from `accept`.
     seed: of the rules that draw; row i's text depends on (seed, i) alone.
     cache_len: positions of the cache; None: as many as turn out to be needed,
-      the cache doubling as the texts grow.
+      the cache growing by half with the texts.
 
   Raises:
     ValueError: an empty prompt, an id outside the vocabulary, heads outside

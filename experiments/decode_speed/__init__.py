@@ -1,0 +1,1 @@
+"""How fast decoding is: ordinary, blockwise, by trees, and beside a peer."""

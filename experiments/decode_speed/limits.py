@@ -1,0 +1,54 @@
+"""What memory allows: bytes that a pass has to read, and how fast they come."""
+
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from mtp_jax.decode import network
+from mtp_jax.decode import tree as tree_lib
+
+
+def bandwidth(megabytes: int = 1024, repeats: int = 9) -> float:
+  """Bytes per second at which the device reads a large array; measured."""
+  x = jnp.ones((megabytes * 2**20 // 4,), jnp.float32)
+  read = jax.jit(lambda x: x.sum())
+  times = []
+  for _ in range(repeats + 1):
+    begin = time.perf_counter()
+    jax.block_until_ready(read(x))
+    times.append(time.perf_counter() - begin)
+  return x.nbytes / statistics.median(times[1:])
+
+
+def bytes_per_pass(
+  decoder: network.Network, tree: tree_lib.Tree, batch: int, length: float
+) -> float:
+  """Bytes of weights and cache that one pass reads, each once.
+
+  An unembedding that heads share is read twice where heads draft: for head 1
+  over the window, and for the others once the accepted place is known.
+
+  Args:
+    decoder: the weights.
+    tree: which heads are used.
+    batch: rows B.
+    length: tokens in each row's cache.
+  """
+  heads = range(tree.heads)
+  if decoder.cfg.head == "anticausal":
+    heads = range(decoder.n_future)
+  weights = [decoder.trunk, decoder.norm, *(decoder.heads[i] for i in heads)]
+  own = len(decoder.unembed) > 1
+  weights += decoder.unembed[: tree.heads] if own else decoder.unembed
+  if not own and tree.drafts:
+    weights += decoder.unembed
+  cache = jax.eval_shape(
+    lambda d: d.empty_cache(batch, 1024, tree.heads), decoder
+  )
+  return _bytes(weights) + _bytes(cache) * length / 1024
+
+
+def _bytes(tree) -> int:
+  return sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree))

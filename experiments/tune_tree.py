@@ -1,0 +1,93 @@
+"""The best trees of drafts for a trained model, by size.
+
+  python -m experiments.tune_tree --workdir=runs/bytes
+
+Decodes held-out prompts, counts at which rank each head's candidates were
+right where the drafts before them were, and builds for every size the tree
+that accepts most. Writes tree.json into the workdir: the counted chances, and
+each tree as lists of ranks (`decode.tree.from_paths` reads them) with the
+tokens per forward that it is expected to write. Seconds to minutes.
+"""
+
+import json
+import pathlib
+
+import rich.console
+import rich.table
+from absl import app, flags
+
+from experiments import program
+from mtp_jax import workdir
+from mtp_jax.data import pipeline
+from mtp_jax.decode import choose, network
+from mtp_jax.decode import tree as tree_lib
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
+_PROMPTS = flags.DEFINE_integer(
+  "prompts", 32, "Held-out pieces of text to continue."
+)
+_PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
+_SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32", "64"], "Nodes.")
+flags.mark_flag_as_required("workdir")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  net, cfg, codec = workdir.load(_WORKDIR.value)
+  _, held = pipeline.pack(cfg.data, codec)
+  prompts = held.excerpts(
+    _PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
+  )
+  decoder = network.prepare(net, codec.vocab)
+  chances = choose.acceptance(
+    decoder, prompts, max_new=cfg.data.seq_len - _PROMPT_LEN.value
+  )
+  found = tuned(chances, [int(size) for size in _SIZES.value])
+  path = pathlib.Path(_WORKDIR.value) / "tree.json"
+  path.write_text(json.dumps(found, indent=1) + "\n")
+  show(found)
+  print(path)
+
+
+def tuned(chances, sizes: list[int]) -> dict:
+  """The counted chances, and the best tree of each size, as plain lists."""
+  trees = [tree_lib.build(chances, size) for size in sizes]
+  chain = tree_lib.chain(len(chances) + 1)
+  return {
+    "acceptance": chances.tolist(),
+    "chain": tree_lib.expected(chain, chances),
+    "trees": {
+      str(size): {
+        "paths": [list(path) for path in tree.paths],
+        "tokens_per_forward": tree_lib.expected(tree, chances),
+      }
+      for size, tree in zip(sizes, trees, strict=True)
+    },
+  }
+
+
+def show(found: dict) -> None:
+  """Two tables: chances by head and rank, expected tokens by size."""
+  console = rich.console.Console()
+  table = rich.table.Table(
+    title="How often a head's 1st, 2nd, ... candidate is right"
+  )
+  table.add_column("head", justify="right")
+  for rank in range(1, 1 + len(found["acceptance"][0])):
+    table.add_column(f"{rank}", justify="right")
+  for head, row in enumerate(found["acceptance"], 2):
+    table.add_row(str(head), *(f"{chance:.0%}" for chance in row))
+  console.print(table)
+  table = rich.table.Table(title="Expected tokens per forward")
+  table.add_column("drafts")
+  table.add_column("tokens per forward", justify="right")
+  table.add_row("chain of all heads", f"{found['chain']:.2f}")
+  for size, tree in found["trees"].items():
+    expected = tree["tokens_per_forward"]
+    table.add_row(f"tree of {size} nodes", f"{expected:.2f}")
+  console.print(table)
+
+
+if __name__ == "__main__":
+  program.start(main)
