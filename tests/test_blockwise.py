@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from mtp_jax import config, loss, tokenizer
-from mtp_jax.decode import accept, blockwise, network
+from mtp_jax.decode import accept, blockwise, network, sampling
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
@@ -591,6 +591,37 @@ def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
       decoder, [prompt], heads=3, max_new=MAX_NEW, cache_len=CACHE
     )
     ordinary.check(row, alone.tokens[0].tolist())
+
+
+@pytest.mark.parametrize("rule", ["greedy", "drawn"])
+def test_log_probabilities_and_margins_are_head_1s(trained, ordinary, rule):
+  """Of every token written, by a chain or a tree, as the uncached model has."""
+  net, prompts = trained
+  decoder = network.prepare(net)
+  sampler = sampling.Sampler(temperature=0.7, top_k=40)
+  rule = accept.GREEDY if rule == "greedy" else accept.Lossless(sampler)
+  for heads in (3, tree_lib.from_paths([[0], [1], [0, 0], [1, 0]])):
+    got = decode.generate(
+      decoder, prompts, heads=heads, max_new=MAX_NEW, rule=rule, seed=5
+    )
+    tokens = np.zeros((len(prompts), 13 + MAX_NEW), np.int32)
+    for row, p, t in zip(tokens, prompts, got.tokens, strict=True):
+      row[: len(p) + len(t)] = [*p, *t]
+    logits = np.asarray(uncached(net, tokens), np.float64)
+    for b, (p, text) in enumerate(zip(prompts, got.texts, strict=True)):
+      places = np.arange(len(p) - 1, len(p) + len(text.tokens) - 1)
+      here = logits[b, places]
+      best = np.sort(here)[:, -2:]
+      total = np.log(np.exp(here).sum(-1))
+      chosen = here[np.arange(len(places)), text.tokens]
+      for found, want in (
+        (text.logprob, chosen - total),
+        (text.margin, best[:, 1] - best[:, 0]),
+      ):
+        np.testing.assert_allclose(found, want, rtol=0, atol=EPSILON)
+    margins = np.concatenate([t.margin for t in got.texts])
+    assert got.near_ties(0.5) == pytest.approx((margins < 0.5).mean())
+    assert 0 < got.near_ties(0.5) < 1
 
 
 def test_logits_of_two_widths_stay_within_epsilon(trained, ordinary):

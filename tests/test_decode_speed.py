@@ -1,0 +1,140 @@
+"""The benchmark of decoding: its limits, its comparisons, one small run."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments.decode_speed import limits, report, run
+from mtp_jax import config, tokenizer, workdir
+from mtp_jax.data import pack, pipeline
+from mtp_jax.decode import choose, generate, network
+from mtp_jax.decode import tree as tree_lib
+from mtp_jax.model import model
+
+D, F, H, K, V, N = 24, 41, 6, 2, 259, 3
+BLOCK = 4 * (2 * D + D * D * 2 + 2 * D * D // 3 + 3 * D * F)  # bytes
+CACHED = 4 * 2 * D // 3  # bytes per token and layer
+
+
+def make(head):
+  blocks = N if head == "parallel" else 0
+  cfg = config.Model(
+    vocab=V,
+    width=D,
+    mlp=F,
+    layers=2 + blocks,
+    attn_heads=H,
+    kv_heads=K,
+    n_future=N,
+    head=head,
+  )
+  return model.Model(cfg, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  "head, heads, blocks, unembeddings, caches",
+  [
+    ("parallel", 1, 3, 1, 3),
+    ("parallel", 3, 5, 2, 5),  # the shared one twice: to judge and to draft
+    ("unembedding", 1, 2, 1, 2),
+    ("unembedding", 3, 2, 3, 2),
+  ],
+)
+def test_bytes_of_a_pass(head, heads, blocks, unembeddings, caches):
+  decoder = network.prepare(make(head))
+  got = limits.bytes_per_pass(decoder, tree_lib.chain(heads), 7, 100)
+  weights = blocks * BLOCK + unembeddings * 4 * D * V + 4 * D
+  assert got == weights + 7 * 100 * caches * CACHED
+
+
+def test_bandwidth_is_of_this_machine():
+  assert 1e8 < limits.bandwidth(64, 3) < 1e13  # bytes per second
+
+
+def test_texts_are_compared_with_the_margin_where_they_part():
+  def text(tokens):
+    zero = np.zeros(len(tokens))
+    margin = np.arange(len(tokens)) / 8
+    return generate.Text(np.array(tokens), zero, zero, margin, zero, zero)
+
+  def result(*rows):
+    return generate.Result([text(r) for r in rows], tree_lib.Tree())
+
+  ordinary = [result([1, 2, 3], [4, 5, 6])]
+  assert run._same([result([1, 2, 3], [4, 5, 6])], ordinary) == {
+    "of": 2,
+    "same": 2,
+    "margins": [],
+  }
+  peer = [[np.array([1, 2, 3]), np.array([4, 5, 7])]]
+  assert run._same(peer, ordinary)["margins"] == [0.25]
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+  """A random byte model, with documents of its own."""
+  cfg = config.Config(
+    model=make("unembedding").cfg, data=config.Data(seq_len=32)
+  )
+  rng = np.random.default_rng(0)
+  packed = pack.Packed(
+    rng.integers(0, 256, 1600), np.arange(0, 1600, 80), 1.0, "", 20, {}
+  )
+  loaded = make("unembedding"), cfg, tokenizer.Bytes()
+  monkeypatch.setattr(workdir, "load", lambda path: loaded)
+  monkeypatch.setattr(pipeline, "pack", lambda data, codec: (None, packed))
+  monkeypatch.setattr(choose, "SIZES", (5,))
+  monkeypatch.setattr(limits, "bandwidth", lambda: 1e9)
+  flags.FLAGS.mark_as_parsed()
+  return tmp_path
+
+
+def test_one_small_run(trained, capsys):
+  with flagsaver.flagsaver(
+    workdirs=["runs/small"],
+    output=str(trained),
+    batches=["1", "3"],
+    prompts=6,
+    fewest=2,
+    prompt_len=9,
+    repeats=1,
+  ):
+    run.main(["run"])
+  found = json.loads((trained / "results.json").read_text())["models"]["small"]
+  assert (trained / "small.png").stat().st_size > 10_000
+  names = ["ordinary", "chain 2", "chain 3", "tree 5"]
+  for batch, rows in found["batches"].items():
+    assert list(rows) == names
+    for row in rows.values():
+      same = row["same_texts"]
+      assert same["of"] == {"1": 2, "3": 3}[batch]
+      assert max(same["margins"], default=0) < report.EPSILON
+      assert row["efficiency"] == pytest.approx(
+        row["speedup"] / row["tokens_per_forward"]
+      )
+    assert rows["ordinary"]["speedup"] == rows["ordinary"]["limit"] == 1
+    assert rows["chain 3"]["limit"] < 1
+  assert (
+    found["caches"]["int8"]["bytes_per_token"]
+    < (found["caches"]["float32"]["bytes_per_token"])
+  )
+  assert all(row["same_texts"] for row in found["drafts"].values())
+  lines = capsys.readouterr().out.splitlines()
+  assert sum(line.startswith("| 3 | tree 5 |") for line in lines) == 1
+
+
+def test_names():
+  tree = tree_lib.from_paths([[0], [1]])
+  chain = tree_lib.chain(4)
+  assert [report.name(t) for t in (tree_lib.Tree(), chain, tree)] == [
+    "ordinary",
+    "chain 4",
+    "tree 3",
+  ]
+  wide = dataclasses.replace(chain, candidates=9)
+  assert report.name(wide) == "chain 4"
