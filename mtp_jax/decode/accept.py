@@ -88,14 +88,13 @@ class TopK(_Best):
   def check(self, tree):
     if self.k < 1:
       raise ValueError(f"k={self.k}: the best token at least has to stand")
-    if not 1 <= self.block <= tree.heads:
-      raise ValueError(f"block={self.block} is outside 1..{tree.heads}")
+    if not 1 <= self.block <= len(tree.spine):
+      raise ValueError(f"block={self.block} is outside 1..{len(tree.spine)}")
 
   def accept(self, tree, judged, keys):
     least = jax.lax.top_k(judged.logits, self.k)[0][..., -1]
     stands = _scores(tree, judged) >= least[:, tree.parent]
-    first = [not any(p) for p in ((), *tree.paths)]
-    stands |= jnp.asarray(first) & (tree.depth < self.block)
+    stands = stands.at[:, tree.spine[: self.block]].set(True)
     node = deepest(tree, stands)
     return node, _at(judged.best, node)
 
@@ -128,7 +127,7 @@ class Typical(_Best):
     least = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
     chosen = _scores(tree, judged._replace(logits=log_p))
     chosen = jnp.where(tree.depth > 0, chosen, 0)
-    path = chosen @ jnp.asarray(tree.sees.T, chosen.dtype)
+    path = jnp.where(tree.sees, chosen[:, None], 0).sum(-1)
     stands = jnp.exp(chosen) > least[:, tree.parent]
     node = deepest(tree, stands, path)
     p, least = _at(p, node), _at(least, node)[:, None]
@@ -148,9 +147,8 @@ class Forced(_Best):
   count: int
 
   def accept(self, tree, judged, keys):
-    count = jnp.clip(self.count, 0, tree.drafts)
-    spine = [i for i, p in enumerate(((), *tree.paths)) if not any(p)]
-    node = jnp.asarray(spine)[jnp.minimum(count, len(spine) - 1)]
+    count = jnp.clip(self.count, 0, len(tree.spine) - 1)
+    node = jnp.asarray(tree.spine)[count]
     node = jnp.broadcast_to(node, judged.window.shape[:1])
     return node, _at(judged.best, node)
 

@@ -57,6 +57,12 @@ class Tree:
     return all(p == (0,) * i for i, p in enumerate(self.paths, 1))
 
   @functools.cached_property
+  def spine(self) -> np.ndarray:
+    """[S] int32: the root and the nodes that hold first choices alone."""
+    nodes = enumerate(((), *self.paths))
+    return np.array([i for i, p in nodes if not any(p)], np.int32)
+
+  @functools.cached_property
   def depth(self) -> np.ndarray:
     """[M] int32: drafts between the root and each node, itself included."""
     return np.array([0, *map(len, self.paths)], np.int32)
@@ -158,7 +164,7 @@ def build(acceptance: np.ndarray, size: int) -> Tree:
   acceptance = np.asarray(acceptance, float)
   if size < 1:
     raise ValueError(f"size={size}: the root alone is one node")
-  if (acceptance < 0).any() or (acceptance.sum(-1) > 1 + 1e-6).any():
+  if not ((acceptance >= 0).all() and (acceptance.sum(-1) <= 1 + 1e-6).all()):
     raise ValueError(f"these are not chances: {acceptance.tolist()}")
   # A rank after a likelier one of the same head: siblings stay without gaps,
   # as sampled drafts need it.
