@@ -88,6 +88,9 @@ def trained(monkeypatch, tmp_path):
   loaded = make("unembedding"), cfg, tokenizer.Bytes()
   monkeypatch.setattr(workdir, "load", lambda path: loaded)
   monkeypatch.setattr(pipeline, "pack", lambda data, codec: (None, packed))
+  # A random model's drafts are never right, and no tree would be built.
+  chances = np.array([[0.4, 0.2, 0.1], [0.3, 0.1, 0.1]])
+  monkeypatch.setattr(choose, "acceptance", lambda *args, **kwargs: chances)
   monkeypatch.setattr(choose, "SIZES", (5,))
   monkeypatch.setattr(limits, "bandwidth", lambda: 1e9)
   flags.FLAGS.mark_as_parsed()
