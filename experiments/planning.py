@@ -94,9 +94,10 @@ def decoding(
   *,
   batch: int,
   cache_len: int,
+  tree: tree_lib.Tree | None = None,
   options: dict | None = None,
 ) -> Plan:
-  """Plans one decoding pass of `decode.heads` heads over a full cache.
+  """Plans one decoding pass over a full cache.
 
   Parameters are in `model.dtype`, split over 'model' alone; rows over 'data'.
 
@@ -105,6 +106,7 @@ def decoding(
     topology: see `aot.topology`.
     batch: rows on all chips.
     cache_len: positions of the cache.
+    tree: of drafts; None: the chain of `decode.heads` heads.
     options: of the TPU compiler.
 
   Raises:
@@ -117,7 +119,8 @@ def decoding(
       f"decode_batch {batch} does not divide by {mesh.shape['data']} chips of "
       "axis 'data'"
     )
-  tree = tree_lib.chain(cfg.decode.heads or cfg.model.n_future)
+  if tree is None:
+    tree = tree_lib.chain(cfg.decode.heads or cfg.model.n_future)
   decoder = jax.eval_shape(
     lambda key: network.prepare(model.Model(cfg.model, key)), jax.random.key(0)
   )
@@ -155,7 +158,7 @@ def decoding(
   ).lower(decoder, rule, state)
   held = {"parameters": decoder, "cache": state.cache}
   return _plan(
-    f"decoding pass of {tree.heads} heads",
+    f"decoding pass of {tree.heads} heads and {tree.size} tokens",
     topology,
     mesh,
     batch / mesh.shape["data"],

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import aot, planning
 from mtp_jax import config, metrics
+from mtp_jax.decode import tree as tree_lib
 
 pytest.importorskip("libtpu")  # it has no wheels but for Linux on x86
 
@@ -92,6 +93,20 @@ def test_a_decoding_pass():
   assert got.compiled.arguments >= cache + got.state["parameters"]
   with pytest.raises(ValueError, match="decode_batch 7 does not divide by 2"):
     planning.decoding(cfg, "v5e:2x2", batch=7, cache_len=512)
+
+
+def test_a_pass_over_a_tree_copies_no_cache():
+  """Compiled for the TPU: rows and kv heads split, the winning path moved.
+
+  The heads are 128 channels wide, as a TPU's lanes and the paper's models are.
+  """
+  cfg = copy.deepcopy(CONFIG)
+  cfg.model.attn_heads, cfg.model.layers = 2, 8
+  cfg.check()
+  tree = tree_lib.from_paths([[0], [1], [2]])
+  got = planning.decoding(cfg, "v5e:2x2", batch=8, cache_len=65536, tree=tree)
+  assert got.fits and got.tokens == 8 * 4
+  assert got.compiled.temporaries < 0.1 * got.state["cache"]
 
 
 def test_what_does_not_fit_is_said_with_the_remedy():

@@ -101,6 +101,7 @@ def test_every_command_runs(home):
     "experiments.train_tokenizer",
     "experiments.train",
     "experiments.plan",
+    "experiments.tune_tree",
     "experiments.generate",
   ]
   for _, *arguments in found:
@@ -108,6 +109,8 @@ def test_every_command_runs(home):
       arguments += SMALL
     elif arguments[1] == "experiments.train_tokenizer":
       arguments += ["--max_bytes=300000", "--held_out=0.3"]
+    elif arguments[1] == "experiments.tune_tree":
+      arguments += ["--prompts=4", "--prompt_len=8"]
     out = run(home, arguments)
     if arguments[1] == "experiments.plan":
       assert "of 15.75: fits" in out

@@ -88,7 +88,11 @@ def measure(net, cfg, codec, held, bandwidth: float) -> dict:
     used = prompts[: max(batch, _FEWEST.value)]
     rows = one_batch(decoder, trees, used, batch, new, bandwidth)
     expected = choose.options(
-      decoder, chances, batch=batch, length=_PROMPT_LEN.value + new // 2
+      decoder,
+      chances,
+      batch=batch,
+      length=_PROMPT_LEN.value + new // 2,
+      trees=trees,
     )
     for option in expected:
       row = rows[report.name(option.tree)]

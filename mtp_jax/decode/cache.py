@@ -34,26 +34,48 @@ def slots(layer: tuple) -> int:
   return layer[0].shape[2]
 
 
-def write(
-  layer: tuple, k: jax.Array, v: jax.Array, start: jax.Array, **where
-) -> tuple:
-  """`layer` with k, v [B, W, K, C] at each row's own offset.
+def stored(k: jax.Array, v: jax.Array, dtype: str) -> tuple[jax.Array, ...]:
+  """k, v [B, W, K, C] of a window as a layer keeps them, [B, K, W, *] each."""
+  k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+  if dtype != "int8":
+    return k.astype(dtype), v.astype(dtype)
+  (k, k_scale), (v, v_scale) = _quantise(k), _quantise(v)
+  return k, v, k_scale, v_scale
+
+
+def write(layer: tuple, new: tuple, start: jax.Array, **where) -> tuple:
+  """`layer` with a window at each row's own offset.
 
   Args:
     layer: from `empty`.
-    k, v: keys and values in the model's order.
+    new: from `stored`.
     start: [B] int32 first position; start + W <= S but in a ring, or the
       write would be clamped.
-    **where: `ring` and `keep` of `_put`.
+    **where: `ring` and `keep` of `put`.
   """
-  new = [jnp.swapaxes(x, 1, 2) for x in (k, v)]
-  if layer[0].dtype == jnp.int8:
-    pairs = [_quantise(x) for x in new]
-    new = [q for q, _ in pairs] + [scale for _, scale in pairs]
   return tuple(
-    _put(a, b.astype(a.dtype), start, **where)
-    for a, b in zip(layer, new, strict=True)
+    put(a, b, start, **where) for a, b in zip(layer, new, strict=True)
   )
+
+
+def put(old, new, start, *, ring: bool = False, keep=None):
+  """old [B, K, S, *] with new [B, K, W, *] from `start` [B] on.
+
+  `ring` wraps positions round; `keep` [B] counts the positions of a ring's
+  window that are written: the rest would fall on live ones.
+  """
+  if not ring:
+    return jax.vmap(
+      lambda a, b, s: jax.lax.dynamic_update_slice_in_dim(a, b, s, 1)
+    )(old, new, start)
+  S, W = old.shape[2], new.shape[2]
+  place = jnp.arange(W)
+  slot = (start[:, None] + place) % S
+  if keep is not None:
+    slot = jnp.where(place < keep[:, None], slot, S)
+  rows = jnp.arange(old.shape[0])[:, None]
+  new = jnp.swapaxes(new, 1, 2)
+  return old.at[rows, :, slot].set(new, mode="drop")
 
 
 def read(layer: tuple, dtype) -> tuple[jax.Array, jax.Array]:
@@ -62,18 +84,9 @@ def read(layer: tuple, dtype) -> tuple[jax.Array, jax.Array]:
   return (k * scales[0], v * scales[1]) if scales else (k, v)
 
 
-def move(
-  layer: tuple, start: jax.Array, places: jax.Array, *, ring: bool = False
-) -> tuple:
-  """Brings what lies at start + places [B, W] to start, start + 1, ..."""
-  source = start[:, None] + places
-  if ring:
-    source = source % slots(layer)
-  rows = jnp.arange(len(start))[:, None]
-  return tuple(
-    _put(a, jnp.swapaxes(a[rows, :, source], 1, 2), start, ring=ring)
-    for a in layer
-  )
+def pick(new: tuple, places: jax.Array) -> tuple:
+  """A window's `places` [B, W'], in that order; `new` is from `stored`."""
+  return tuple(jnp.take_along_axis(a, places[:, None, :, None], 2) for a in new)
 
 
 def grow(layer: tuple, slots: int) -> tuple:
@@ -96,26 +109,6 @@ def held(
     return slot
   last = start[:, None] + width - 1
   return last - (last - slot) % slots
-
-
-def _put(old, new, start, *, ring: bool = False, keep=None):
-  """old [B, K, S, *] with new [B, K, W, *] from `start` [B] on.
-
-  `ring` wraps positions round; `keep` [B] counts the positions of a ring's
-  window that are written: the rest would fall on live ones.
-  """
-  if not ring:
-    return jax.vmap(
-      lambda a, b, s: jax.lax.dynamic_update_slice_in_dim(a, b, s, 1)
-    )(old, new, start)
-  S, W = old.shape[2], new.shape[2]
-  place = jnp.arange(W)
-  slot = (start[:, None] + place) % S
-  if keep is not None:
-    slot = jnp.where(place < keep[:, None], slot, S)
-  rows = jnp.arange(old.shape[0])[:, None]
-  new = jnp.swapaxes(new, 1, 2)
-  return old.at[rows, :, slot].set(new, mode="drop")
 
 
 def _quantise(x):

@@ -94,7 +94,12 @@ def topologies(chances: np.ndarray) -> list[tree_lib.Tree]:
 
 
 def options(
-  network, chances: np.ndarray, *, batch: int, length: int
+  network,
+  chances: np.ndarray,
+  *,
+  batch: int,
+  length: int,
+  trees: Sequence[tree_lib.Tree] | None = None,
 ) -> list[Option]:
   """Every topology with its expected tokens and its measured seconds.
 
@@ -103,8 +108,9 @@ def options(
     chances: from `acceptance`.
     batch: rows B.
     length: tokens in each row's cache.
+    trees: to choose from; None: `topologies(chances)`.
   """
-  trees = topologies(chances)
+  trees = topologies(chances) if trees is None else trees
   seconds = seconds_per_pass(network, trees, batch=batch, length=length)
   return [
     Option(tree, tree_lib.expected(tree, chances), s)
