@@ -35,6 +35,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   net, cfg, codec = workdir.load(_WORKDIR.value)
+  if cfg.model.n_future < 2:
+    raise ValueError(f"{_WORKDIR.value} has one head: nothing drafts")
   _, held = pipeline.pack(cfg.data, codec)
   prompts = held.excerpts(
     _PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
@@ -85,7 +87,7 @@ def show(found: dict) -> None:
   table.add_row("chain of all heads", f"{found['chain']:.2f}")
   for size, tree in found["trees"].items():
     expected = tree["tokens_per_forward"]
-    table.add_row(f"tree of {size} nodes", f"{expected:.2f}")
+    table.add_row(f"tree of up to {size} nodes", f"{expected:.2f}")
   console.print(table)
 
 

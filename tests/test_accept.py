@@ -823,6 +823,8 @@ def test_lossless_candidates_come_from_the_filtered_law():
     (accept.TopK(2, 2), tree_lib.Tree(), r"block=2 is outside 1\.\.1"),
     # No first choices stand at depth 2: two tokens can be forced, not three.
     (accept.TopK(2, 3), tree_of("0 1 10"), "block=3"),
+    (accept.Forced(2), tree_of("0 2"), r"count=2 is outside 0\.\.1"),
+    (accept.Forced(-1), tree_lib.chain(3), "count=-1 is outside"),
     (accept.Typical(epsilon=0), tree_lib.chain(3), "epsilon=0 has to be above"),
     (accept.Typical(delta=-1.0), tree_lib.chain(3), "delta=-1.0 has to be"),
     (accept.Typical(temperature=0.0), tree_lib.chain(3), "temperature=0.0 has"),
@@ -860,7 +862,7 @@ def test_siblings_with_a_gap_would_not_be_lossless(monkeypatch):
     (accept.TopK(1, 1), tree_lib.Tree()),
     (accept.TopK(5, 3), tree_of("0 1 00 10")),
     (accept.Typical(), tree_of("0 2")),
-    (accept.Forced(7), tree_of("0 2")),
+    (accept.Forced(1), tree_of("0 2")),
     (accept.Lossless(), tree_lib.Tree()),
     (accept.Lossless(sampler(), False), tree_lib.chain(4, candidates=3)),
     (accept.Lossless(), tree_of("0 1 2 00 10 11 12 120")),

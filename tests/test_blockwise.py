@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import strategies as st
+from scipy import stats
 
 from mtp_jax import config, loss, tokenizer
 from mtp_jax.decode import accept, blockwise, network, sampling
@@ -403,6 +404,54 @@ def test_passes_from_the_host_equal_the_loop():
   np.testing.assert_array_equal(state.passes, want.passes)
 
 
+TABLES = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3, 3)) * 1.5)
+
+
+class Tables(Mock):
+  """Every head looks its logits up by the token at the place: [N, V, V]."""
+
+  def predict(self, memory, head, at):
+    rows = jnp.arange(len(at))[:, None]
+    token = memory.cache[0][rows, memory.start[:, None] + at]
+    return TABLES[head, token].astype(jnp.float32)
+
+
+jax.tree_util.register_dataclass(Tables)
+
+
+@pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "best"])
+@pytest.mark.parametrize(
+  "tree",
+  [tree_lib.chain(3), tree_lib.from_paths([[0], [1], [0, 0], [1, 0]])],
+  ids=["chain", "tree"],
+)
+def test_whole_texts_have_head_1s_law(tree, drawn):
+  """The loop draws, counts what the text holds, and keys its passes apart."""
+  sampler = sampling.Sampler(temperature=0.9, penalty=1.7)
+  rows, new, first = 60_000, 4, 1
+  got = decode.generate(
+    Tables(np.zeros((rows, 1), int), 3, 3),
+    np.full((rows, 1), first),
+    heads=tree,
+    max_new=new,
+    rule=accept.Lossless(sampler, drawn),
+    seed=1,
+  )
+  assert got.tokens_per_forward > 1.3  # drafts do stand
+  law = np.zeros((3,) * new)
+  for text in np.ndindex(law.shape):
+    chance, seen, last = 1.0, np.arange(3) == first, first
+    for token in text:
+      chance *= float(sampler.probabilities(TABLES[0, last], seen)[token])
+      seen, last = seen | (np.arange(3) == token), token
+    law[text] = chance
+  counts = np.zeros(law.shape)
+  np.add.at(counts, tuple(np.stack(got.tokens).T), 1)
+  assert law.sum() == pytest.approx(1)
+  found = stats.chisquare(counts.ravel(), rows * law.ravel() / law.sum())
+  assert found.pvalue > 1e-3
+
+
 # --- The network ------------------------------------------------------------
 
 
@@ -622,6 +671,52 @@ def test_log_probabilities_and_margins_are_head_1s(trained, ordinary, rule):
     margins = np.concatenate([t.margin for t in got.texts])
     assert got.near_ties(0.5) == pytest.approx((margins < 0.5).mean())
     assert 0 < got.near_ties(0.5) < 1
+
+
+TREE3 = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]])
+
+
+@pytest.mark.parametrize(
+  "settings, epsilon",
+  [
+    ({}, EPSILON),
+    ({"draft_dtype": "int8"}, EPSILON),
+    ({"window": 8}, EPSILON),
+    # Where a key rounds the other way, logits are off by a step of the cache.
+    ({"cache_dtype": "bfloat16"}, 0.05),
+    ({"cache_dtype": "int8"}, 0.05),
+  ],
+  ids=lambda x: str(x) if isinstance(x, dict) else "",
+)
+def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
+  """With second and third choices that stand, on caches of every kind."""
+  net, prompts = trained
+  decoder = network.prepare(net, **settings)
+  run = functools.partial(decode.generate, decoder, prompts, max_new=MAX_NEW)
+  want, got = run(heads=1), run(heads=TREE3)
+  for a, b in zip(want.texts, got.texts, strict=True):
+    differ = np.flatnonzero(a.tokens != b.tokens)
+    assert not differ.size or a.margin[differ[0]] < epsilon
+  nodes = sum(t.nodes for t in got.texts)
+  others = np.setdiff1d(np.arange(TREE3.size), TREE3.spine)
+  assert nodes[others].sum() > 5
+  assert got.tokens_per_forward > run(heads=3).tokens_per_forward
+
+
+def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
+  net, prompts = trained
+  monkeypatch.setattr(network, "CHUNK", 16)
+  monkeypatch.setattr(blockwise, "CHUNK", 16)
+  monkeypatch.setattr(blockwise, "_slots", lambda needed: -(-needed // 16) * 16)
+  decoder = network.prepare(net, window=41)
+  run = functools.partial(decode.generate, decoder, prompts, max_new=150)
+  assert decoder.room(decoder.empty_cache(1, 56, 1)) == 56
+  assert decoder.room(decoder.empty_cache(1, 99, 1)) is None
+  want = run(heads=3)
+  monkeypatch.setattr(blockwise, "_slots", lambda needed: 999)  # at once
+  for a, b in zip(want.texts, run(heads=3).texts, strict=True):
+    differ = np.flatnonzero(a.tokens != b.tokens)
+    assert not differ.size or a.margin[differ[0]] < EPSILON
 
 
 def test_logits_of_two_widths_stay_within_epsilon(trained, ordinary):

@@ -64,6 +64,19 @@ def test_the_fastest_wins(monkeypatch, cost, wins):
   )
 
 
+def test_ordinary_decoding_is_left_for_a_clear_gain_only():
+  ordinary = choose.Option(tree_lib.chain(1), 1.0, 1.0)
+  for speed, wins in ((0.9, False), (1.09, False), (1.11, True)):
+    drafts = choose.Option(tree_lib.chain(3), 2.0, 2.0 / speed)
+    assert (choose.best([ordinary, drafts]) is drafts) == wins
+
+
+def test_one_head_has_nothing_to_choose():
+  mock = Mock(np.ones((3, 79), int), 13, 1)
+  assert choose.acceptance(mock, PROMPTS, max_new=9).shape == (0, 10)
+  assert choose.choose(mock, PROMPTS, batch=3, max_new=9).tree.size == 1
+
+
 def test_expected_tokens_are_those_of_decoding():
   """On the texts that were counted, the chain's figure is what it took."""
   from mtp_jax.decode import generate as decode

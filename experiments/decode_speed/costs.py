@@ -5,10 +5,13 @@
 Random weights, so the model need not be trained; drafts stand or fall as told
 (`accept.Forced`), which takes the model's quality out of the figures. Measures
 seconds per pass of 1, 2, 4, ... tokens at each batch size, and of ordinary
-decoding with 1/8, 1/2 and all of --cache_len tokens in caches of each dtype,
-beside the share of the memory bandwidth that the bytes read come to.
+decoding with 1/8, 1/2 and all of --cache_len tokens, in caches of each dtype
+that have grown with the text and in some that had --cache_len positions from
+the start; beside them the share of the memory bandwidth that the bytes of
+weights and tokens come to.
 """
 
+import itertools
 import json
 import pathlib
 
@@ -73,21 +76,27 @@ def by_width(net, bandwidth: float) -> list[dict]:
 
 
 def by_cache(net, bandwidth: float) -> list[dict]:
-  """A row per dtype of the cache and share of it that is full."""
+  """A row per dtype of the cache, tokens in it, and whether it has grown."""
   rows, ordinary = [], tree_lib.chain(1)
   batch = _CACHE_BATCH.value
   for dtype in ("float32", "bfloat16", "int8"):
     decoder = network.prepare(net, cache_dtype=dtype)
-    for part in (8, 2, 1):
+    for part, grown in itertools.product((8, 2, 1), (True, False)):
       length = _CACHE_LEN.value // part - 16  # room for the passes themselves
       (s,) = choose.seconds_per_pass(
-        decoder, [ordinary], batch=batch, length=length, repeats=_REPEATS.value
+        decoder,
+        [ordinary],
+        batch=batch,
+        length=length,
+        repeats=_REPEATS.value,
+        cache_len=None if grown else _CACHE_LEN.value,
       )
       read = limits.bytes_per_pass(decoder, ordinary, batch, length)
       rows.append(
         {
           "dtype": dtype,
           "tokens": length,
+          "grown": grown,
           "seconds": s,
           "of_bandwidth": read / s / bandwidth,
         }
@@ -108,11 +117,12 @@ def tables(result: dict) -> str:
   ]
   lines += [
     "",
-    "| cache | tokens in it | ms per pass | of bandwidth |",
-    "|---|---|---|---|",
+    "| cache | tokens in it | grown with the text | ms per pass | of bandwidth |",
+    "|---|---|---|---|---|",
   ]
   lines += [
-    f"| {r['dtype']} | {r['tokens']} | {r['seconds'] * 1e3:.2f} | "
+    f"| {r['dtype']} | {r['tokens']} | {'yes' if r['grown'] else 'no'} | "
+    f"{r['seconds'] * 1e3:.2f} | "
     f"{r['of_bandwidth']:.0%} |"
     for r in result["cache"]
   ]

@@ -5,6 +5,7 @@ import pathlib
 import matplotlib
 import matplotlib.pyplot as plt
 
+from mtp_jax.decode import choose
 from mtp_jax.decode import tree as tree_lib
 
 matplotlib.use("Agg")
@@ -66,8 +67,14 @@ def _line(batch, label, row):
 
 def chosen(rows: dict) -> str:
   """The drafts that `choose.choose` would take, by what it predicts."""
-  speeds = {k: r.get("predicted_tokens_per_second") for k, r in rows.items()}
-  return max((k for k, speed in speeds.items() if speed), key=speeds.get)
+  speeds = {
+    k: row["predicted_tokens_per_second"]
+    for k, row in rows.items()
+    if "size" in row
+  }
+  fastest = max(speeds, key=speeds.get)
+  gain = speeds[fastest] / speeds["ordinary"]
+  return fastest if gain >= choose.GAIN else "ordinary"
 
 
 def _automatic(batch, rows):
@@ -81,12 +88,13 @@ def _automatic(batch, rows):
 
 
 def speed_of(row: dict) -> float:
-  """Tokens per second of all rows, the prompts' passes left out."""
+  """Tokens per second of all rows if none idles; without prompts' passes."""
   reading, writing = (
     sorted(row[k])[len(row[k]) // 2]
     for k in ("seconds_reading", "seconds_writing")
   )
-  return row["tokens_per_second"] * (reading + writing) / writing
+  speed = row["tokens_per_second"] * (reading + writing) / writing
+  return speed / (1 - row["idle_rows"])
 
 
 def write(folder: pathlib.Path, result: dict) -> None:

@@ -42,6 +42,9 @@ flags.mark_flags_as_required(["workdirs", "output"])
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  most = max(map(int, _BATCHES.value))
+  if most > _PROMPTS.value:
+    raise ValueError(f"a batch of {most} needs --prompts={most}")
   folder = pathlib.Path(_OUTPUT.value)
   folder.mkdir(parents=True, exist_ok=True)
   result = {
@@ -51,6 +54,8 @@ def main(argv: list[str]) -> None:
   }
   for path in map(pathlib.Path, _WORKDIRS.value):
     net, cfg, codec = workdir.load(path)
+    if cfg.model.n_future < 2:
+      raise ValueError(f"{path} has one head: nothing to compare")
     _, held = pipeline.pack(cfg.data, codec)
     found = measure(net, cfg, codec, held, result["bandwidth"])
     result["models"][path.name] = found

@@ -92,7 +92,8 @@ class TopK(_Best):
       raise ValueError(f"block={self.block} is outside 1..{len(tree.spine)}")
 
   def accept(self, tree, judged, keys):
-    least = jax.lax.top_k(judged.logits, self.k)[0][..., -1]
+    k = min(self.k, judged.logits.shape[-1])
+    least = jax.lax.top_k(judged.logits, k)[0][..., -1]
     stands = _scores(tree, judged) >= least[:, tree.parent]
     stands = stands.at[:, tree.spine[: self.block]].set(True)
     node = deepest(tree, stands)
@@ -146,8 +147,14 @@ class Forced(_Best):
 
   count: int
 
+  def check(self, tree):
+    most = len(tree.spine) - 1
+    if not 0 <= self.count <= most:
+      raise ValueError(f"count={self.count} is outside 0..{most}")
+
   def accept(self, tree, judged, keys):
-    count = jnp.clip(self.count, 0, len(tree.spine) - 1)
+    # Clipped for the prompt's pass, which drafts nothing.
+    count = jnp.minimum(self.count, len(tree.spine) - 1)
     node = jnp.asarray(tree.spine)[count]
     node = jnp.broadcast_to(node, judged.window.shape[:1])
     return node, _at(judged.best, node)

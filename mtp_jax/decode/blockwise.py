@@ -294,7 +294,8 @@ def plan(
     heads: a tree, or k for the chain of heads 1..k.
 
   Raises:
-    ValueError: heads outside 1..N, max_new below 1, a rule's bad number.
+    ValueError: heads outside 1..N, a tree too deep, wide or large, max_new
+      below 1, a rule's bad number.
   """
   tree = heads
   if not isinstance(heads, tree_lib.Tree):
@@ -305,6 +306,10 @@ def plan(
     raise ValueError(
       f"a tree {tree.drafts} drafts deep needs {tree.heads} heads; the model "
       f"has {network.n_future}"
+    )
+  if tree.size > CHUNK:
+    raise ValueError(
+      f"a tree of {tree.size} nodes; a pass reads at most {CHUNK} tokens"
     )
   if tree.width > network.vocab:
     raise ValueError(
@@ -360,7 +365,8 @@ def _keys(raw, turn):
 
 def _draft(rule, tree, logits, seen, keys):
   if not tree.drafts:
-    return accept.Drafts(jnp.zeros((logits.shape[0], 0, 1), jnp.int32))
+    nothing = logits.shape[0], 0, tree.width
+    return accept.Drafts(jnp.zeros(nothing, jnp.int32))
   return rule.propose(logits, tree.width, seen, keys)
 
 
@@ -372,16 +378,16 @@ def _judge(window, logits, drafts, seen):
 def _score(judged, path, fresh):
   """(log-probability, margin) [B, k] of tokens `fresh` after nodes `path`."""
   rows = jnp.arange(len(path))[:, None]
-  logits = judged.logits
-  first = jnp.take_along_axis(logits, judged.best[..., None], -1)[..., 0]
-  ids = jnp.arange(logits.shape[-1])
-  others = jnp.where(ids == judged.best[..., None], -jnp.inf, logits)
-  total = jax.nn.logsumexp(logits, -1)
-  margin = first - others.max(-1)
-  return (
-    logits[rows, path, fresh] - total[rows, path],
-    margin[rows, path],
+  logits, best = judged.logits[rows, path], judged.best[rows, path]
+  others = jnp.where(
+    jnp.arange(logits.shape[-1]) == best[..., None], -jnp.inf, logits
   )
+
+  def of(token):
+    return jnp.take_along_axis(logits, token[..., None], -1)[..., 0]
+
+  logprob = of(fresh) - jax.nn.logsumexp(logits, -1)
+  return logprob, of(best) - others.max(-1)
 
 
 def _ranks(drafts, fresh, depth):

@@ -20,6 +20,7 @@ class Text:
   per_pass: np.ndarray  # [passes] tokens that each pass wrote
   logprob: np.ndarray  # [n] of each token under head 1 as it is, nats
   margin: np.ndarray  # [n] between head 1's best two logits at each token
+  # Counts of the model, whether or not the text ended within a path:
   nodes: np.ndarray  # [M] passes by the node that the text went on to
   ranks: np.ndarray  # [k-1, R+1] true tokens by rank; last: no candidate
 

@@ -73,8 +73,12 @@ class Network:
       A `cache.empty` of each trunk layer, then of each head.
     """
     cfg = self.cfg
-    if self.window:
-      slots = min(slots, self.window + CHUNK)
+    if self.mesh and batch % self.mesh.shape["data"]:
+      raise ValueError(
+        f"{batch} rows do not divide by the {self.mesh.shape['data']} devices "
+        "of axis 'data'"
+      )
+    slots = self._at_most(slots)
     count = len(self.trunk) + len(self._caching(heads))
     channels = cfg.width // cfg.attn_heads
     return self._split(
@@ -85,11 +89,15 @@ class Network:
     )
 
   def room(self, cache: tuple) -> int | None:
-    """Positions that fit; None: a ring, which takes any number."""
-    return None if self.window else cache_lib.slots(cache[0])
+    """Positions that fit; None: a whole ring, which takes any number."""
+    slots = cache_lib.slots(cache[0])
+    if self.window and slots == self.window + CHUNK:
+      return None
+    return slots
 
   def grow(self, cache: tuple, slots: int) -> tuple:
     """The same cache with room for `slots` positions."""
+    slots = self._at_most(slots)
     return self._split(tuple(cache_lib.grow(a, slots) for a in cache))
 
   def absorb(
@@ -268,6 +276,10 @@ class Network:
     attend = jax.tree_util.Partial(_attend_cache, mask[:, None])
     return layers.context(positions, attend, self.cfg)
 
+  def _at_most(self, slots: int) -> int:
+    """What a window of CHUNK tokens and those that it looks back to take."""
+    return min(slots, self.window + CHUNK) if self.window else slots
+
   def _split(self, cache):
     """The cache over the mesh: rows over 'data', kv heads over 'model'."""
     if self.mesh is None:
@@ -305,8 +317,8 @@ def prepare(
 
   Raises:
     ValueError: the model has fewer ids than `vocab`; an unknown dtype;
-      draft_dtype where head 1 stands behind the others (anticausal); sizes
-      that the mesh does not divide.
+      draft_dtype where head 1 stands behind the others (anticausal), or int8
+      on a mesh; sizes that the mesh does not divide.
   """
   cfg = net.cfg
   vocab = cfg.vocab if vocab is None else vocab
@@ -322,6 +334,9 @@ def prepare(
       f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
       "model head 1 reads what the other heads wrote"
     )
+
+  if draft_dtype == "int8" and mesh is not None:
+    raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
 
   def cast(p):
     return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p

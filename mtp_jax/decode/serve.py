@@ -1,9 +1,8 @@
 """Many prompts over a fixed number of rows: a finished row is refilled.
 
 The device decodes `slots` rows. When one finishes, the loop ends, its text is
-handed out and the next prompt, read beforehand, takes its place. Prompts are
-padded, texts copied and `on_text` called while the device is at work on the
-next turn.
+handed out and the next prompt, read beforehand, takes its place. Texts are
+copied and `on_text` is called while the device is at work on the next turn.
 """
 
 import collections
@@ -36,8 +35,9 @@ def generate_all(
 ) -> generate.Result:
   """Continues any number of prompts, `slots` rows at a time.
 
-  Equals `generate.generate` of all prompts in one batch, in the memory of
-  `slots` rows and without waiting for the longest text of a batch.
+  Equals `generate.generate` of all prompts in one batch, without waiting for
+  its longest text. Takes the caches of `slots` rows and of the 8 prompts that
+  are read together, each as long as the longest prompt and max_new need.
 
   Args:
     network: from `network.prepare(model)`.
@@ -115,7 +115,7 @@ def _serve(
         np.array([*sources, *[0] * padding]),
         np.array([*(b for b, _ in batch), *[slots] * padding]),
         np.array([*numbers, *[0] * padding], np.uint32),
-        seed=jnp.uint32(seed),
+        seed=jnp.uint32(seed & 0xFFFFFFFF),
         max_new=jnp.int32(max_new),
         stop=jnp.int32(-1 if stop is None else stop),
       )
