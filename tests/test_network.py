@@ -406,7 +406,7 @@ def test_the_loop_updates_its_cache_in_place(kind, tree):
 MESHES = """
 import jax, numpy as np
 from mtp_jax import config, sharding
-from mtp_jax.decode import accept, blockwise, network, sampling
+from mtp_jax.decode import accept, blockwise, network, sampling, serve
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from tests.test_network import create, shape
@@ -433,6 +433,17 @@ for shape in ((4, 2), (2, 4), (8, 1)):
     assert all(same), (shape, heads, rule, same)
     for a, b in zip(got.texts, text.texts, strict=True):
       np.testing.assert_allclose(a.logprob, b.logprob, atol=3e-5)
+  if shape == (4, 2):
+    served = serve.generate_all(
+      decoder, prompts, slots=4, heads=TREE, max_new=23, rule=drawn)
+    for a, b in zip(served.tokens, want[TREE, drawn].tokens, strict=True):
+      np.testing.assert_array_equal(a, b)
+    try:
+      decode.generate(decoder, prompts[:3], heads=1, max_new=5)
+    except ValueError as error:
+      assert "3 rows do not divide by the 4 devices" in str(error), error
+    else:
+      raise AssertionError("3 rows on 4 devices")
   tokens, lengths = np.ones((8, 16), np.int32), np.full(8, 5, np.int32)
   state = decode.start(
     decoder, tokens, lengths, tree=TREE, max_new=9)
