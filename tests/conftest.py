@@ -16,6 +16,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+  """A file's compiled programs go with it.
+
+  Each holds some memory maps, of which a process may have 65,530: behind 800
+  tests the compiler crashed.
+  """
+  yield
+  import jax  # not above: it would read the environment too early
+
+  jax.clear_caches()
+
+
 @pytest.fixture
 def run_with_devices():
   """Runs a program on CPU devices and returns what it prints."""

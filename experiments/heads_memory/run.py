@@ -31,9 +31,15 @@ HEADS = (1, 2, 4, 8)
 MIB = 2**20
 
 _SCALE = flags.DEFINE_enum("scale", "cpu", scales.SCALES, "Shape to measure.")
-_SEED = flags.DEFINE_integer("seed", 0, "Parameters, tokens, chosen heads.")
+# Names that other programs have too: the tests import several of them.
+_SEED = flags.DEFINE_integer(
+  "seed", 0, "Parameters, tokens, chosen heads.", allow_override=True
+)
 _OUTPUT = flags.DEFINE_string(
-  "output", str(pathlib.Path(__file__).parent), "Folder of the results."
+  "output",
+  str(pathlib.Path(__file__).parent),
+  "Folder of the results.",
+  allow_override=True,
 )
 
 
