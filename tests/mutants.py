@@ -202,8 +202,8 @@ MUTANTS = [
   Mutant(
     "log-probabilities taken after the token",
     "mtp_jax/decode/blockwise.py",
-    "logits[rows, path, fresh] - total[rows, path],",
-    "logits[rows, jnp.roll(path, -1, 1), fresh] - total[rows, path],",
+    "logits, best = judged.logits[rows, path], judged",
+    "logits, best = judged.logits[rows, jnp.roll(path, -1, 1)], judged",
     "test_blockwise.py::test_log_probabilities_and_margins_are_head_1s",
   ),
   Mutant(

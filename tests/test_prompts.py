@@ -39,6 +39,9 @@ def cases(draw):
 
 @hypothesis.settings(max_examples=1000, deadline=None)
 @hypothesis.given(cases())
+@hypothesis.example(
+  ([[1, VOCAB]], None, 0, f"prompt 0 holds id {VOCAB}, outside")
+)
 def test_prompts_are_padded_as_they_are_or_refused_by_name(case):
   rows, cache_len, reserve, error = case
   if error:
