@@ -20,8 +20,8 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
 def forget_programs():
   """A file's compiled programs go with it.
 
-  Each holds some memory maps, of which a process may have 65,530: behind 800
-  tests the compiler crashed.
+  Each holds some memory maps, of which Linux allows a process 65,530; most
+  likely that is why the compiler once crashed behind hundreds of tests.
   """
   yield
   import jax  # not above: it would read the environment too early

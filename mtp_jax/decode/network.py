@@ -424,8 +424,8 @@ def _attend_cache(mask, q, k, v):
   """Attention of q [B, W, H, C] over a cache's k and v [B, K, S, C].
 
   Queries of one kv head are the rows of one product over the cache as it
-  lies. `jax.nn.dot_product_attention` has another order of axes, in which
-  windows of several tokens took two to four times as long on a CPU.
+  lies. `jax.nn.dot_product_attention` has another order of axes, slower for
+  windows of several tokens on a CPU.
   """
   B, W, H, C = q.shape
   K, G = k.shape[1], H // k.shape[1]
