@@ -25,7 +25,14 @@ from absl import app, flags
 
 from experiments import program
 from mtp_jax import workdir
-from mtp_jax.decode import accept, blockwise, network, prompts, sampling
+from mtp_jax.decode import (
+  accept,
+  blockwise,
+  network,
+  prepare,
+  prompts,
+  sampling,
+)
 from mtp_jax.decode import generate as generate_lib
 from mtp_jax.decode import tree as tree_lib
 
@@ -50,7 +57,9 @@ _MIN_P = flags.DEFINE_float("min_p", None, "Least share of the likeliest.")
 _PENALTY = flags.DEFINE_float("penalty", None, "Of repeating a token.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
 _WINDOW = flags.DEFINE_integer(
-  "window", None, "Look back over so many tokens only: texts without end."
+  "sliding_window",
+  None,
+  "Look back over so many tokens only: texts without end.",
 )
 flags.mark_flag_as_required("workdir")
 flags.mark_flags_as_mutual_exclusive(["prompt", "prompt_file"], required=True)
@@ -68,7 +77,7 @@ def main(argv: list[str]) -> None:
     drafts = _tuned_tree(_TREE.value)
   max_new = cfg.decode.max_new if _MAX_NEW.value is None else _MAX_NEW.value
   prompt = np.concatenate([[codec.bos], codec.encode(text)])
-  decoder = network.prepare(net, codec.vocab, window=_WINDOW.value)
+  decoder = prepare.decoder(net, codec.vocab, sliding_window=_WINDOW.value)
   rule = _rule()
 
   def decode():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from experiments import aot, flops, schedule
 from mtp_jax import config, metrics, sharding, train
-from mtp_jax.decode import accept, blockwise, network
+from mtp_jax.decode import accept, blockwise, prepare, prompts
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
@@ -122,7 +122,7 @@ def decoding(
   if tree is None:
     tree = tree_lib.chain(cfg.decode.heads or cfg.model.n_future)
   decoder = jax.eval_shape(
-    lambda key: network.prepare(model.Model(cfg.model, key)), jax.random.key(0)
+    lambda key: prepare.decoder(model.Model(cfg.model, key)), jax.random.key(0)
   )
   rules = {k: v for k, v in sharding.RULES.items() if v != "data"}
   where = sharding.shardings(decoder, mesh, rules)
@@ -131,7 +131,7 @@ def decoding(
   rule = accept.Greedy()
 
   def begin(decoder):
-    prompt = blockwise.read(
+    prompt = prompts.read(
       decoder,
       jnp.zeros((batch, 1), jnp.int32),
       jnp.ones((batch,), jnp.int32),

@@ -19,7 +19,7 @@ from absl import app, flags
 from experiments import program
 from mtp_jax import workdir
 from mtp_jax.data import pipeline
-from mtp_jax.decode import choose, network
+from mtp_jax.decode import choose, prepare
 from mtp_jax.decode import tree as tree_lib
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
   prompts = held.excerpts(
     _PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
   )
-  decoder = network.prepare(net, codec.vocab)
+  decoder = prepare.decoder(net, codec.vocab)
   chances = choose.acceptance(
     decoder, prompts, max_new=cfg.data.seq_len - _PROMPT_LEN.value
   )

@@ -10,7 +10,7 @@ from mtp_jax import checkpoint, config, metrics, processes, record, sharding
 from mtp_jax import train as train_lib
 from mtp_jax import workdir as workdir_lib
 from mtp_jax.data import pipeline
-from mtp_jax.decode import generate, network
+from mtp_jax.decode import generate, prepare
 from mtp_jax.evaluate import held_out
 
 
@@ -220,7 +220,7 @@ class _Run:
     """Continues the first half window of the held-out text."""
     prompt = self.held_out.window(0, max(1, self.cfg.data.seq_len // 2), 0)[0]
     written = generate.generate(
-      network.prepare(net, self.codec.vocab),
+      prepare.decoder(net, self.codec.vocab),
       [prompt],
       heads=self.cfg.decode.heads or self.cfg.model.n_future,
       max_new=self.cfg.train.sample_tokens,

@@ -131,8 +131,8 @@ MUTANTS = [
   Mutant(
     "a sliding window that sees one token more",
     "mtp_jax/decode/network.py",
-    "held[:, None] > positions[..., None] - self.window",
-    "held[:, None] >= positions[..., None] - self.window",
+    "held[:, None] > positions[..., None] - self.sliding_window",
+    "held[:, None] >= positions[..., None] - self.sliding_window",
     "test_network.py::test_a_ring_equals_a_band",
   ),
   Mutant(
@@ -166,8 +166,8 @@ MUTANTS = [
   Mutant(
     "a ring that never grows",
     "mtp_jax/decode/network.py",
-    "if self.window and slots == self.window + CHUNK:",
-    "if self.window:",
+    "if self.sliding_window and slots == self.sliding_window + CHUNK:",
+    "if self.sliding_window:",
     "test_blockwise.py::test_a_ring_grows_until_it_is_whole",
   ),
   Mutant(

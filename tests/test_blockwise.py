@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mtp_jax import config, loss, tokenizer
-from mtp_jax.decode import accept, blockwise, network, sampling
+from mtp_jax.decode import accept, blockwise, cache, network, prepare, sampling
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
@@ -43,6 +43,7 @@ class Mock:
   wanted: jax.Array  # [B, S] right first choices of a pass drafted at s, and 1
   vocab: int = dataclasses.field(metadata={"static": True})
   n_future: int = dataclasses.field(metadata={"static": True})
+  row_step = 1
 
   def empty_cache(self, batch, cache_len, heads):
     return (jnp.full((batch, cache_len), 10_000),)
@@ -292,11 +293,11 @@ def test_the_cache_grows_with_the_text():
 def test_lengths_share_programs():
   """Prompts of any length up to the next power of two, any max_new."""
   mock = Mock(np.full((2, 2048), 3), 13, 5)
-  for jitted in (blockwise.read_jit, blockwise.begin_jit, blockwise.run):
+  for jitted in (prompts_lib.read_jit, blockwise.begin_jit, blockwise.run):
     jitted.clear_cache()
   for length, max_new in ((17, 40), (19, 41), (29, 31), (32, 57)):
     decode.generate(mock, [[1] * length, [2]], heads=3, max_new=max_new)
-  for jitted in (blockwise.read_jit, blockwise.begin_jit, blockwise.run):
+  for jitted in (prompts_lib.read_jit, blockwise.begin_jit, blockwise.run):
     assert jitted._cache_size() == 1
 
 
@@ -598,7 +599,7 @@ def ordinary(trained):
   """Ordinary greedy texts of the prompts, and their judge."""
   net, prompts = trained
   texts = decode.generate(
-    network.prepare(net), prompts, heads=1, max_new=MAX_NEW, cache_len=CACHE
+    prepare.decoder(net), prompts, heads=1, max_new=MAX_NEW, cache_len=CACHE
   ).tokens
   return Ties(net, prompts, texts, len(prompts))
 
@@ -606,7 +607,7 @@ def ordinary(trained):
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
   net, prompts = trained
-  decoder = network.prepare(net)
+  decoder = prepare.decoder(net)
   for size in range(1, 8):
     batch = prompts[:size]
     run = functools.partial(
@@ -634,7 +635,7 @@ def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
 
 def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
   net, prompts = trained
-  decoder = network.prepare(net)
+  decoder = prepare.decoder(net)
   for row, prompt in enumerate(prompts):
     alone = decode.generate(
       decoder, [prompt], heads=3, max_new=MAX_NEW, cache_len=CACHE
@@ -646,7 +647,7 @@ def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
 def test_log_probabilities_and_margins_are_head_1s(trained, ordinary, rule):
   """Of every token written, by a chain or a tree, as the uncached model has."""
   net, prompts = trained
-  decoder = network.prepare(net)
+  decoder = prepare.decoder(net)
   sampler = sampling.Sampler(temperature=0.7, top_k=40)
   rule = accept.GREEDY if rule == "greedy" else accept.Lossless(sampler)
   for heads in (3, tree_lib.from_paths([[0], [1], [0, 0], [1, 0]])):
@@ -681,7 +682,7 @@ TREE3 = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]])
   [
     ({}, EPSILON),
     ({"draft_dtype": "int8"}, EPSILON),
-    ({"window": 8}, EPSILON),
+    ({"sliding_window": 8}, EPSILON),
     # Where a key rounds the other way, logits are off by a step of the cache.
     ({"cache_dtype": "bfloat16"}, 0.05),
     ({"cache_dtype": "int8"}, 0.05),
@@ -691,7 +692,7 @@ TREE3 = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]])
 def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
   """With second and third choices that stand, on caches of every kind."""
   net, prompts = trained
-  decoder = network.prepare(net, **settings)
+  decoder = prepare.decoder(net, **settings)
   run = functools.partial(decode.generate, decoder, prompts, max_new=MAX_NEW)
   want, got = run(heads=1), run(heads=TREE3)
   for a, b in zip(want.texts, got.texts, strict=True):
@@ -706,14 +707,14 @@ def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
 def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
   net, prompts = trained
   monkeypatch.setattr(network, "CHUNK", 16)
-  monkeypatch.setattr(blockwise, "CHUNK", 16)
-  monkeypatch.setattr(blockwise, "_slots", lambda needed: -(-needed // 16) * 16)
-  decoder = network.prepare(net, window=41)
+  monkeypatch.setattr(prompts_lib, "CHUNK", 16)
+  monkeypatch.setattr(cache, "ladder", lambda needed: -(-needed // 16) * 16)
+  decoder = prepare.decoder(net, sliding_window=41)
   run = functools.partial(decode.generate, decoder, prompts, max_new=150)
   assert decoder.room(decoder.empty_cache(1, 56, 1)) == 56
   assert decoder.room(decoder.empty_cache(1, 99, 1)) is None
   want = run(heads=3)
-  monkeypatch.setattr(blockwise, "_slots", lambda needed: 999)  # at once
+  monkeypatch.setattr(cache, "ladder", lambda needed: 999)  # at once
   for a, b in zip(want.texts, run(heads=3).texts, strict=True):
     differ = np.flatnonzero(a.tokens != b.tokens)
     assert not differ.size or a.margin[differ[0]] < EPSILON
@@ -722,7 +723,7 @@ def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
 def test_logits_of_two_widths_stay_within_epsilon(trained, ordinary):
   """What EPSILON stands on: the error of a logit is below half of it."""
   net, prompts = trained
-  decoder = network.prepare(net)
+  decoder = prepare.decoder(net)
   texts = [[*p, *t] for p, t in zip(prompts, ordinary.texts, strict=True)]
   tokens = np.array([t[: 1 + MAX_NEW] for t in texts], np.int32)
   want = np.asarray(uncached(net, tokens))
@@ -780,7 +781,7 @@ def random_model(kind, seed):
 
 def plain(net, prompts):
   texts = decode.generate(
-    network.prepare(net), prompts, heads=1, max_new=64
+    prepare.decoder(net), prompts, heads=1, max_new=64
   ).tokens
   return Ties(net, prompts, texts, len(prompts))
 
@@ -789,7 +790,7 @@ def plain(net, prompts):
 def test_random_models_lose_nothing(kind):
   """208 prompts of 64 tokens each, every k, all tokens equal."""
   net, prompts = random_model(kind, 0)
-  want, decoder = plain(net, prompts), network.prepare(net)
+  want, decoder = plain(net, prompts), prepare.decoder(net)
   for k in (2, 3, 4) if kind == "parallel" else (3,):
     got = decode.generate(decoder, prompts, heads=k, max_new=64)
     for row, text in enumerate(got.tokens):
@@ -806,7 +807,7 @@ def test_heads_that_always_or_never_agree_lose_nothing(seed):
   for row, p, t in zip(texts, prompts, want.texts, strict=True):
     row[: len(p) + len(t)] = [*p, *t]
   for count in (1, 4):
-    rigged = Rigged(network.prepare(net), texts, np.int32(count))
+    rigged = Rigged(prepare.decoder(net), texts, np.int32(count))
     got = decode.generate(rigged, prompts, heads=4, max_new=64)
     for row, text in enumerate(got.tokens):
       want.check(row, text.tolist())

@@ -26,6 +26,12 @@ def write(layer, k, v, start, places=None, **where):
   return cache.write(layer, cache.pick(new, places), start, ring=where["ring"])
 
 
+def read(layer, dtype):
+  """k, v [B, K, S, C] as `attend` takes them to be."""
+  k, v, *scales = (a.astype(dtype) for a in layer)
+  return (k * scales[0], v * scales[1]) if scales else (k, v)
+
+
 def kept(x, dtype):
   """(x as it is kept, how far it may be off) of x [..., C] float32.
 
@@ -70,7 +76,7 @@ class Slots:
       for slot, pair in row.items():
         want[:, b, :, slot] = pair
     want, off = kept(want, self.dtype)
-    got = np.stack(cache.read(layer, jnp.float32))
+    got = np.stack(read(layer, jnp.float32))
     assert (abs(got - want) <= off).all()
 
 
@@ -129,9 +135,6 @@ def test_an_empty_cache(dtype):
   assert [a.dtype for a in layer[:2]] == [jnp.dtype(dtype)] * 2
   assert all(a.dtype == jnp.float32 for a in layer[2:])
   assert not any(np.asarray(a).any() for a in layer)
-  for read in (jnp.float32, jnp.bfloat16):
-    k, v = cache.read(layer, read)
-    assert k.shape == v.shape == (B, K, S, C) and k.dtype == v.dtype == read
 
 
 def test_a_written_window_lies_where_it_should():
@@ -195,7 +198,7 @@ def test_int8_is_off_by_half_a_step(seed, exponent):
   k[0, 1, 1] = v[2, 3, 0] = 0  # a scale of 0
   layer = write(cache.empty(B, K, S, C, "int8"), k, v, np.zeros(B, np.int32))
   for got, values, scale, new in zip(
-    cache.read(layer, jnp.float32), layer[:2], layer[2:], (k, v), strict=True
+    read(layer, jnp.float32), layer[:2], layer[2:], (k, v), strict=True
   ):
     got, values = np.asarray(got)[:, :, :4], np.asarray(values)[:, :, :4]
     new = new.swapaxes(1, 2)
@@ -209,17 +212,38 @@ def test_int8_is_off_by_half_a_step(seed, exponent):
     )
 
 
+@pytest.mark.parametrize("model", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", cache.DTYPES)
-def test_bfloat16_is_read_as_it_is_kept(dtype):
-  rng = np.random.default_rng(3)
+def test_attention_equals_the_formula(dtype, model):
+  """Two query heads per kv head, each position scaled as it is kept."""
+  rng, W, G = np.random.default_rng(3), 4, 2
   k, v = windows(rng, S)
   layer = write(cache.empty(B, K, S, C, dtype), k, v, np.zeros(B, np.int32))
-  for got, new in zip(cache.read(layer, jnp.bfloat16), (k, v), strict=True):
-    assert got.dtype == jnp.bfloat16
-    want, off = kept(new.swapaxes(1, 2), dtype)
-    # In bfloat16 a value, its scale and their product round by 2^-9 each.
-    off = off + 3 * 2.0**-9 * abs(want) * (dtype != "bfloat16")
-    assert (abs(np.asarray(got, np.float32) - want) <= off * 1.01).all()
+  q = jnp.asarray(rng.normal(size=(B, W, K * G, C)), model)
+  mask = rng.random((B, W, S)) < 0.5
+  mask[..., 7] = True
+  got = jax.jit(cache.attend)(mask, q, *layer)
+  assert got.shape == q.shape and got.dtype == q.dtype
+
+  keys, values = (np.asarray(a, np.float64) for a in read(layer, jnp.float32))
+  queries = np.asarray(q, np.float64).reshape(B, W, K, G, C)
+  scores = np.einsum("bwkgc,bksc->bkgws", queries, keys) / np.sqrt(C)
+  scores = np.where(mask[:, None, None], scores, -np.inf)
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  want = np.einsum("bkgws,bksc->bwkgc", weights, values)
+  # Bfloat16 rounds keys, values and weights by 2^-9 each: scores in proportion
+  # to their terms, and the weights by what the scores lose.
+  unit = 2.0 ** (-9 if model == "bfloat16" else -22)
+  terms = np.einsum("bwkgc,bksc->bkgws", abs(queries), abs(keys))
+  terms = np.where(mask[:, None, None], terms, 0).max(-1) / np.sqrt(C)
+  off = unit * (4 + 2 * np.moveaxis(terms, 3, 1))[..., None]
+  largest = np.where(
+    mask[:, None, None, :, :, None], abs(values)[:, :, None, None], 0
+  ).max(-2)
+  largest = np.moveaxis(largest, 3, 1)
+  got = np.asarray(got, np.float64).reshape(want.shape)
+  assert (abs(got - want) <= off * largest).all()
 
 
 def test_a_model_in_bfloat16_writes_any_cache():
@@ -247,8 +271,8 @@ def test_a_grown_cache_holds_the_same(dtype):
       np.testing.assert_array_equal(array[:, :, :S], old)
       assert not np.asarray(array[:, :, S:]).any()
   more, start = list(windows(rng, 4)), np.array([S, 0, 2 * S - 1], np.int32)
-  got = np.stack(cache.read(write(grown, *more, start), jnp.float32))
-  want, off = np.stack(cache.read(grown, jnp.float32)), np.zeros(got.shape)
+  got = np.stack(read(write(grown, *more, start), jnp.float32))
+  want, off = np.stack(read(grown, jnp.float32)), np.zeros(got.shape)
   for b in range(B):
     there = slice(start[b], start[b] + 4)
     new = np.stack([x[b].swapaxes(0, 1) for x in more])
@@ -291,7 +315,7 @@ def test_a_ring_is_read_by_the_positions_it_holds():
     k, v = windows(rng, width)
     layer = write(layer, k, v, start, ring=True)
     held = np.asarray(held_in_a_ring(RING, start, width))
-    keys, values = (np.asarray(a) for a in cache.read(layer, jnp.float32))
+    keys, values = (np.asarray(a) for a in read(layer, jnp.float32))
     for b in range(B):
       for i in range(width):
         text[b][start[b] + i] = k[b, i], v[b, i]

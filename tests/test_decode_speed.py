@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 from experiments.decode_speed import limits, report, run
 from mtp_jax import config, tokenizer, workdir
 from mtp_jax.data import pack, pipeline
-from mtp_jax.decode import choose, generate, network
+from mtp_jax.decode import choose, generate, prepare
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
@@ -46,7 +46,7 @@ def make(head):
   ],
 )
 def test_bytes_of_a_pass(head, heads, blocks, unembeddings, caches):
-  decoder = network.prepare(make(head))
+  decoder = prepare.decoder(make(head))
   got = limits.bytes_per_pass(decoder, tree_lib.chain(heads), 7, 100)
   weights = blocks * BLOCK + unembeddings * 4 * D * V + 4 * D
   assert got == weights + 7 * 100 * caches * CACHED

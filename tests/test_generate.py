@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 
 from experiments import generate, program
 from mtp_jax import checkpoint, config, tokenizer, workdir
-from mtp_jax.decode import accept, network, sampling
+from mtp_jax.decode import accept, prepare, sampling
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
@@ -48,7 +48,7 @@ def expected(loaded, prompt, **settings):
   net, _, codec = loaded
   ids = [codec.bos, *codec.encode(prompt)]
   return decode.generate(
-    network.prepare(net), [ids], stop=codec.eos, **settings
+    prepare.decoder(net), [ids], stop=codec.eos, **settings
   )
 
 
@@ -98,8 +98,8 @@ def test_drafts_by_a_tuned_tree(call, loaded, tmp_path):
 
 def test_a_window_writes_on_without_end(call, loaded):
   """Far past what the cache holds."""
-  out = call(prompt="a" * 300, window=5, max_new=400)
-  decoder = network.prepare(loaded[0], window=5)
+  out = call(prompt="a" * 300, sliding_window=5, max_new=400)
+  decoder = prepare.decoder(loaded[0], sliding_window=5)
   ids = [loaded[2].bos, *loaded[2].encode("a" * 300)]
   want = decode.generate(
     decoder, [ids], heads=2, max_new=400, stop=loaded[2].eos
@@ -169,7 +169,7 @@ def test_a_dummy_prefix_is_told_from_a_space():
       {"prompt": "a", "tree": 4},
       "no tree of 4 nodes in run/tree.json: python -m",
     ),
-    ({"prompt": "a", "window": 0}, "window=0"),
+    ({"prompt": "a", "sliding_window": 0}, "sliding_window=0"),
   ],
 )
 def test_errors_are_one_line(call, settings, words):

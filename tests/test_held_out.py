@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from mtp_jax import config, loss
-from mtp_jax.decode import generate, network
+from mtp_jax.decode import generate, prepare
 from mtp_jax.evaluate import held_out
 from mtp_jax.model import model
 
@@ -158,7 +158,7 @@ def test_predicts_what_the_decoder_counts(head):
   net, new = learn(make(head, n_future=4), text, 25), 90
   prompt = text[:5]
   result = generate.generate(
-    network.prepare(net), [prompt], heads=4, max_new=new
+    prepare.decoder(net), [prompt], heads=4, max_new=new
   )
   own = np.array([*prompt, *result.tokens[0]])
   sources = len(prompt) - 1 + np.cumsum([0, *result.per_pass[0]])[:-1]

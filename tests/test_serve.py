@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax.decode import accept, blockwise, choose, network, sampling, serve
+from mtp_jax.decode import accept, blockwise, choose, prepare, sampling, serve
 from mtp_jax.decode import generate as decode
+from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
 from tests.test_blockwise import TREE, Mock, mock_text
 
@@ -71,14 +72,46 @@ def test_no_row_waits_while_a_prompt_does(monkeypatch):
   assert max(free) <= len(turns) <= max(free) + short
 
 
+@pytest.mark.parametrize("long", [False, True])
+def test_the_cache_grows_when_a_text_fills_it(monkeypatch, long):
+  grown, grow = [], blockwise.grow
+
+  def counted(network, state):
+    grown.append(network.room(state.cache))
+    return grow(network, state)
+
+  monkeypatch.setattr(blockwise, "grow", counted)
+  mock = Mock(np.broadcast_to(np.arange(900) % 5 + 1, (1, 900)), 13, 5)
+  texts = [mock_text(p, 13, 600, STOP) for p in PROMPTS]
+  some = [i for i, text in enumerate(texts) if long or len(text) < 400]
+  prompts = [PROMPTS[i] for i in some]
+  got = serve.generate_all(
+    mock, prompts, slots=3, heads=4, max_new=600, stop=STOP
+  )
+  assert grown == [512] * long  # for all texts, not for each
+  assert [t.tolist() for t in got.tokens] == [texts[i] for i in some]
+  assert len(some) > 3  # rows are refilled
+
+
+def test_other_prompts_compile_nothing_new(mock):
+  programs = prompts_lib.read_jit, serve._fill, serve._turn, serve._take
+
+  def compiled(prompts):
+    serve.generate_all(mock, prompts, slots=4, heads=3, max_new=MAX_NEW)
+    return [program._cache_size() for program in programs]
+
+  before = compiled(PROMPTS)  # of 1 to 29 tokens
+  assert compiled([p[:19] for p in PROMPTS[::-1]] * 2) == before
+
+
 def test_samples_share_one_reading(mock, monkeypatch):
-  read, calls = blockwise.read_jit, []
+  read, calls = prompts_lib.read_jit, []
 
   def counted(network, tokens, lengths, **sizes):
     calls.append(len(tokens))
     return read(network, tokens, lengths, **sizes)
 
-  monkeypatch.setattr(blockwise, "read_jit", counted)
+  monkeypatch.setattr(prompts_lib, "read_jit", counted)
   rule = accept.Lossless(sampling.Sampler(temperature=3.0))
   settings = {"heads": 3, "max_new": 17, "rule": rule, "seed": 3}
   got = serve.generate_all(mock, PROMPTS[:3], slots=4, samples=5, **settings)
@@ -134,7 +167,7 @@ def test_errors_name_the_value(mock, settings, words):
 def test_a_ring_serves_too():
   from tests.test_network import create, shape
 
-  decoder = network.prepare(create(shape("parallel")), window=8)
+  decoder = prepare.decoder(create(shape("parallel")), sliding_window=8)
   tree = tree_lib.from_paths([[0], [1], [0, 0]])
   prompts = [[t + 7 for t in p] for p in PROMPTS]
   settings = {"heads": tree, "max_new": 31}

@@ -20,7 +20,7 @@ from absl import app, flags
 
 from experiments import program
 from experiments.decode_speed import limits
-from mtp_jax.decode import choose, network
+from mtp_jax.decode import choose, prepare
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
 
 def by_width(net, bandwidth: float) -> list[dict]:
   """A row per batch and chain of heads."""
-  decoder, rows = network.prepare(net), []
+  decoder, rows = prepare.decoder(net), []
   most = net.cfg.n_future
   chains = sorted({1, most} | {1 << i for i in range(most.bit_length())})
   trees = [tree_lib.chain(k) for k in chains if k <= most]
@@ -80,7 +80,7 @@ def by_cache(net, bandwidth: float) -> list[dict]:
   rows, ordinary = [], tree_lib.chain(1)
   batch = _CACHE_BATCH.value
   for dtype in ("float32", "bfloat16", "int8"):
-    decoder = network.prepare(net, cache_dtype=dtype)
+    decoder = prepare.decoder(net, cache_dtype=dtype)
     for part, grown in itertools.product((8, 2, 1), (True, False)):
       length = _CACHE_LEN.value // part - 16  # room for the passes themselves
       (s,) = choose.seconds_per_pass(

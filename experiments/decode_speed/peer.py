@@ -31,7 +31,7 @@ def export(
   beyond `decoder.vocab`, a padded vocabulary's, are left out.
 
   Args:
-    decoder: from `network.prepare`, without a window.
+    decoder: from `prepare.decoder`, without a window.
     attention: transformers' attn_implementation.
 
   Returns:

@@ -24,7 +24,7 @@ from experiments import program
 from experiments.decode_speed import limits, report
 from mtp_jax import workdir
 from mtp_jax.data import pipeline
-from mtp_jax.decode import accept, blockwise, choose, generate, network
+from mtp_jax.decode import accept, blockwise, choose, generate, prepare
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
 
 def measure(net, cfg, codec, held, bandwidth: float) -> dict:
   """Everything about one model."""
-  decoder = network.prepare(net, codec.vocab)
+  decoder = prepare.decoder(net, codec.vocab)
   new = cfg.data.seq_len - _PROMPT_LEN.value
   # In turn: two pieces of text for the measurement, one for tuning.
   count = _PROMPTS.value * 3 // 2
@@ -176,7 +176,7 @@ def draft_precision(net, codec, prompts, new, trees) -> dict:
   """Tokens per forward with drafting heads in fewer bits; texts are the same."""
   tree, found = trees[-1], {}
   for dtype in (None, "bfloat16", "int8"):
-    decoder = network.prepare(net, codec.vocab, draft_dtype=dtype)
+    decoder = prepare.decoder(net, codec.vocab, draft_dtype=dtype)
     row = {}
     for name, heads in (("chain", net.cfg.n_future), ("tree", tree)):
       result = generate.generate(decoder, prompts, heads=heads, max_new=new)
@@ -202,7 +202,7 @@ def cache_precision(net, codec, prompts, new) -> dict:
   """What a smaller cache does to texts and to their probability."""
   found, base = {}, None
   for dtype in ("float32", "bfloat16", "int8"):
-    decoder = network.prepare(net, codec.vocab, cache_dtype=dtype)
+    decoder = prepare.decoder(net, codec.vocab, cache_dtype=dtype)
     result = generate.generate(decoder, prompts, heads=1, max_new=new)
     cache = jax.eval_shape(lambda d: d.empty_cache(1, 1024, 1), decoder)
     base = result if base is None else base

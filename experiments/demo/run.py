@@ -25,7 +25,7 @@ from experiments.demo import report
 from mtp_jax import run, workdir
 from mtp_jax.data import pipeline
 from mtp_jax.decode import generate as generate_lib
-from mtp_jax.decode import network
+from mtp_jax.decode import prepare
 from mtp_jax.evaluate import held_out
 
 _CONFIG = program.define_config()
@@ -86,7 +86,7 @@ def score(net, cfg, held) -> dict:
 
 def decode(net, codec, prompts, new: int) -> list[dict]:
   """One entry per number of heads: tokens, passes, seconds, agreement."""
-  decoder = network.prepare(net, codec.vocab)
+  decoder = prepare.decoder(net, codec.vocab)
   counts = range(1, net.cfg.n_future + 1)
 
   def generate(heads, prompt):

@@ -21,23 +21,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.decode import accept
+from mtp_jax.decode import accept, prompts
+from mtp_jax.decode import cache as cache_lib
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.decode.network import CHUNK
-
-_LEAST_SLOTS = 512  # a cache begins with no fewer positions, if it grows
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """Prompts that have been read, and what every head says after them."""
-
-  tokens: jax.Array  # [B, P]
-  length: jax.Array  # [B]
-  logits: jax.Array  # [B, V] head 1
-  drafts: jax.Array  # [B, k-1, V] heads 2..k
-  cache: tuple
 
 
 @jax.tree_util.register_dataclass
@@ -63,67 +50,9 @@ class State:
   tree: tree_lib.Tree = dataclasses.field(metadata={"static": True})
 
 
-def read(
-  network, tokens: jax.Array, lengths: jax.Array, *, heads: int, slots: int
-) -> Prompt:
-  """Reads prompts, at most `CHUNK` tokens per pass.
-
-  As many passes as the longest prompt needs, whatever P is: prompts of all
-  lengths up to P share one program, and no array grows with P squared.
-
-  Args:
-    network: a `network.Network`, or whatever has its methods.
-    tokens: [B, P] int32 prompts from `prompts.pad`.
-    lengths: [B] int32, at least 1.
-    heads: k.
-    slots: positions of the cache.
-  """
-  B, P = tokens.shape
-  width = min(P, CHUNK)
-  last = lengths - 1
-
-  def absorb(cache, turn):
-    # The last window may begin inside the one before, and says the same.
-    start = jnp.minimum(turn * width, P - width)
-    window = jax.lax.dynamic_slice_in_dim(tokens, start, width, 1)
-    starts = jnp.full((B,), start, jnp.int32)
-    return network.absorb(
-      cache, window, starts, heads, keep=jnp.maximum(lengths - start, 0)
-    )
-
-  def turn(i, carry):
-    cache, states = carry
-    memory = absorb(cache, i)
-    place = last - memory.start
-    here = ((place >= 0) & (place < width))[:, None, None]
-    place = jnp.clip(place, 0, width - 1)[:, None, None]
-    states = jax.tree.map(
-      lambda old, new: jnp.where(here, jnp.take_along_axis(new, place, 1), old),
-      states,
-      memory.states,
-    )
-    return memory.cache, states
-
-  cache = network.empty_cache(B, slots, heads)
-  memory = jax.eval_shape(absorb, cache, 0)
-  states = jax.tree.map(
-    lambda s: jnp.zeros((B, 1, *s.shape[2:]), s.dtype), memory.states
-  )
-  turns = (lengths.max() + width - 1) // width
-  cache, states = jax.lax.fori_loop(0, turns, turn, (cache, states))
-  memory = dataclasses.replace(
-    memory, cache=cache, states=states, start=last.astype(jnp.int32)
-  )
-  logits = network.predict(memory, 0, jnp.zeros((B, 1), jnp.int32))[:, 0]
-  drafts = jnp.zeros((B, 0, logits.shape[-1]), logits.dtype)
-  if heads > 1:
-    drafts = network.draft(memory, heads)
-  return Prompt(tokens, lengths, logits, drafts, cache)
-
-
 def begin(
   rule,
-  prompt: Prompt,
+  prompt: prompts.Prompt,
   *,
   tree: tree_lib.Tree,
   size: int,
@@ -135,7 +64,7 @@ def begin(
 
   Args:
     rule: from `accept`.
-    prompt: from `read`, with the tree's heads.
+    prompt: from `prompts.read`, with the tree's heads.
     tree: topology of the drafts.
     size: S, at least P + max_new + M: a last window may reach past the end.
     max_new: [] or [B] int32, most tokens to write.
@@ -272,14 +201,13 @@ def loop(network, rule, state: State, *, until=None) -> State:
 
 def grow(network, state: State) -> State:
   """The state with a cache half as large again, at most of S positions."""
-  slots = _slots(network.room(state.cache) + 1)
+  slots = cache_lib.ladder(network.room(state.cache) + 1)
   slots = min(slots, state.tokens.shape[1])
   return dataclasses.replace(state, cache=network.grow(state.cache, slots))
 
 
 # As a notebook or a server calls them: shapes compile once, the state's
 # buffers are donated.
-read_jit = jax.jit(read, static_argnames=("heads", "slots"))
 begin_jit = jax.jit(begin, static_argnames=("tree", "size"))
 advance_jit = jax.jit(advance, donate_argnames="state")
 run = jax.jit(loop, static_argnames="until", donate_argnames="state")
@@ -320,33 +248,6 @@ def plan(
     raise ValueError(f"max_new={max_new} writes nothing; give at least 1")
   rule.check(tree)
   return tree
-
-
-def sizes(
-  width: int, tree: tree_lib.Tree, max_new: int, cache_len: int | None
-) -> tuple[int, int]:
-  """(S of the text, positions of the cache at first) for prompts [B, width].
-
-  Rounded up, so that other lengths seldom compile anything. With `cache_len`
-  both are that.
-  """
-  if cache_len is not None:
-    return cache_len, cache_len
-  needed = width + max_new + tree.size
-  size = -(-needed // 128) * 128
-  return size, min(size, _slots(width + tree.size))
-
-
-def _slots(needed: int) -> int:
-  """Positions of a cache for `needed` ones, on a ladder of steps by half.
-
-  An attention pass costs what the cache has, so it may not be much larger than
-  what is in it; and every size compiles a program, so they are few.
-  """
-  slots = _LEAST_SLOTS
-  while slots < needed:
-    slots = -(-slots * 3 // 2 // 128) * 128
-  return slots
 
 
 def row_keys(seed: int, numbers: jax.Array) -> jax.Array:

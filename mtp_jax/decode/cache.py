@@ -11,7 +11,10 @@ that looks back over a bounded window then writes on without end.
 import jax
 import jax.numpy as jnp
 
+from mtp_jax.decode import int8
+
 DTYPES = ("float32", "bfloat16", "int8")
+LEAST = 512  # positions that a cache begins with, if it grows
 
 
 def empty(
@@ -39,7 +42,7 @@ def stored(k: jax.Array, v: jax.Array, dtype: str) -> tuple[jax.Array, ...]:
   k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
   if dtype != "int8":
     return k.astype(dtype), v.astype(dtype)
-  (k, k_scale), (v, v_scale) = _quantise(k), _quantise(v)
+  (k, k_scale), (v, v_scale) = (int8.quantise(x, -1) for x in (k, v))
   return k, v, k_scale, v_scale
 
 
@@ -78,15 +81,55 @@ def put(old, new, start, *, ring: bool = False, keep=None):
   return old.at[rows, :, slot].set(new, mode="drop")
 
 
-def read(layer: tuple, dtype) -> tuple[jax.Array, jax.Array]:
-  """(k, v), each [B, K, S, C] in `dtype`."""
-  k, v, *scales = (a.astype(dtype) for a in layer)
-  return (k * scales[0], v * scales[1]) if scales else (k, v)
+def attend(mask, q, k, v, k_scale=None, v_scale=None) -> jax.Array:
+  """Attention of a window over a layer, [B, W, H, C] in q's dtype.
+
+  Queries of one kv head are the rows of one product over the cache as it lies
+  (`jax.nn.dot_product_attention` has another order of axes). An int8 cache
+  enters the products as it is: its scales belong to positions, so they move
+  to the scores and to the weights.
+
+  Args:
+    mask: [B, W, S] bool, what each query sees.
+    q: [B, W, H, C], H a multiple of K.
+    k, v, k_scale, v_scale: a layer, from `write`.
+  """
+  B, W, H, C = q.shape
+  K, G = k.shape[1], H // k.shape[1]
+  q = jnp.swapaxes(q.reshape(B, W, K, G, C), 1, 2).reshape(B, K, W * G, C)
+  scores = jnp.einsum(
+    "BKQC,BKSC->BKQS",
+    q,
+    k.astype(q.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  if k_scale is not None:
+    scores *= jnp.swapaxes(k_scale, 2, 3)
+  mask = jnp.repeat(mask[:, None], G, 2)
+  weights = jax.nn.softmax(jnp.where(mask, scores * C**-0.5, -jnp.inf))
+  if v_scale is not None:
+    weights *= jnp.swapaxes(v_scale, 2, 3)
+  out = jnp.einsum(
+    "BKQS,BKSC->BKQC", weights.astype(q.dtype), v.astype(q.dtype)
+  )
+  return jnp.swapaxes(out.reshape(B, K, W, G, C), 1, 2).reshape(B, W, H, C)
 
 
 def pick(new: tuple, places: jax.Array) -> tuple:
   """A window's `places` [B, W'], in that order; `new` is from `stored`."""
   return tuple(jnp.take_along_axis(a, places[:, None, :, None], 2) for a in new)
+
+
+def ladder(needed: int) -> int:
+  """Positions of a cache for `needed` ones, on a ladder of steps by half.
+
+  An attention pass costs what the cache has, so it may not be much larger than
+  what is in it; and every size compiles a program, so they are few.
+  """
+  slots = LEAST
+  while slots < needed:
+    slots = -(-slots * 3 // 2 // 128) * 128
+  return slots
 
 
 def grow(layer: tuple, slots: int) -> tuple:
@@ -109,11 +152,3 @@ def held(
     return slot
   last = start[:, None] + width - 1
   return last - (last - slot) % slots
-
-
-def _quantise(x):
-  """x [..., C] -> (int8, scale [..., 1] float32)."""
-  x = x.astype(jnp.float32)
-  scale = jnp.max(jnp.abs(x), -1, keepdims=True) / 127
-  safe = jnp.where(scale > 0, scale, 1)
-  return jnp.round(x / safe).astype(jnp.int8), scale

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.decode import accept, blockwise
+from mtp_jax.decode import cache as cache_lib
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
 
@@ -116,7 +117,7 @@ def generate(
   fall the other way.
 
   Args:
-    network: from `network.prepare(model)`.
+    network: from `prepare.decoder(model)`.
     prompts: sequences of token ids, of any lengths.
     heads: k, from 1 (ordinary decoding) to N, or a tree of drafts.
     max_new: most tokens to write per prompt.
@@ -165,7 +166,7 @@ def start(
   seed: int = 0,
   cache_len: int | None = None,
 ) -> blockwise.State:
-  """Prompts read and begun, by `blockwise.read` and `blockwise.begin`.
+  """Prompts read and begun, by `prompts.read` and `blockwise.begin`.
 
   Args:
     tokens, lengths: from `prompts.pad`; the rest as for `generate`.
@@ -180,8 +181,8 @@ def start(
       f"prompts of {P} tokens, max_new={max_new} and windows of {tree.size} "
       f"need {needed} positions, but cache_len={cache_len}"
     )
-  size, slots = blockwise.sizes(P, tree, max_new, cache_len)
-  prompt = blockwise.read_jit(
+  size, slots = sizes(P, tree, max_new, cache_len)
+  prompt = prompts_lib.read_jit(
     network, tokens, lengths, heads=tree.heads, slots=slots
   )
   return blockwise.begin_jit(
@@ -193,6 +194,21 @@ def start(
     stop=jnp.int32(-1 if stop is None else stop),
     key=blockwise.row_keys(seed, np.arange(B)),
   )
+
+
+def sizes(
+  width: int, tree: tree_lib.Tree, max_new: int, cache_len: int | None
+) -> tuple[int, int]:
+  """(S of the text, positions of the cache at first) for prompts [B, width].
+
+  Rounded up, so that other lengths seldom compile anything. With `cache_len`
+  both are that.
+  """
+  if cache_len is not None:
+    return cache_len, cache_len
+  needed = width + max_new + tree.size
+  size = -(-needed // 128) * 128
+  return size, min(size, cache_lib.ladder(width + tree.size))
 
 
 FIELDS = (

@@ -14,10 +14,10 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtp_jax import config, sharding
+from mtp_jax import config
 from mtp_jax.decode import cache as cache_lib
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.model import layers, model
+from mtp_jax.model import layers
 
 CHUNK = 256  # most tokens of a prompt that one pass reads
 
@@ -40,11 +40,7 @@ class Memory:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """Weights laid out for decoding: a tuple of layers, cast once.
-
-  Training stacks layers and keeps float32; a decoding pass reads every weight
-  once, so a stack's slices and casts would cost as much as the pass itself.
-  """
+  """A model's weights as `prepare.decoder` lays them out."""
 
   embed: nnx.Param  # [V, D]
   trunk: tuple[layers.Block, ...]
@@ -53,13 +49,18 @@ class Network:
   unembed: tuple  # [D, V]: one shared, or head 1's and the drafts', or N
   cfg: config.Model = dataclasses.field(metadata=_static)
   vocab: int = dataclasses.field(metadata=_static)  # ids read and written
-  window: int | None = dataclasses.field(metadata=_static)
+  sliding_window: int | None = dataclasses.field(metadata=_static)
   cache_dtype: str = dataclasses.field(metadata=_static)
   mesh: jax.sharding.Mesh | None = dataclasses.field(metadata=_static)
 
   @property
   def n_future(self) -> int:
     return self.cfg.n_future
+
+  @property
+  def row_step(self) -> int:
+    """What a batch is a multiple of: the devices that share its rows."""
+    return self.mesh.shape["data"] if self.mesh else 1
 
   def empty_cache(self, batch: int, slots: int, heads: int) -> tuple:
     """Zeros for the trunk and for those heads that the first k need.
@@ -73,10 +74,10 @@ class Network:
       A `cache.empty` of each trunk layer, then of each head.
     """
     cfg = self.cfg
-    if self.mesh and batch % self.mesh.shape["data"]:
+    if batch % self.row_step:
       raise ValueError(
-        f"{batch} rows do not divide by the {self.mesh.shape['data']} devices "
-        "of axis 'data'"
+        f"{batch} rows do not divide by the {self.row_step} devices of axis "
+        "'data'"
       )
     slots = self._at_most(slots)
     count = len(self.trunk) + len(self._caching(heads))
@@ -91,7 +92,7 @@ class Network:
   def room(self, cache: tuple) -> int | None:
     """Positions that fit; None: a whole ring, which takes any number."""
     slots = cache_lib.slots(cache[0])
-    if self.window and slots == self.window + CHUNK:
+    if self.sliding_window and slots == self.sliding_window + CHUNK:
       return None
     return slots
 
@@ -137,12 +138,16 @@ class Network:
         *block.project_kv(x, ctx), self.cache_dtype
       )
       cache[slot] = cache_lib.write(
-        cache[slot], fresh[slot], start, ring=bool(self.window), keep=keep
+        cache[slot],
+        fresh[slot],
+        start,
+        ring=bool(self.sliding_window),
+        keep=keep,
       )
 
     def run(slot, block, x):
       write(slot, block, x)
-      return block.mix(x, ctx, *cache_lib.read(cache[slot], x.dtype))
+      return block.mix(x, ctx, *cache[slot])
 
     x = self.embed[tokens].astype(self.cfg.dtype)
     for slot, block in enumerate(self.trunk):
@@ -211,7 +216,7 @@ class Network:
           layer,
           cache_lib.pick(new, path),
           memory.start,
-          ring=bool(self.window),
+          ring=bool(self.sliding_window),
         )
         for layer, new in zip(cache, memory.fresh, strict=True)
       )
@@ -230,8 +235,7 @@ class Network:
     if head in memory.late:
       width = memory.states[0].shape[1]
       ctx = self._context(memory.start, width, at, memory.cache, memory.tree)
-      layer = memory.cache[len(self.trunk) + head]
-      return self.heads[head].mix(x, ctx, *cache_lib.read(layer, x.dtype))
+      return self.heads[head].mix(x, ctx, *memory.cache[len(self.trunk) + head])
     return self.heads[head](x, None) if self.cfg.head == "linear" else x
 
   def _unembed(self, x, head):
@@ -256,7 +260,7 @@ class Network:
   def _context(self, start, width, places, cache, tree):
     """How `places` [B or 1, W'] of a window of `width` tokens attend."""
     held = cache_lib.held(
-      cache_lib.slots(cache[0]), start, width, ring=bool(self.window)
+      cache_lib.slots(cache[0]), start, width, ring=bool(self.sliding_window)
     )
     depth = places if tree is None else jnp.asarray(tree.depth)[places]
     positions = start[:, None] + depth
@@ -268,17 +272,19 @@ class Network:
       )
       mask = jnp.broadcast_to((held < start[:, None])[:, None], mask.shape)
       mask = cache_lib.put(
-        mask[..., None], sees[..., None], start, ring=bool(self.window)
+        mask[..., None], sees[..., None], start, ring=bool(self.sliding_window)
       )[..., 0]
-    if self.window:
+    if self.sliding_window:
       mask &= held[:, None] >= 0
-      mask &= held[:, None] > positions[..., None] - self.window
-    attend = jax.tree_util.Partial(_attend_cache, mask[:, None])
+      mask &= held[:, None] > positions[..., None] - self.sliding_window
+    attend = jax.tree_util.Partial(cache_lib.attend, mask)
     return layers.context(positions, attend, self.cfg)
 
   def _at_most(self, slots: int) -> int:
     """What a window of CHUNK tokens and those that it looks back to take."""
-    return min(slots, self.window + CHUNK) if self.window else slots
+    return (
+      min(slots, self.sliding_window + CHUNK) if self.sliding_window else slots
+    )
 
   def _split(self, cache):
     """The cache over the mesh: rows over 'data', kv heads over 'model'."""
@@ -286,154 +292,3 @@ class Network:
       return cache
     where = NamedSharding(self.mesh, P("data", "model"))
     return jax.lax.with_sharding_constraint(cache, where)
-
-
-def prepare(
-  net: model.Model,
-  vocab: int | None = None,
-  *,
-  window: int | None = None,
-  cache_dtype: str | None = None,
-  draft_dtype: str | None = None,
-  mesh: jax.sharding.Mesh | None = None,
-) -> Network:
-  """Lays a trained model out for decoding; call it once, outside the loop.
-
-  Matrices are cast to `cfg.dtype`, norms stay float32. In a float32 model the
-  embeddings are shared with `net`, the layers are copies.
-
-  Args:
-    net: the model.
-    vocab: the tokenizer's ids, where the model's vocabulary is padded beyond
-      them; a padding id is then never written.
-    window: look back over the last so many tokens only, in a cache of that
-      size: the text may grow without end. Not what the model was trained to
-      do, unless its texts were no longer than that.
-    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`.
-    draft_dtype: keep what only heads 2..N use, their layers and unembedding,
-      in 'bfloat16' or 'int8' (a scale per output channel). Texts stay head
-      1's own; drafts may be accepted less often.
-    mesh: tensor parallel over its axis 'model', rows over 'data'.
-
-  Raises:
-    ValueError: the model has fewer ids than `vocab`; an unknown dtype;
-      draft_dtype where head 1 stands behind the others (anticausal), or int8
-      on a mesh; sizes that the mesh does not divide.
-  """
-  cfg = net.cfg
-  vocab = cfg.vocab if vocab is None else vocab
-  cache_dtype = cfg.dtype if cache_dtype is None else cache_dtype
-  if vocab > cfg.vocab:
-    raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
-  if window is not None and window < 1:
-    raise ValueError(f"window={window} lets no token be seen")
-  _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
-  _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
-  if draft_dtype and cfg.head == "anticausal":
-    raise ValueError(
-      f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
-      "model head 1 reads what the other heads wrote"
-    )
-
-  if draft_dtype == "int8" and mesh is not None:
-    raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
-
-  def cast(p):
-    return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
-
-  net = _map(cast, net)
-
-  def unstack(tree, size):
-    return tuple(jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
-
-  own = cfg.head == "unembedding"
-  unembed = net.heads.unembed
-  unembed = unstack(unembed, cfg.n_future) if own else (unembed,)
-  heads = unstack(net.heads.layers, cfg.n_future)
-  if draft_dtype:
-
-    def lower(p):
-      return p.replace(_lower(p[...], draft_dtype)) if p.ndim > 1 else p
-
-    heads = (heads[0], *_map(lower, heads[1:]))
-    unembed = (unembed[0], *_map(lower, unembed[1:] or unembed))
-  decoder = Network(
-    embed=net.embed,
-    trunk=unstack(net.trunk, cfg.trunk_layers),
-    heads=heads,
-    norm=net.heads.norm,
-    unembed=unembed,
-    cfg=cfg,
-    vocab=vocab,
-    window=window,
-    cache_dtype=cache_dtype,
-    mesh=mesh,
-  )
-  return decoder if mesh is None else _place(decoder, mesh)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Int8:
-  """A matrix [D, ...] in int8, with a scale [1, ...] per output channel."""
-
-  values: jax.Array
-  scale: jax.Array
-
-  @property
-  def ndim(self) -> int:
-    return self.values.ndim
-
-  def astype(self, dtype) -> jax.Array:
-    return self.values.astype(dtype) * self.scale.astype(dtype)
-
-
-def _lower(w: jax.Array, dtype: str):
-  if dtype != "int8":
-    return w.astype(dtype)
-  scale = jnp.abs(w.astype(jnp.float32)).max(0, keepdims=True) / 127
-  scale = jnp.where(scale > 0, scale, 1)
-  return Int8(jnp.round(w / scale).astype(jnp.int8), scale)
-
-
-def _place(decoder: Network, mesh: jax.sharding.Mesh) -> Network:
-  """Weights over 'model'; split over 'data', every pass would gather them."""
-  model_size = mesh.shape["model"]
-  if decoder.cfg.kv_heads % model_size:
-    raise ValueError(
-      f"kv_heads {decoder.cfg.kv_heads} is not divisible by {model_size} "
-      "devices of axis 'model'"
-    )
-  rules = {k: v for k, v in sharding.RULES.items() if v != "data"}
-  return jax.device_put(decoder, sharding.shardings(decoder, mesh, rules))
-
-
-def _map(fun, tree):
-  """`fun` of every parameter, with its axes."""
-  return jax.tree.map(fun, tree, is_leaf=lambda x: isinstance(x, nnx.Param))
-
-
-def _one_of(name, value, known):
-  if value not in known:
-    raise ValueError(
-      f"{name}={value!r} is none of {', '.join(map(str, known))}"
-    )
-
-
-def _attend_cache(mask, q, k, v):
-  """Attention of q [B, W, H, C] over a cache's k and v [B, K, S, C].
-
-  Queries of one kv head are the rows of one product over the cache as it
-  lies. `jax.nn.dot_product_attention` has another order of axes, slower for
-  windows of several tokens on a CPU.
-  """
-  B, W, H, C = q.shape
-  K, G = k.shape[1], H // k.shape[1]
-  q = jnp.swapaxes(q.reshape(B, W, K, G, C), 1, 2).reshape(B, K, W * G, C)
-  scores = jnp.einsum(
-    "BKQC,BKSC->BKQS", q, k, preferred_element_type=jnp.float32
-  )
-  scores = jnp.where(jnp.repeat(mask, G, 2), scores * C**-0.5, -jnp.inf)
-  weights = jax.nn.softmax(scores).astype(v.dtype)
-  out = jnp.einsum("BKQS,BKSC->BKQC", weights, v)
-  return jnp.swapaxes(out.reshape(B, K, W, G, C), 1, 2).reshape(B, W, H, C)

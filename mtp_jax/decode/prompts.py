@@ -1,8 +1,25 @@
-"""From lists of ids to a checked, padded array."""
+"""From lists of ids to prompts that have been read: checked, padded, absorbed."""
 
+import dataclasses
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from mtp_jax.decode.network import CHUNK
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """Prompts that have been read, and what every head says after them."""
+
+  tokens: jax.Array  # [B, P]
+  length: jax.Array  # [B]
+  logits: jax.Array  # [B, V] head 1
+  drafts: jax.Array  # [B, k-1, V] heads 2..k
+  cache: tuple
 
 
 def pad(
@@ -52,6 +69,67 @@ def pad(
 def width(longest: int) -> int:
   """Width P to which prompts of up to `longest` tokens are padded."""
   return max(16, 1 << (longest - 1).bit_length())
+
+
+def read(
+  network, tokens: jax.Array, lengths: jax.Array, *, heads: int, slots: int
+) -> Prompt:
+  """Reads prompts, at most `CHUNK` tokens per pass.
+
+  As many passes as the longest prompt needs, whatever P is: prompts of all
+  lengths up to P share one program, and no array grows with P squared.
+
+  Args:
+    network: a `network.Network`, or whatever has its methods.
+    tokens: [B, P] int32 prompts from `prompts.pad`.
+    lengths: [B] int32, at least 1.
+    heads: k.
+    slots: positions of the cache.
+  """
+  B, P = tokens.shape
+  width = min(P, CHUNK)
+  last = lengths - 1
+
+  def absorb(cache, turn):
+    # The last window may begin inside the one before, and says the same.
+    start = jnp.minimum(turn * width, P - width)
+    window = jax.lax.dynamic_slice_in_dim(tokens, start, width, 1)
+    starts = jnp.full((B,), start, jnp.int32)
+    return network.absorb(
+      cache, window, starts, heads, keep=jnp.maximum(lengths - start, 0)
+    )
+
+  def turn(i, carry):
+    cache, states = carry
+    memory = absorb(cache, i)
+    place = last - memory.start
+    here = ((place >= 0) & (place < width))[:, None, None]
+    place = jnp.clip(place, 0, width - 1)[:, None, None]
+    states = jax.tree.map(
+      lambda old, new: jnp.where(here, jnp.take_along_axis(new, place, 1), old),
+      states,
+      memory.states,
+    )
+    return memory.cache, states
+
+  cache = network.empty_cache(B, slots, heads)
+  memory = jax.eval_shape(absorb, cache, 0)
+  states = jax.tree.map(
+    lambda s: jnp.zeros((B, 1, *s.shape[2:]), s.dtype), memory.states
+  )
+  turns = (lengths.max() + width - 1) // width
+  cache, states = jax.lax.fori_loop(0, turns, turn, (cache, states))
+  memory = dataclasses.replace(
+    memory, cache=cache, states=states, start=last.astype(jnp.int32)
+  )
+  logits = network.predict(memory, 0, jnp.zeros((B, 1), jnp.int32))[:, 0]
+  drafts = jnp.zeros((B, 0, logits.shape[-1]), logits.dtype)
+  if heads > 1:
+    drafts = network.draft(memory, heads)
+  return Prompt(tokens, lengths, logits, drafts, cache)
+
+
+read_jit = jax.jit(read, static_argnames=("heads", "slots"))
 
 
 def _check(i: int, prompt: Sequence[int], vocab: int) -> np.ndarray:

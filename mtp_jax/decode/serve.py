@@ -1,11 +1,13 @@
 """Many prompts over a fixed number of rows: a finished row is refilled.
 
 The device decodes `slots` rows. When one finishes, the loop ends, its text is
-handed out and the next prompt, read beforehand, takes its place. Texts are
-copied and `on_text` is called while the device is at work on the next turn.
+handed out and the next prompt, read beforehand, takes its place. While the
+device is at work on a turn, prompts are prepared, texts copied and `on_text`
+is called.
 """
 
 import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,7 +19,7 @@ from mtp_jax.decode import accept, blockwise, choose, generate
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
 
-_READ = 8  # prompts read together, at most
+_READ = 8  # prompts read together; on a mesh as many as its rows divide by
 
 
 def generate_all(
@@ -37,10 +39,11 @@ def generate_all(
 
   Equals `generate.generate` of all prompts in one batch, without waiting for
   its longest text. Takes the caches of `slots` rows and of the 8 prompts that
-  are read together, each as long as the longest prompt and max_new need.
+  are read together: as long as the longest prompt needs, and the rows' grow by
+  half when a text fills them.
 
   Args:
-    network: from `network.prepare(model)`.
+    network: from `prepare.decoder(model)`.
     prompts: sequences of token ids, of any lengths.
     slots: rows B that are decoded at once.
     heads: k, a tree of drafts, or 'auto': what `choose.choose` finds fastest
@@ -56,11 +59,17 @@ def generate_all(
     The texts: text i is sample i % samples of prompt i // samples.
 
   Raises:
-    ValueError: as `generate.generate`, or slots or samples below 1.
+    ValueError: as `generate.generate`; slots or samples below 1, or slots
+      that a mesh does not divide.
   """
   for name, value in (("slots", slots), ("samples", samples)):
     if value < 1:
       raise ValueError(f"{name}={value} writes nothing; give at least 1")
+  if slots % network.row_step:
+    raise ValueError(
+      f"slots={slots} do not divide by the {network.row_step} devices of axis "
+      "'data'"
+    )
   prompts_lib.pad(prompts, network.vocab)  # all of them, before any work
   if isinstance(heads, str):
     if heads != "auto":
@@ -88,41 +97,46 @@ def generate_all(
 def _serve(
   network, prompts, slots, tree, max_new, stop, rule, seed, samples
 ) -> Iterator[tuple[int, generate.Text]]:
-  longest = max(map(len, prompts))
-  width = prompts_lib.width(longest)
-  size = blockwise.sizes(width, tree, max_new, None)[0]
-  entries = _read_all(network, prompts, samples, tree, size)
-  head = next(entries, None)
-  state = _empty(network, rule, head[2], slots, tree, size)
+  width = prompts_lib.width(max(map(len, prompts)))
+  size, cache_len = generate.sizes(width, tree, max_new, None)
+  groups = _read_all(network, prompts, samples, tree, cache_len)
+  prompt, ready = next(groups)
+  state = _empty(network, rule, prompt, slots, tree, size)
+  waiting = len(prompts) * samples  # texts that have not begun
   rows = [None] * slots  # (text number, prompt length) in each row
   finished = ([], None)  # rows whose copied texts have not been fetched
 
   while True:
-    while head is not None and None in rows:
-      batch = []  # entries of one prompt batch, a row for each
-      free = collections.deque(b for b, row in enumerate(rows) if row is None)
-      while free and head and (not batch or head[2] is batch[0][1][2]):
-        batch.append((free.popleft(), head))
-        rows[batch[-1][0]] = (head[0], len(prompts[head[0] // samples]))
-        head = next(entries, None)
+    while waiting and None in rows:
+      if not ready:
+        prompt, ready = next(groups)
+      free = [b for b, row in enumerate(rows) if row is None]
+      batch = [(b, *ready.popleft()) for b in free[: len(ready)]]
+      waiting -= len(batch)
+      for b, number, _ in batch:
+        rows[b] = (number, len(prompts[number // samples]))
       # Padded to a power of two, which drops the copies beyond the last row.
       padding = (1 << (len(batch) - 1).bit_length()) - len(batch)
-      numbers, sources = zip(*[(e[0], e[1]) for _, e in batch], strict=True)
+      batch += [(slots, 0, 0)] * padding
+      places, numbers, sources = map(np.array, zip(*batch, strict=True))
       state = _fill(
+        network,
         rule,
         state,
-        batch[0][1][2],
-        np.array([*sources, *[0] * padding]),
-        np.array([*(b for b, _ in batch), *[slots] * padding]),
-        np.array([*numbers, *[0] * padding], np.uint32),
+        prompt,
+        sources,
+        places,
+        numbers.astype(np.uint32),
         seed=jnp.uint32(seed & 0xFFFFFFFF),
         max_new=jnp.int32(max_new),
         stop=jnp.int32(-1 if stop is None else stop),
       )
     live = np.array([row is not None for row in rows])
     if live.any():
-      state = _turn(network, rule, state, live, head is not None)
-    # The device is at work: hand out what the turn before finished.
+      state = _turn(network, rule, state, live, waiting > 0)
+    # The device is at work: read on, and hand out the turn before's texts.
+    if waiting and not ready:
+      prompt, ready = next(groups)
     for (i, length), text in zip(
       finished[0], jax.device_get(finished[1]) or [], strict=True
     ):
@@ -133,22 +147,26 @@ def _serve(
     finished = [rows[b] for b in done], [_take(state, b) for b in done]
     for b in done:
       rows[b] = None
+    if not done.size:  # the turn ended for want of room
+      state = blockwise.grow(network, state)
 
 
-def _read_all(network, prompts, samples, tree, slots):
-  """(text number, row, prompt batch) for every text, as they are asked for."""
-  for first in range(0, len(prompts), _READ):
-    group = prompts[first : first + _READ]
-    padded = [*group, *[[0]] * (_READ - len(group))]  # one program for all
-    if len(prompts) < _READ:
-      padded = group
-    tokens, lengths = prompts_lib.pad(padded, network.vocab)
-    batch = blockwise.read_jit(
-      network, tokens, lengths, heads=tree.heads, slots=slots
+def _read_all(network, prompts, samples, tree, cache_len):
+  """Prompts read together, and a (text number, row) for each of their texts."""
+  step = network.row_step
+  together = -(-min(_READ, len(prompts)) // step) * step
+  for first in range(0, len(prompts), together):
+    group = prompts[first : first + together]
+    padding = [[0]] * (together - len(group))  # one program for all
+    tokens, lengths = prompts_lib.pad([*group, *padding], network.vocab)
+    batch = prompts_lib.read_jit(
+      network, tokens, lengths, heads=tree.heads, slots=cache_len
     )
-    for row in range(len(group)):
-      for sample in range(samples):
-        yield (first + row) * samples + sample, row, batch
+    numbers = range(first * samples, (first + len(group)) * samples)
+    yield (
+      batch,
+      collections.deque((i, i // samples - first) for i in numbers),
+    )
 
 
 def _empty(network, rule, prompt, slots, tree, size):
@@ -170,9 +188,25 @@ def _empty(network, rule, prompt, slots, tree, size):
 
 
 @functools.partial(jax.jit, donate_argnames="state")
-def _fill(rule, state, prompt, sources, rows, numbers, *, seed, max_new, stop):
+def _fill(
+  network,
+  rule,
+  state,
+  prompt,
+  sources,
+  rows,
+  numbers,
+  *,
+  seed,
+  max_new,
+  stop,
+):
   """Texts `numbers` [A], begun from `sources` [A] of a batch, in `rows` [A]."""
   prompt = jax.tree.map(lambda a: a[sources], prompt)
+  cache_len = network.room(state.cache) or state.tokens.shape[1]
+  prompt = dataclasses.replace(
+    prompt, cache=network.grow(prompt.cache, cache_len)
+  )
   fresh = blockwise.begin(
     rule,
     prompt,

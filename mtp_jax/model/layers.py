@@ -17,7 +17,7 @@ class Context(NamedTuple):
 
   cos: jax.Array  # [B, T, 1, C/2] float32
   sin: jax.Array  # [B, T, 1, C/2] float32
-  attend: jax.tree_util.Partial  # (q [B, T, H, C], k, v) -> [B, T, H, C]
+  attend: jax.tree_util.Partial  # (q [B, T, H, C], *kv) -> [B, T, H, C]
 
 
 def context(
@@ -125,13 +125,11 @@ class Block(nnx.Module):
     v = jnp.einsum("BTD,DKC->BTKC", y, self.wv.astype(x.dtype))
     return rotate(k, ctx), v
 
-  def mix(
-    self, x: jax.Array, ctx: Context, k: jax.Array, v: jax.Array
-  ) -> jax.Array:
-    """Attention of x [B, T, D] over k, v as `ctx` takes them, then the MLP."""
+  def mix(self, x: jax.Array, ctx: Context, *kv: jax.Array) -> jax.Array:
+    """Attention of x [B, T, D] over `kv` as `ctx` takes it, then the MLP."""
     y = rms_norm(x, self.attn_norm[...], self.cfg.norm_eps)
     q = rotate(jnp.einsum("BTD,DHC->BTHC", y, self.wq.astype(x.dtype)), ctx)
-    y = ctx.attend(q, k, v)
+    y = ctx.attend(q, *kv)
     x = x + jnp.einsum("BTHC,HCD->BTD", y, self.wo.astype(x.dtype))
     y = rms_norm(x, self.mlp_norm[...], self.cfg.norm_eps)
     gate = jax.nn.silu(y @ self.w_gate.astype(x.dtype))

@@ -1,0 +1,128 @@
+"""A trained model laid out for decoding: layers apart, cast, split.
+
+Training stacks layers and keeps float32; a decoding pass reads every weight
+once, so a stack's slices and casts would cost as much as the pass itself.
+"""
+
+import jax
+from flax import nnx
+
+from mtp_jax import sharding
+from mtp_jax.decode import cache as cache_lib
+from mtp_jax.decode import int8, network
+from mtp_jax.model import model
+
+
+def decoder(
+  net: model.Model,
+  vocab: int | None = None,
+  *,
+  sliding_window: int | None = None,
+  cache_dtype: str | None = None,
+  draft_dtype: str | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+) -> network.Network:
+  """Lays a trained model out for decoding; call it once, outside the loop.
+
+  Matrices are cast to `cfg.dtype`, norms stay float32. In a float32 model the
+  embeddings are shared with `net`, the layers are copies.
+
+  Args:
+    net: the model.
+    vocab: the tokenizer's ids, where the model's vocabulary is padded beyond
+      them; a padding id is then never written.
+    sliding_window: look back over the last so many tokens only, in a cache of that
+      size: the text may grow without end. Not what the model was trained to
+      do, unless its texts were no longer than that.
+    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`.
+    draft_dtype: keep what only heads 2..N use, their layers and unembedding,
+      in 'bfloat16' or 'int8' (a scale per output channel). Texts stay head
+      1's own; drafts may be accepted less often.
+    mesh: tensor parallel over its axis 'model', rows over 'data'.
+
+  Raises:
+    ValueError: the model has fewer ids than `vocab`; an unknown dtype;
+      draft_dtype where head 1 stands behind the others (anticausal), or int8
+      on a mesh; sizes that the mesh does not divide.
+  """
+  cfg = net.cfg
+  vocab = cfg.vocab if vocab is None else vocab
+  cache_dtype = cfg.dtype if cache_dtype is None else cache_dtype
+  if vocab > cfg.vocab:
+    raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
+  if sliding_window is not None and sliding_window < 1:
+    raise ValueError(f"sliding_window={sliding_window} lets no token be seen")
+  _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
+  _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
+  if draft_dtype and cfg.head == "anticausal":
+    raise ValueError(
+      f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
+      "model head 1 reads what the other heads wrote"
+    )
+
+  if draft_dtype == "int8" and mesh is not None:
+    raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
+
+  def cast(p):
+    return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
+
+  net = _map(cast, net)
+
+  def unstack(tree, size):
+    return tuple(jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
+
+  own = cfg.head == "unembedding"
+  unembed = net.heads.unembed
+  unembed = unstack(unembed, cfg.n_future) if own else (unembed,)
+  heads = unstack(net.heads.layers, cfg.n_future)
+  if draft_dtype:
+
+    def lower(p):
+      if p.ndim == 1:
+        return p
+      w = p[...]
+      return p.replace(
+        int8.matrix(w) if draft_dtype == "int8" else w.astype(draft_dtype)
+      )
+
+    heads = (heads[0], *_map(lower, heads[1:]))
+    unembed = (unembed[0], *_map(lower, unembed[1:] or unembed))
+  made = network.Network(
+    embed=net.embed,
+    trunk=unstack(net.trunk, cfg.trunk_layers),
+    heads=heads,
+    norm=net.heads.norm,
+    unembed=unembed,
+    cfg=cfg,
+    vocab=vocab,
+    sliding_window=sliding_window,
+    cache_dtype=cache_dtype,
+    mesh=mesh,
+  )
+  return made if mesh is None else _place(made, mesh)
+
+
+def _place(
+  decoder: network.Network, mesh: jax.sharding.Mesh
+) -> network.Network:
+  """Weights over 'model'; split over 'data', every pass would gather them."""
+  model_size = mesh.shape["model"]
+  if decoder.cfg.kv_heads % model_size:
+    raise ValueError(
+      f"kv_heads {decoder.cfg.kv_heads} is not divisible by {model_size} "
+      "devices of axis 'model'"
+    )
+  rules = {k: v for k, v in sharding.RULES.items() if v != "data"}
+  return jax.device_put(decoder, sharding.shardings(decoder, mesh, rules))
+
+
+def _map(fun, tree):
+  """`fun` of every parameter, with its axes."""
+  return jax.tree.map(fun, tree, is_leaf=lambda x: isinstance(x, nnx.Param))
+
+
+def _one_of(name, value, known):
+  if value not in known:
+    raise ValueError(
+      f"{name}={value!r} is none of {', '.join(map(str, known))}"
+    )
