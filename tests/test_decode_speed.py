@@ -106,6 +106,7 @@ def test_one_small_run(trained, capsys):
     fewest=2,
     prompt_len=9,
     repeats=1,
+    served=9,
   ):
     run.main(["run"])
   found = json.loads((trained / "results.json").read_text())["models"]["small"]
@@ -127,8 +128,19 @@ def test_one_small_run(trained, capsys):
     < (found["caches"]["float32"]["bytes_per_token"])
   )
   assert all(row["same_texts"] for row in found["drafts"].values())
+  assert {k: s["prompts"] for k, s in found["served"].items()} == {
+    "1": 4,
+    "3": 9,
+  }
+  for served in found["served"].values():
+    rows = served["rows"]
+    assert list(rows) == names
+    assert sum(row["auto"] for row in rows.values()) == 1
+    assert rows["ordinary"]["speedup"] == 1
+    assert rows["ordinary"]["predicted_tokens_per_forward"] == 1
   lines = capsys.readouterr().out.splitlines()
   assert sum(line.startswith("| 3 | tree 5 |") for line in lines) == 1
+  assert sum(line.startswith("| 3 | 9 | tree 5 |") for line in lines) == 1
 
 
 def test_names():

@@ -1,14 +1,15 @@
 """The benchmark of training steps: the search for a batch, one small run."""
 
 import json
+import subprocess
+import sys
 
 import hypothesis
 import pytest
-from absl import flags
-from absl.testing import flagsaver
+from conftest import ROOT
 from hypothesis import strategies as st
 
-from experiments.train_speed import run
+from experiments.train_speed import bounds
 
 
 @hypothesis.given(
@@ -28,7 +29,7 @@ def test_most_rows(fixed, steps, fits, spare):
 
   limit = needed(fits) + spare * (needed(fits + 1) - needed(fits))
   asked.clear()
-  assert run.most_rows(needed, limit) == fits
+  assert bounds.most_rows(needed, limit) == fits
   assert len(asked) == len(set(asked))  # each program is compiled once
   if len(steps) == 1:
     assert len(asked) <= 5
@@ -54,7 +55,7 @@ def test_verdicts():
     row(1, "formula", 1.0, 6),
     row(4, "formula", 9.0, 5),
   ]
-  got = {k: (v["figure"], v["met"]) for k, v in run.verdicts(rows).items()}
+  got = {k: (v["figure"], v["met"]) for k, v in bounds.verdicts(rows).items()}
   assert got == {
     "1.3B: FLOP utilisation, n=1": (pytest.approx(0.42), False),
     "1.3B: FLOP utilisation, n=4": (pytest.approx(0.48), True),
@@ -66,31 +67,39 @@ def test_verdicts():
   }
 
 
-def test_one_small_run(tmp_path, capsys):
-  flags.FLAGS.mark_as_parsed()
+def program(*arguments):
+  """Runs it as its user does."""
+  return subprocess.run(
+    [sys.executable, "-m", "experiments.train_speed.run", *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+
+
+def test_one_small_run(tmp_path):
   path = tmp_path / "cpu.json"
-  settings = {"rows": 1, "seq_len": 32, "rounds": 1, "steps": 1}
-  with flagsaver.flagsaver(
-    sizes=["1M"],
-    heads=["4"],
-    losses=["serial", "formula"],
-    memory_gib=0.22,
-    output=str(path),
-    **settings,
-  ):
-    run.main(["run"])
+  done = program(
+    "--sizes=1M",
+    "--heads=4",
+    "--losses=serial,formula",
+    "--rows=1",
+    "--seq_len=32",
+    "--rounds=1",
+    "--steps=1",
+    "--memory_gib=0.22",
+    f"--output={path}",
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
   rows = json.loads(path.read_text())["rows"]
-  assert [(r["n"], r["loss"]) for r in rows] == [
-    (4, loss) for loss in ("serial", "formula")
-  ]
+  assert [(r["n"], r["loss"]) for r in rows] == [(4, "serial"), (4, "formula")]
   assert all(r["seconds"] > 0 and r["gib"] > 0.1 for r in rows)
-  most = {(r["n"], r["loss"]): r["most_rows"] for r in rows}
-  assert most[4, "serial"] > 2 * most[4, "formula"] > 0
-  shown = capsys.readouterr().out
-  assert "1M: most rows over the formula's, n=4" in shown
+  serial, formula = (r["most_rows"] for r in rows)
+  assert serial > 2 * formula > 0
+  assert "1M: most rows over the formula's, n=4" in done.stdout
 
 
-def test_a_device_that_does_not_tell_its_memory():
-  flags.FLAGS.mark_as_parsed()
-  with pytest.raises(ValueError, match="give --memory_gib"):
-    run.memory()
+def test_a_device_that_does_not_tell_its_memory(tmp_path):
+  done = program(f"--output={tmp_path}/none.json")
+  assert done.returncode == 1 and "give --memory_gib" in done.stderr

@@ -5,7 +5,6 @@ import pathlib
 import matplotlib
 import matplotlib.pyplot as plt
 
-from mtp_jax.decode import choose
 from mtp_jax.decode import tree as tree_lib
 
 matplotlib.use("Agg")
@@ -22,7 +21,7 @@ def name(tree: tree_lib.Tree) -> str:
 
 
 def tables(result: dict) -> str:
-  """Markdown: one table per model, a line per batch and topology."""
+  """Markdown: two tables per model, a line per batch and topology."""
   parts = []
   for model, found in result["models"].items():
     lines = [
@@ -36,8 +35,19 @@ def tables(result: dict) -> str:
       lines += [_line(batch, label, row) for label, row in rows.items()]
     lines += [
       "",
-      *map(_automatic, *zip(*found["batches"].items(), strict=True)),
+      "| slots | prompts | drafts | tokens/s | over ordinary | predicted | "
+      "tokens per forward | predicted | auto |",
+      "|---" * 9 + "|",
     ]
+    for slots, served in found["served"].items():
+      lines += [
+        f"| {slots} | {served['prompts']} | {label} | "
+        f"{row['tokens_per_second']:,.0f} | {row['speedup']:.2f} | "
+        f"{row['predicted_speedup']:.2f} | {row['tokens_per_forward']:.2f} | "
+        f"{row['predicted_tokens_per_forward']:.2f} | "
+        f"{'taken' if row['auto'] else ''} |"
+        for label, row in served["rows"].items()
+      ]
     parts.append("\n".join(lines))
   return "\n\n".join(parts)
 
@@ -63,28 +73,6 @@ def _line(batch, label, row):
       "" if label == "ordinary" else texts,
     ]
   return f"| {batch} | {label} | {' | '.join(cells)} |"
-
-
-def chosen(rows: dict) -> str:
-  """The drafts that `choose.choose` would take, by what it predicts."""
-  speeds = {
-    k: row["predicted_tokens_per_second"]
-    for k, row in rows.items()
-    if "size" in row
-  }
-  fastest = max(speeds, key=speeds.get)
-  gain = speeds[fastest] / speeds["ordinary"]
-  return fastest if gain >= choose.GAIN else "ordinary"
-
-
-def _automatic(batch, rows):
-  ours = {k: speed_of(row) for k, row in rows.items() if "size" in row}
-  choice, best = chosen(rows), max(ours, key=ours.get)
-  return (
-    f"* 'auto' at batch {batch}: {choice}, {ours[choice] / ours['ordinary']:.2f} "
-    f"times ordinary decoding; the fastest, {best}, has "
-    f"{ours[best] / ours['ordinary']:.2f}"
-  )
 
 
 def speed_of(row: dict) -> float:

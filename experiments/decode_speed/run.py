@@ -7,6 +7,7 @@ Continues held-out prompts at several batch sizes with every topology that
 tokens per forward, seconds, speedup, efficiency (speedup over tokens per
 forward) beside its limit from the bytes that a pass reads, and whether the
 texts are ordinary decoding's. The trees are built on other held-out prompts.
+Then more prompts go through the server, with what 'auto' takes among the rest.
 With --peer Hugging Face's transformers (torch) decodes the same weights in the
 same turns.
 """
@@ -21,7 +22,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments import program
-from experiments.decode_speed import limits, report
+from experiments.decode_speed import limits, report, serving
 from mtp_jax import workdir
 from mtp_jax.data import pipeline
 from mtp_jax.decode import accept, blockwise, choose, generate, prepare
@@ -32,6 +33,9 @@ _WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of training runs.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Rows at once.")
 _PROMPTS = flags.DEFINE_integer("prompts", 32, "Held-out prompts, tuning's no.")
 _FEWEST = flags.DEFINE_integer("fewest", 8, "Prompts at batches below this.")
+_SERVED = flags.DEFINE_integer(
+  "served", 96, "Prompts through the server, three for each row at most."
+)
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of each.", lower_bound=1)
 _PEER = flags.DEFINE_bool("peer", False, "Let transformers decode as well.")
@@ -75,6 +79,9 @@ def measure(net, cfg, codec, held, bandwidth: float) -> dict:
   )
   tuning = every[2::3]
   prompts = [p for i, p in enumerate(every) if i % 3 < 2]
+  served = held.excerpts(
+    _SERVED.value, _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
+  )
   chances = choose.acceptance(decoder, tuning, max_new=new)
   trees = choose.topologies(chances)
   trees = sorted({*trees, *map(tree_lib.chain, (3,))}, key=_order)
@@ -86,6 +93,7 @@ def measure(net, cfg, codec, held, bandwidth: float) -> dict:
     "prompt_len": _PROMPT_LEN.value,
     "new": new,
     "batches": {},
+    "served": {},
     "drafts": draft_precision(net, codec, prompts, new, trees),
     "caches": cache_precision(net, codec, prompts, new),
   }
@@ -102,7 +110,12 @@ def measure(net, cfg, codec, held, bandwidth: float) -> dict:
     for option in expected:
       row = rows[report.name(option.tree)]
       row["predicted_tokens_per_second"] = option.tokens_per_second * batch
+      row["predicted_tokens_per_forward"] = option.tokens_per_forward
     result["batches"][str(batch)] = rows
+    count = min(max(2 * _FEWEST.value, 3 * batch), len(served))
+    result["served"][str(batch)] = serving.measure(
+      decoder, expected, served[:count], batch, new, _REPEATS.value
+    )
   return result
 
 

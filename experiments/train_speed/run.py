@@ -9,13 +9,11 @@ over the same rows; then the most rows that fit the device for each. Runs on
 all devices of this machine, FSDP over them.
 """
 
-import functools
 import json
 import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -23,6 +21,7 @@ from absl import app, flags
 
 from configs.paper import base
 from experiments import aot, program
+from experiments.train_speed import bounds
 from mtp_jax import config, metrics, sharding, train
 
 _SIZES = flags.DEFINE_list("sizes", ["0.3B", "1.3B"], "Of configs/sizes.py.")
@@ -36,15 +35,8 @@ _STEPS = flags.DEFINE_integer("steps", 3, "Of a turn, timed.", lower_bound=1)
 _MEMORY = flags.DEFINE_float(
   "memory_gib", None, "Per device; without it what the device says."
 )
-_OUTPUT = flags.DEFINE_string(
-  "output", None, "File of the results.", allow_override=True
-)
+_OUTPUT = flags.DEFINE_string("output", None, "File of the results.")
 flags.mark_flag_as_required("output")
-
-# The bounds, and what they are about.
-OVER_FLOPS = 1.03  # serial's step time over n = 1's, by the ratio of FLOPs
-UTILISATION = 0.45  # of serial at 1.3B
-ROWS_OVER_FORMULA = 3  # the most rows of serial over the formula's, n = 4
 
 
 def settings(size: str, n: int, loss: str, rows: int) -> config.Config:
@@ -75,38 +67,6 @@ def compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
     + held.output_size_in_bytes
     - held.alias_size_in_bytes  # the state's buffers, donated
   )
-
-
-def most_rows(needed: Callable[[int], int], limit: float) -> int:
-  """The most rows of which `needed(rows)` bytes are at most `limit`.
-
-  Memory is nearly affine in rows, so a program or two beside the first two
-  tell, where trying one count after another would compile dozens.
-
-  Args:
-    needed: bytes that a program for so many rows takes; rising.
-    limit: bytes.
-
-  Returns:
-    Rows; 0 where a single one is too many.
-  """
-  known = functools.cache(needed)
-  if known(1) > limit:
-    return 0
-  low, high = 1, 2  # low fits; high is the next to try
-  tried = 1
-  while True:
-    if known(high) > limit:
-      break
-    per_row = max((known(high) - known(tried)) / (high - tried), 1)
-    tried = low = high
-    high = low + max(1, int((limit - known(low)) / per_row))
-  while high - low > 1:
-    per_row = (known(high) - known(low)) / (high - low)
-    guess = low + int((limit - known(low)) / max(per_row, 1))
-    guess = min(max(guess, low + 1), high - 1)
-    low, high = (guess, high) if known(guess) <= limit else (low, guess)
-  return low
 
 
 def measure(size: str, limit: float) -> list[dict]:
@@ -158,13 +118,13 @@ def measure(size: str, limit: float) -> list[dict]:
 
 
 def _most_rows(size, row, state, mesh, limit) -> int:
-  """On all devices: `most_rows` by the compiler, or fewer if they do not run."""
+  """On all devices: `bounds.most_rows` by the compiler, or fewer if they do not run."""
 
   def made(count):
     cfg = settings(size, row["n"], row["loss"], count * mesh.size)
     return cfg, *compiled(cfg, mesh)
 
-  count = most_rows(lambda count: made(count)[2], limit)
+  count = bounds.most_rows(lambda count: made(count)[2], limit)
   while count:
     cfg, step, _ = made(count)
     batch = jax.tree.map(lambda a: np.ones(a.shape, a.dtype), batch_of(cfg))
@@ -205,51 +165,6 @@ def _turns(rows, programs, states, batches, mesh) -> list[list[float]]:
   return times
 
 
-def verdicts(rows: list[dict]) -> dict[str, dict]:
-  """Each bound's figure beside it, where it was measured."""
-  at = {(row["size"], row["n"], row["loss"]): row for row in rows}
-  found = {}
-
-  def add(name, figure, bound, at_most):
-    met = figure <= bound if at_most else figure >= bound
-    found[name] = {"figure": figure, "bound": bound, "met": met}
-
-  for (size, n, loss), row in at.items():
-    one, formula = at.get((size, 1, loss)), at.get((size, n, "formula"))
-    if loss != "serial":
-      continue
-    if n > 1 and one:
-      ratio = row["seconds"] / row["rows"] / (one["seconds"] / one["rows"])
-      work = row["flops_per_token"] / one["flops_per_token"]
-      name = f"{size}: step time over n=1's, by the ratio of FLOPs, n={n}"
-      add(name, ratio / work, OVER_FLOPS, True)
-    if size == "1.3B" and "flop_utilisation" in row:
-      name = f"{size}: FLOP utilisation, n={n}"
-      add(name, row["flop_utilisation"], UTILISATION, False)
-    if n == 4 and formula and formula["most_rows"]:
-      name = f"{size}: most rows over the formula's, n={n}"
-      ratio = row["most_rows"] / formula["most_rows"]
-      add(name, ratio, ROWS_OVER_FORMULA, False)
-  return found
-
-
-def table(rows: list[dict]) -> str:
-  """The README's table."""
-  lines = [
-    "| size | n | loss | s per step | tokens/s | FLOP utilisation | GiB | "
-    "most rows |",
-    "|---|---|---|---|---|---|---|---|",
-  ]
-  for row in rows:
-    use = row.get("flop_utilisation")
-    lines.append(
-      f"| {row['size']} | {row['n']} | {row['loss']} | {row['seconds']:.3f} | "
-      f"{row['tokens_per_second']:,.0f} | {'' if use is None else f'{use:.3f}'}"
-      f" | {row['gib']:.2f} | {row['most_rows']} |"
-    )
-  return "\n".join(lines)
-
-
 def memory() -> float:
   """Bytes of a device that programs may use.
 
@@ -277,10 +192,10 @@ def main(argv: list[str]) -> None:
   }
   for size in _SIZES.value:
     result["rows"] += measure(size, limit)
-    result["bounds"] = verdicts(result["rows"])
+    result["bounds"] = bounds.verdicts(result["rows"])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-  print(table(result["rows"]))
+  print(bounds.table(result["rows"]))
   for name, entry in result["bounds"].items():
     mark = "met" if entry["met"] else "NOT MET"
     print(f"{name}: {entry['figure']:.3f} (bound {entry['bound']}): {mark}")

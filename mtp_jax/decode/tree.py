@@ -148,10 +148,12 @@ def from_paths(paths: Iterable[Sequence[int]]) -> Tree:
 def build(acceptance: np.ndarray, size: int) -> Tree:
   """The tree of `size` nodes that accepts most drafts in the mean.
 
-  A node's chance is the product of its ranks' chances along its path, and
-  what a tree accepts is the sum of its nodes' chances; a node is never
-  likelier than its parent, so taking the likeliest node again and again is
-  optimal.
+  A node's chance is taken to be the product of its ranks' chances along its
+  path, and what a tree accepts is the sum of its nodes' chances; a node is
+  never likelier than its parent, so taking the likeliest node again and again
+  is optimal, where the chances of a head fall with the rank. The product is
+  too high where second choices stand in a path: chances are counted behind
+  drafts that were right, and those were mostly first choices.
 
   Args:
     acceptance: [k-1, R] chance that the rank-r candidate of head 2, 3, ... is
