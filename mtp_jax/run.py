@@ -35,7 +35,7 @@ def fit(
     workdir: takes config.json, checkpoints/, train.csv, held_out.csv,
       sample.txt, tensorboard/, profile/ and a copy of a SentencePiece model.
       Several processes (`processes.join`) share it.
-    profile: steps that `jax.profiler` traces.
+    profile: steps, counted from 1, that `jax.profiler` traces.
 
   Returns:
     The last state: of step `cfg.train.steps`, or where it was told to stop.
@@ -48,6 +48,11 @@ def fit(
     processes.PeerLost: another process of the run is gone.
   """
   cfg.check()
+  if profile and profile.start > cfg.train.steps:
+    raise ValueError(
+      f"profile starts with step {profile.start}, but the run ends with step "
+      f"{cfg.train.steps}"
+    )
   workdir = pathlib.Path(workdir).expanduser()
   codec = workdir_lib.tokenizer(cfg, workdir)
   mesh = sharding.make_mesh(cfg.mesh)

@@ -403,6 +403,31 @@ def test_ctrl_c_among_several_is_a_sigterm(monkeypatch):
     signal.signal(signal.SIGTERM, old)
 
 
+def test_a_tpu_host_gets_the_flags_as_they_were_given(tmp_path):
+  """With a stand-in for gcloud that runs the command as a host would."""
+  (tmp_path / "mtp_jax").mkdir()
+  gcloud = tmp_path / "gcloud"
+  gcloud.write_text('#!/bin/sh\nfor last; do :; done\nsh -c "${last#*=}"\n')
+  gcloud.chmod(0o755)
+  given = ["--config=a b.py:'x'", '--workdir=/mnt/$HOME/"y"', "--z=(1, 2)"]
+  done = subprocess.run(
+    ["sh", LAUNCH / "tpu_pod.sh", *given],
+    cwd=tmp_path,
+    env=os.environ
+    | {
+      "PATH": f"{tmp_path}:{os.environ['PATH']}",
+      "TPU": "slice",
+      "ZONE": "zone",
+      "PYTHON": "printf '%s\\n'",
+    },
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  words = done.stdout.splitlines()
+  assert words == ["-m", "experiments.train", "--distributed", *given]
+
+
 def test_launch_scripts_are_shell():
   for script in LAUNCH.glob("*.sh"):
     subprocess.run(["sh", "-n", script], check=True)

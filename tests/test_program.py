@@ -44,6 +44,10 @@ def call(*arguments, module="experiments.train"):
       "error: mesh.data=3 x mesh.model=1 does not use exactly the 1 devices",
     ),
     ("--profile=9", "error: --profile=9 is not START:COUNT, such as 100:5"),
+    (
+      "--profile=9000:2",
+      "error: profile starts with step 9000, but the run ends with step",
+    ),
     ("--heartbeat_s=0", "flag --heartbeat_s=0: 0 is not a positive"),
   ],
 )

@@ -9,5 +9,9 @@
 # mounted with gcsfuse. JAX asks the slice how many processes there are. The
 # same command goes on after a preemption.
 set -eu
+flags=
+for flag; do  # quoted for the shell of the host
+  flags="$flags '$(printf %s "$flag" | sed "s/'/'\\\\''/g")'"
+done
 gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="
-  cd mtp_jax && ${PYTHON:-python3} -m experiments.train --distributed $*"
+  cd mtp_jax && ${PYTHON:-python3} -m experiments.train --distributed$flags"
