@@ -207,6 +207,27 @@ MUTANTS = [
     "test_blockwise.py::test_log_probabilities_and_margins_are_head_1s",
   ),
   Mutant(
+    "int8 keys without their scale",
+    "mtp_jax/decode/cache.py",
+    "scores *= jnp.swapaxes(k_scale, 2, 3)",
+    "pass",
+    "test_cache.py::test_attention_equals_the_formula",
+  ),
+  Mutant(
+    "attention's scores rounded to the model's dtype",
+    "mtp_jax/decode/cache.py",
+    "jax.nn.softmax(jnp.where(mask, scores *",
+    "jax.nn.softmax(jnp.where(mask, scores.astype(q.dtype) *",
+    "test_cache.py::test_attention_equals_the_formula",
+  ),
+  Mutant(
+    "a served prompt that waits where a row is free",
+    "mtp_jax/decode/serve.py",
+    "while waiting and None in rows:",
+    "while waiting and None in rows[: len(ready) or None]:",
+    "test_serve.py::test_no_row_waits_while_a_prompt_does",
+  ),
+  Mutant(
     "padding rows of a refill clobber the last slot",
     "mtp_jax/decode/serve.py",
     'old.at[rows].set(new, mode="drop")',

@@ -707,7 +707,6 @@ def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
 def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
   net, prompts = trained
   monkeypatch.setattr(network, "CHUNK", 16)
-  monkeypatch.setattr(prompts_lib, "CHUNK", 16)
   monkeypatch.setattr(cache, "ladder", lambda needed: -(-needed // 16) * 16)
   decoder = prepare.decoder(net, sliding_window=41)
   run = functools.partial(decode.generate, decoder, prompts, max_new=150)

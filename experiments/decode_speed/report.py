@@ -4,6 +4,7 @@ import pathlib
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 
 from mtp_jax.decode import tree as tree_lib
 
@@ -18,6 +19,12 @@ def name(tree: tree_lib.Tree) -> str:
     return "ordinary"
   kind = "chain" if tree.is_chain else "tree"
   return f"{kind} {tree.size}"
+
+
+def common(a, b) -> int:
+  """Length of the common beginning."""
+  size = min(len(a), len(b))
+  return int(np.argmax(np.append(a[:size] != b[:size], True)))
 
 
 def tables(result: dict) -> str:

@@ -3,7 +3,7 @@
   python -m experiments.decode_speed.run --workdirs=runs/bytes,runs/pieces
 
 Continues held-out prompts at several batch sizes with every topology that
-`decode.choose` tries, all of them in alternating turns, and writes for each:
+`decode.choose` tries and a chain of 3, all of them in alternating turns, and writes for each:
 tokens per forward, seconds, speedup, efficiency (speedup over tokens per
 forward) beside its limit from the bytes that a pass reads, and whether the
 texts are ordinary decoding's. The trees are built on other held-out prompts.
@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from experiments import program
-from experiments.decode_speed import limits, report, serving
+from experiments.decode_speed import limits, precision, report, serving
 from mtp_jax import workdir
 from mtp_jax.data import pipeline
 from mtp_jax.decode import accept, blockwise, choose, generate, prepare
@@ -72,19 +72,15 @@ def measure(net, cfg, codec, held, bandwidth: float) -> dict:
   """Everything about one model."""
   decoder = prepare.decoder(net, codec.vocab)
   new = cfg.data.seq_len - _PROMPT_LEN.value
-  # In turn: two pieces of text for the measurement, one for tuning.
-  count = _PROMPTS.value * 3 // 2
+  counts = _PROMPTS.value // 2, _PROMPTS.value, _SERVED.value
   every = held.excerpts(
-    count, _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
+    sum(counts), _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
   )
-  tuning = every[2::3]
-  prompts = [p for i, p in enumerate(every) if i % 3 < 2]
-  served = held.excerpts(
-    _SERVED.value, _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
-  )
+  every = [every[i] for i in np.random.default_rng(0).permutation(sum(counts))]
+  tuning, prompts, served = np.split(every, np.cumsum(counts)[:2])
   chances = choose.acceptance(decoder, tuning, max_new=new)
-  trees = choose.topologies(chances)
-  trees = sorted({*trees, *map(tree_lib.chain, (3,))}, key=_order)
+  automatic = choose.topologies(chances)
+  trees = sorted({*automatic, tree_lib.chain(3)}, key=_order)
   trees = [t for t in trees if t.heads <= decoder.n_future]
   result = {
     "config": dataclasses.asdict(cfg.model),
@@ -94,8 +90,8 @@ def measure(net, cfg, codec, held, bandwidth: float) -> dict:
     "new": new,
     "batches": {},
     "served": {},
-    "drafts": draft_precision(net, codec, prompts, new, trees),
-    "caches": cache_precision(net, codec, prompts, new),
+    "drafts": precision.drafts(net, codec, prompts, new, trees),
+    "caches": precision.caches(net, codec, prompts, new),
   }
   for batch in map(int, _BATCHES.value):
     used = prompts[: max(batch, _FEWEST.value)]
@@ -114,7 +110,13 @@ def measure(net, cfg, codec, held, bandwidth: float) -> dict:
     result["batches"][str(batch)] = rows
     count = min(max(2 * _FEWEST.value, 3 * batch), len(served))
     result["served"][str(batch)] = serving.measure(
-      decoder, expected, served[:count], batch, new, _REPEATS.value
+      decoder,
+      expected,
+      choose.best([o for o in expected if o.tree in automatic]),
+      served[:count],
+      slots=batch,
+      new=new,
+      repeats=_REPEATS.value,
     )
   return result
 
@@ -185,58 +187,6 @@ def peer_decode(peer, model, groups, new):
   return found, np.array([0.0, seconds])
 
 
-def draft_precision(net, codec, prompts, new, trees) -> dict:
-  """Tokens per forward with drafting heads in fewer bits; texts are the same."""
-  tree, found = trees[-1], {}
-  for dtype in (None, "bfloat16", "int8"):
-    decoder = prepare.decoder(net, codec.vocab, draft_dtype=dtype)
-    row = {}
-    for name, heads in (("chain", net.cfg.n_future), ("tree", tree)):
-      result = generate.generate(decoder, prompts, heads=heads, max_new=new)
-      row[name] = result.tokens_per_forward
-      row[f"{name}_texts"] = result.tokens
-    found[str(dtype)] = row
-  base = found["None"]
-  return {
-    dtype: {
-      "chain": row["chain"],
-      "tree": row["tree"],
-      "same_texts": all(
-        np.array_equal(a, b)
-        for name in ("chain_texts", "tree_texts")
-        for a, b in zip(row[name], base[name], strict=True)
-      ),
-    }
-    for dtype, row in found.items()
-  }
-
-
-def cache_precision(net, codec, prompts, new) -> dict:
-  """What a smaller cache does to texts and to their probability."""
-  found, base = {}, None
-  for dtype in ("float32", "bfloat16", "int8"):
-    decoder = prepare.decoder(net, codec.vocab, cache_dtype=dtype)
-    result = generate.generate(decoder, prompts, heads=1, max_new=new)
-    cache = jax.eval_shape(lambda d: d.empty_cache(1, 1024, 1), decoder)
-    base = result if base is None else base
-    common = [
-      _common(a, b) for a, b in zip(result.tokens, base.tokens, strict=True)
-    ]
-    found[dtype] = {
-      "bytes_per_token": sum(
-        a.size * a.dtype.itemsize for a in jax.tree.leaves(cache)
-      )
-      / 1024,
-      "same_texts": float(np.mean([c == new for c in common])),
-      "tokens_before_the_first_difference": float(np.mean(common)),
-      "largest_change_of_a_logprob": max(
-        float(np.abs(a.logprob[:c] - b.logprob[:c]).max(initial=0))
-        for a, b, c in zip(result.texts, base.texts, common, strict=True)
-      ),
-    }
-  return found
-
-
 def _figures(decoder, found, times, base, batch, bandwidth):
   tree = found[0].tree
   whole = generate.Result([t for r in found for t in r.texts], tree)
@@ -281,7 +231,7 @@ def _same(found, ordinary) -> dict:
   margins = []
   texts = [t for r in ordinary for t in r.texts]
   for a, b in zip(_tokens(found), texts, strict=True):
-    place = _common(a, b.tokens)
+    place = report.common(a, b.tokens)
     if place < len(b.tokens):
       margins.append(float(b.margin[place]))
   return {
@@ -289,12 +239,6 @@ def _same(found, ordinary) -> dict:
     "same": len(texts) - len(margins),
     "margins": margins,
   }
-
-
-def _common(a, b) -> int:
-  """Length of the common beginning."""
-  size = min(len(a), len(b))
-  return int(np.argmax(np.append(a[:size] != b[:size], True)))
 
 
 def _order(tree):

@@ -10,7 +10,14 @@ from mtp_jax.decode import choose, serve
 
 
 def measure(
-  decoder, options: list[choose.Option], prompts, slots, new, repeats
+  decoder,
+  options: list[choose.Option],
+  chosen: choose.Option,
+  prompts,
+  *,
+  slots: int,
+  new: int,
+  repeats: int,
 ) -> dict:
   """A row per topology: seconds, speed over ordinary decoding, 'auto' or not.
 
@@ -20,12 +27,12 @@ def measure(
   Args:
     decoder: from `prepare.decoder`.
     options: from `choose.options` at this batch, ordinary decoding among them.
+    chosen: the one that 'auto' takes.
     prompts: to continue by `new` tokens each.
     slots: rows at once.
     new: tokens.
     repeats: turns of each.
   """
-  chosen = choose.best(options)
   branching = [o for o in options if not o.tree.is_chain]
   options = [
     o for o in options if o.tree.is_chain or o in (chosen, *branching[:1])

@@ -1,6 +1,7 @@
 """What is asked of the figures: the largest batch, verdicts, a table."""
 
 import functools
+import math
 from collections.abc import Callable
 
 # The bounds, and what they are about.
@@ -12,11 +13,12 @@ ROWS_OVER_FORMULA = 3  # the most rows of serial over the formula's, n = 4
 def most_rows(needed: Callable[[int], int], limit: float) -> int:
   """The most rows of which `needed(rows)` bytes are at most `limit`.
 
-  Memory is nearly affine in rows, so a program or two beside the first two
+  Memory is nearly affine in rows, so a program or two beside the first ones
   tell, where trying one count after another would compile dozens.
 
   Args:
-    needed: bytes that a program for so many rows takes; rising.
+    needed: bytes that a program for so many rows takes, rising; infinite
+      where the compiler gives up.
     limit: bytes.
 
   Returns:
@@ -26,17 +28,19 @@ def most_rows(needed: Callable[[int], int], limit: float) -> int:
   if known(1) > limit:
     return 0
   low, high = 1, 2  # low fits; high is the next to try
-  tried = 1
-  while True:
-    if known(high) > limit:
-      break
-    per_row = max((known(high) - known(tried)) / (high - tried), 1)
-    tried = low = high
-    high = low + max(1, int((limit - known(low)) / per_row))
-  while high - low > 1:
+  while known(high) <= limit:
     per_row = (known(high) - known(low)) / (high - low)
-    guess = low + int((limit - known(low)) / max(per_row, 1))
-    guess = min(max(guess, low + 1), high - 1)
+    more = int((limit - known(high)) / max(per_row, 1)) + 1
+    # No further at once: where the update takes most, memory is flat at first.
+    low, high = high, min(high + more, 4 * high)
+  bisect = False
+  while high - low > 1:
+    guess = (low + high) // 2
+    if not bisect and math.isfinite(known(high)):
+      per_row = (known(high) - known(low)) / (high - low)
+      guess = low + int((limit - known(low)) / max(per_row, 1))
+      guess = min(max(guess, low + 1), high - 1)
+    bisect = not bisect
     low, high = (guess, high) if known(guess) <= limit else (low, guess)
   return low
 
@@ -48,23 +52,26 @@ def verdicts(rows: list[dict]) -> dict[str, dict]:
 
   def add(name, figure, bound, at_most):
     met = figure <= bound if at_most else figure >= bound
-    found[name] = {"figure": figure, "bound": bound, "met": met}
+    found[name] = {"figure": round(figure, 3), "bound": bound, "met": met}
 
   for (size, n, loss), row in at.items():
-    one, formula = at.get((size, 1, loss)), at.get((size, n, "formula"))
+    one, formula = at.get((size, 1, loss), {}), at.get((size, n, "formula"), {})
     if loss != "serial":
       continue
-    if n > 1 and one:
+    if n > 1 and "seconds" in row and "seconds" in one:
       ratio = row["seconds"] / row["rows"] / (one["seconds"] / one["rows"])
-      work = row["flops_per_token"] / one["flops_per_token"]
-      name = f"{size}: step time over n=1's, by the ratio of FLOPs, n={n}"
-      add(name, ratio / work, OVER_FLOPS, True)
+      for kind in ("executed", "model"):
+        work = row[f"{kind}_flops"] / one[f"{kind}_flops"]
+        name = f"{size}: step time over n=1's, by {kind} FLOPs, n={n}"
+        add(name, ratio / work, OVER_FLOPS, True)
     if size == "1.3B" and "flop_utilisation" in row:
       name = f"{size}: FLOP utilisation, n={n}"
       add(name, row["flop_utilisation"], UTILISATION, False)
-    if n == 4 and formula and formula["most_rows"]:
+    if n == 4 and "most_rows" in row and "most_rows" in formula:
       name = f"{size}: most rows over the formula's, n={n}"
-      ratio = row["most_rows"] / formula["most_rows"]
+      ratio = row["most_rows"] / max(formula["most_rows"], 1)
+      if not formula["most_rows"]:
+        name += " (of which none fits: counted as 1)"
       add(name, ratio, ROWS_OVER_FORMULA, False)
   return found
 
@@ -77,10 +84,18 @@ def table(rows: list[dict]) -> str:
     "|---|---|---|---|---|---|---|---|",
   ]
   for row in rows:
+    cells = [
+      f"{row[key]:{form}}" if key in row else "does not fit"
+      for key, form in (
+        ("seconds", ".3f"),
+        ("tokens_per_second", ",.0f"),
+        ("gib", ".2f"),
+        ("most_rows", ""),
+      )
+    ]
     use = row.get("flop_utilisation")
+    cells.insert(2, "" if use is None else f"{use:.3f}")
     lines.append(
-      f"| {row['size']} | {row['n']} | {row['loss']} | {row['seconds']:.3f} | "
-      f"{row['tokens_per_second']:,.0f} | {'' if use is None else f'{use:.3f}'}"
-      f" | {row['gib']:.2f} | {row['most_rows']} |"
+      f"| {row['size']} | {row['n']} | {row['loss']} | {' | '.join(cells)} |"
     )
   return "\n".join(lines)

@@ -17,15 +17,16 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs.paper import base
 from experiments import aot, program
 from experiments.train_speed import bounds
 from mtp_jax import config, metrics, sharding, train
+from mtp_jax.model import model
 
 _SIZES = flags.DEFINE_list("sizes", ["0.3B", "1.3B"], "Of configs/sizes.py.")
-_HEADS = flags.DEFINE_list("heads", ["1", "2", "4"], "n, 1 first.")
+_HEADS = flags.DEFINE_list("heads", ["1", "2", "4"], "n, heads of a model.")
 _LOSSES = flags.DEFINE_list("losses", list(config.LOSSES), "To compare.")
 _ROWS = flags.DEFINE_integer("rows", 2, "Per device, timed.", lower_bound=1)
 _SEQ_LEN = flags.DEFINE_integer("seq_len", 4096, "Tokens of a row.")
@@ -57,9 +58,17 @@ def batch_of(cfg: config.Config) -> dict:
 
 
 def compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
-  """The training step and the bytes per device that it takes at most."""
+  """The training step and the bytes per device that it takes at most.
+
+  (None, inf) where the compiler gives up for want of memory.
+  """
   step = train.compile_step(cfg, mesh)
-  step = step.lower(train.abstract_state(cfg, mesh), batch_of(cfg)).compile()
+  step = step.lower(train.abstract_state(cfg, mesh), batch_of(cfg))
+  try:
+    step = step.compile()
+  except jax.errors.JaxRuntimeError as error:
+    _if_exhausted(error)
+    return None, math.inf
   held = step.memory_analysis()
   return step, (
     held.argument_size_in_bytes
@@ -69,14 +78,28 @@ def compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
   )
 
 
-def measure(size: str, limit: float) -> list[dict]:
-  """A row per n and loss."""
-  devices = jax.devices()
-  mesh = sharding.make_mesh(config.Mesh(), devices)
+def executed_flops(cfg: config.Config) -> float:
+  """Of a token: the model's, and what rematerialising the trunk adds.
+
+  Whole layers run forward once more under 'full', attention alone under
+  'dots'; heads are not rematerialised by the serial loss.
+  """
+  shape = cfg.model
+  layer = model.count_parameters(shape)["layers"] / (
+    shape.trunk_layers + shape.head_layers
+  )
+  attention = 2 * cfg.data.seq_len * shape.width
+  again = {"none": 0, "dots": attention, "full": 2 * layer + attention}
+  known = metrics.flops_per_token(shape, cfg.data.seq_len)
+  return known + shape.trunk_layers * again[shape.remat]
+
+
+def timed(size: str, mesh: jax.sharding.Mesh) -> tuple[list[dict], dict]:
+  """A row per n and loss with its seconds, and a state on the host per n."""
   rows, programs, states, batches = [], [], {}, {}
   for n in map(int, _HEADS.value):
     for loss in _LOSSES.value:
-      cfg = settings(size, n, loss, _ROWS.value * len(devices))
+      cfg = settings(size, n, loss, _ROWS.value * mesh.size)
       step, held = compiled(cfg, mesh)
       rows.append(
         {
@@ -84,58 +107,71 @@ def measure(size: str, limit: float) -> list[dict]:
           "n": n,
           "loss": loss,
           "rows": cfg.data.batch,
-          "flops_per_token": metrics.flops_per_token(
-            cfg.model, cfg.data.seq_len
-          ),
-          "gib": round(held / aot.GIB, 3),
+          "model_flops": metrics.flops_per_token(cfg.model, cfg.data.seq_len),
+          "executed_flops": executed_flops(cfg),
         }
       )
+      if step:
+        rows[-1]["gib"] = round(held / aot.GIB, 3)
       programs.append(step)
-      print(rows[-1], flush=True)
+      logging.info("%s", rows[-1])
     # On the host: the states of all n would not fit beside one another.
     states[n] = jax.device_get(train.init_state(cfg, mesh))
-    shape = batch_of(cfg)["tokens"].shape
-    tokens = np.random.default_rng(0).integers(0, cfg.model.vocab, shape)
-    batches[n] = {
-      "tokens": tokens.astype(np.int32),
-      "segments": np.ones(shape, np.int32),
-    }
-  for row, times in zip(
-    rows, _turns(rows, programs, states, batches, mesh), strict=True
-  ):
-    row["seconds"] = statistics.median(times)
-    row["least_seconds"], row["most_seconds"] = min(times), max(times)
-    tokens = row["rows"] * _SEQ_LEN.value
-    row["tokens_per_second"] = tokens / row["seconds"]
-    if peak := metrics.peak_flops(devices):
-      work = row["tokens_per_second"] * row["flops_per_token"]
-      row["flop_utilisation"] = work / peak
-  del programs
-  for row in rows:
-    row["most_rows"] = _most_rows(size, row, states[row["n"]], mesh, limit)
-    print(row, flush=True)
-  return rows
+    batches[n] = _batch(cfg)
+  times = _turns(rows, programs, states, batches, mesh)
+  for row, taken in zip(rows, times, strict=True):
+    if taken:
+      row["seconds"] = statistics.median(taken)
+      row["least_seconds"], row["most_seconds"] = min(taken), max(taken)
+      tokens = row["rows"] * _SEQ_LEN.value
+      row["tokens_per_second"] = tokens / row["seconds"]
+      if peak := metrics.peak_flops(list(mesh.devices.flat)):
+        work = row["tokens_per_second"] * row["model_flops"]
+        row["flop_utilisation"] = work / peak
+  return rows, states
 
 
-def _most_rows(size, row, state, mesh, limit) -> int:
-  """On all devices: `bounds.most_rows` by the compiler, or fewer if they do not run."""
+def most_rows(row: dict, state, mesh: jax.sharding.Mesh, limit: float) -> int:
+  """On all devices: what `bounds.most_rows` finds, or fewer if it does not run.
 
-  def made(count):
-    cfg = settings(size, row["n"], row["loss"], count * mesh.size)
-    return cfg, *compiled(cfg, mesh)
+  Args:
+    row: from `timed`.
+    state: on the host.
+    mesh: all devices.
+    limit: bytes of one of them.
+  """
+  best = 0, None  # the largest program that fits so far
 
-  count = bounds.most_rows(lambda count: made(count)[2], limit)
+  def needed(count):
+    nonlocal best
+    cfg = settings(row["size"], row["n"], row["loss"], count * mesh.size)
+    step, held = compiled(cfg, mesh)
+    if held <= limit and count > best[0]:
+      best = count, step
+    return held
+
+  count = bounds.most_rows(needed, limit)
   while count:
-    cfg, step, _ = made(count)
-    batch = jax.tree.map(lambda a: np.ones(a.shape, a.dtype), batch_of(cfg))
+    if count != best[0]:
+      best = 0, None
+      needed(count)
+    cfg = settings(row["size"], row["n"], row["loss"], count * mesh.size)
     try:
-      jax.block_until_ready(step(*_placed(state, batch, mesh)))
+      jax.block_until_ready(best[1](*_placed(state, _batch(cfg), mesh)))
       break
     except jax.errors.JaxRuntimeError as error:
-      if "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-    count -= 1
+      _if_exhausted(error)
+    count = min(count - 1, count * 15 // 16)
   return count * mesh.size
+
+
+def _batch(cfg):
+  shape = batch_of(cfg)["tokens"].shape
+  tokens = np.random.default_rng(0).integers(0, cfg.model.vocab, shape)
+  return {
+    "tokens": tokens.astype(np.int32),
+    "segments": np.ones(shape, np.int32),
+  }
 
 
 def _placed(state, batch, mesh):
@@ -144,25 +180,37 @@ def _placed(state, batch, mesh):
 
 
 def _turns(rows, programs, states, batches, mesh) -> list[list[float]]:
-  """Seconds of a step of each program, a figure per round."""
+  """Seconds of a step of each program, a figure per round; none: no room."""
   times = [[] for _ in rows]
   for _ in range(_ROUNDS.value):
     state, held = None, None
-    for row, step, taken in zip(rows, programs, times, strict=True):
+    for i, (row, step) in enumerate(zip(rows, programs, strict=True)):
+      if step is None:
+        continue
       if held != row["n"]:
-        held = row["n"]
-        del state  # before the next one comes
+        held, state = row["n"], None  # freed before the next one comes
         state, batch = _placed(states[held], batches[held], mesh)
-      state, found = step(state, batch)
-      jax.block_until_ready(found)
-      begin = time.perf_counter()
-      for _ in range(_STEPS.value):
+      try:
         state, found = step(state, batch)
-      jax.block_until_ready(found)
-      taken.append((time.perf_counter() - begin) / _STEPS.value)
+        jax.block_until_ready(found)
+        begin = time.perf_counter()
+        for _ in range(_STEPS.value):
+          state, found = step(state, batch)
+        jax.block_until_ready(found)
+      except jax.errors.JaxRuntimeError as error:
+        _if_exhausted(error)
+        programs[i], held = None, None
+        continue
+      times[i].append((time.perf_counter() - begin) / _STEPS.value)
       if not math.isfinite(found["loss"]):
         raise ValueError(f"{row}: the loss is {found['loss']}")
   return times
+
+
+def _if_exhausted(error):
+  """Raises `error` unless it tells of too little memory."""
+  if "RESOURCE_EXHAUSTED" not in str(error):
+    raise error
 
 
 def memory() -> float:
@@ -183,6 +231,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   path, limit = pathlib.Path(_OUTPUT.value), memory()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  mesh = sharding.make_mesh(config.Mesh())
   result = {
     "machine": program.machine(),
     "seq_len": _SEQ_LEN.value,
@@ -190,15 +240,23 @@ def main(argv: list[str]) -> None:
     "memory_gib": limit / aot.GIB,
     "rows": [],
   }
-  for size in _SIZES.value:
-    result["rows"] += measure(size, limit)
+
+  def save():  # what is known, before the next program may fail
     result["bounds"] = bounds.verdicts(result["rows"])
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
+
+  for size in _SIZES.value:
+    rows, states = timed(size, mesh)
+    result["rows"] += rows
+    save()
+    for row in rows:
+      row["most_rows"] = most_rows(row, states[row["n"]], mesh, limit)
+      logging.info("%s", row)
+      save()
   print(bounds.table(result["rows"]))
   for name, entry in result["bounds"].items():
     mark = "met" if entry["met"] else "NOT MET"
-    print(f"{name}: {entry['figure']:.3f} (bound {entry['bound']}): {mark}")
+    print(f"{name}: {entry['figure']} (bound {entry['bound']}): {mark}")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 
 from mtp_jax.decode import accept, prompts
 from mtp_jax.decode import cache as cache_lib
+from mtp_jax.decode import network as network_lib
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.decode.network import CHUNK
 
 
 @jax.tree_util.register_dataclass
@@ -235,9 +235,10 @@ def plan(
       f"a tree {tree.drafts} drafts deep needs {tree.heads} heads; the model "
       f"has {network.n_future}"
     )
-  if tree.size > CHUNK:
+  if tree.size > network_lib.CHUNK:
     raise ValueError(
-      f"a tree of {tree.size} nodes; a pass reads at most {CHUNK} tokens"
+      f"a tree of {tree.size} nodes; a pass reads at most {network_lib.CHUNK} "
+      "tokens"
     )
   if tree.width > network.vocab:
     raise ValueError(

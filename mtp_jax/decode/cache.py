@@ -85,8 +85,9 @@ def attend(mask, q, k, v, k_scale=None, v_scale=None) -> jax.Array:
   """Attention of a window over a layer, [B, W, H, C] in q's dtype.
 
   Queries of one kv head are the rows of one product over the cache as it lies
-  (`jax.nn.dot_product_attention` has another order of axes). An int8 cache
-  enters the products as it is: its scales belong to positions, so they move
+  (`jax.nn.dot_product_attention` has another order of axes). Scores and
+  softmax are float32. A cache of another dtype is converted for the products,
+  on a CPU into a copy; an int8 one's scales belong to positions, so they move
   to the scores and to the weights.
 
   Args:

@@ -24,7 +24,7 @@ def quantise(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-  """A weight [D, ...] with a scale [1, ...] per output channel.
+  """A weight [D, ...] with a scale [1, ...], one for each vector of axis 0.
 
   It stands where an array does: layers cast weights with `astype`.
   """
@@ -41,4 +41,5 @@ class Matrix:
 
 
 def matrix(w: jax.Array) -> Matrix:
+  """`w` [D, ...] of any float dtype, rounded."""
   return Matrix(*quantise(w, 0))

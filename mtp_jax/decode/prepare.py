@@ -31,13 +31,13 @@ def decoder(
     net: the model.
     vocab: the tokenizer's ids, where the model's vocabulary is padded beyond
       them; a padding id is then never written.
-    sliding_window: look back over the last so many tokens only, in a cache of that
-      size: the text may grow without end. Not what the model was trained to
-      do, unless its texts were no longer than that.
+    sliding_window: look back over the last so many tokens only, in a cache of
+      that size: the text may grow without end. Not what the model was trained
+      to do, unless its texts were no longer than that.
     cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`.
     draft_dtype: keep what only heads 2..N use, their layers and unembedding,
-      in 'bfloat16' or 'int8' (a scale per output channel). Texts stay head
-      1's own; drafts may be accepted less often.
+      in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
+      own; drafts may be accepted less often.
     mesh: tensor parallel over its axis 'model', rows over 'data'.
 
   Raises:

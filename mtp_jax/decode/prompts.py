@@ -1,4 +1,4 @@
-"""From lists of ids to prompts that have been read: checked, padded, absorbed."""
+"""From lists of ids to prompts that have been read, in a cache."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.decode.network import CHUNK
+from mtp_jax.decode import network as network_lib
 
 
 @jax.tree_util.register_dataclass
@@ -74,7 +74,7 @@ def width(longest: int) -> int:
 def read(
   network, tokens: jax.Array, lengths: jax.Array, *, heads: int, slots: int
 ) -> Prompt:
-  """Reads prompts, at most `CHUNK` tokens per pass.
+  """Reads prompts, at most `network.CHUNK` tokens per pass.
 
   As many passes as the longest prompt needs, whatever P is: prompts of all
   lengths up to P share one program, and no array grows with P squared.
@@ -87,7 +87,7 @@ def read(
     slots: positions of the cache.
   """
   B, P = tokens.shape
-  width = min(P, CHUNK)
+  width = min(P, network_lib.CHUNK)
   last = lengths - 1
 
   def absorb(cache, turn):

@@ -19,7 +19,7 @@ from mtp_jax.decode import accept, blockwise, choose, generate
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
 
-_READ = 8  # prompts read together; on a mesh as many as its rows divide by
+_READ = 8  # prompts read, and rows refilled, together at most
 
 
 def generate_all(
@@ -38,9 +38,11 @@ def generate_all(
   """Continues any number of prompts, `slots` rows at a time.
 
   Equals `generate.generate` of all prompts in one batch, without waiting for
-  its longest text. Takes the caches of `slots` rows and of the 8 prompts that
-  are read together: as long as the longest prompt needs, and the rows' grow by
-  half when a text fills them.
+  its longest text. Takes the caches of `slots` rows and, for a moment three
+  times, of the prompts that are read together: 8, or on a mesh the next
+  multiple of the devices that share rows. They are as long as the longest
+  prompt needs; the rows' grow by half when a text fills them, and then the old
+  ones live beside the new.
 
   Args:
     network: from `prepare.decoder(model)`.
@@ -74,9 +76,10 @@ def generate_all(
   if isinstance(heads, str):
     if heads != "auto":
       raise ValueError(f"heads={heads!r}: give a number, a tree or 'auto'")
+    count = _rounded(min(slots, len(prompts)), network.row_step)
     heads = choose.choose(
       network,
-      prompts[:slots],
+      [prompts[i % len(prompts)] for i in range(count)],
       batch=slots,
       max_new=max_new,
       stop=stop,
@@ -101,7 +104,7 @@ def _serve(
   size, cache_len = generate.sizes(width, tree, max_new, None)
   groups = _read_all(network, prompts, samples, tree, cache_len)
   prompt, ready = next(groups)
-  state = _empty(network, rule, prompt, slots, tree, size)
+  state = _empty(network, rule, prompt, slots, tree, size, cache_len)
   waiting = len(prompts) * samples  # texts that have not begun
   rows = [None] * slots  # (text number, prompt length) in each row
   finished = ([], None)  # rows whose copied texts have not been fetched
@@ -109,9 +112,11 @@ def _serve(
   while True:
     while waiting and None in rows:
       if not ready:
+        prompt = None  # its cache is free for the next ones
         prompt, ready = next(groups)
       free = [b for b, row in enumerate(rows) if row is None]
-      batch = [(b, *ready.popleft()) for b in free[: len(ready)]]
+      count = min(len(ready), _READ)
+      batch = [(b, *ready.popleft()) for b in free[:count]]
       waiting -= len(batch)
       for b, number, _ in batch:
         rows[b] = (number, len(prompts[number // samples]))
@@ -136,6 +141,7 @@ def _serve(
       state = _turn(network, rule, state, live, waiting > 0)
     # The device is at work: read on, and hand out the turn before's texts.
     if waiting and not ready:
+      prompt = None
       prompt, ready = next(groups)
     for (i, length), text in zip(
       finished[0], jax.device_get(finished[1]) or [], strict=True
@@ -153,23 +159,28 @@ def _serve(
 
 def _read_all(network, prompts, samples, tree, cache_len):
   """Prompts read together, and a (text number, row) for each of their texts."""
-  step = network.row_step
-  together = -(-min(_READ, len(prompts)) // step) * step
+  together = _rounded(min(_READ, len(prompts)), network.row_step)
   for first in range(0, len(prompts), together):
     group = prompts[first : first + together]
     padding = [[0]] * (together - len(group))  # one program for all
     tokens, lengths = prompts_lib.pad([*group, *padding], network.vocab)
-    batch = prompts_lib.read_jit(
-      network, tokens, lengths, heads=tree.heads, slots=cache_len
-    )
     numbers = range(first * samples, (first + len(group)) * samples)
     yield (
-      batch,
+      prompts_lib.read_jit(
+        network, tokens, lengths, heads=tree.heads, slots=cache_len
+      ),
       collections.deque((i, i // samples - first) for i in numbers),
     )
 
 
-def _empty(network, rule, prompt, slots, tree, size):
+def _rounded(count: int, step: int) -> int:
+  return -(-count // step) * step
+
+
+@functools.partial(
+  jax.jit, static_argnames=("slots", "tree", "size", "cache_len")
+)
+def _empty(network, rule, prompt, slots, tree, size, cache_len):
   """A state of `slots` rows that are done."""
 
   def make(prompt):
@@ -181,9 +192,10 @@ def _empty(network, rule, prompt, slots, tree, size):
 
   row = jax.eval_shape(make, prompt)
   state = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape[1:]), a.dtype), row)
-  return jax.tree_util.tree_map_with_path(
-    lambda path, a: a | (path[0].name == "done") if a.dtype == bool else a,
+  return dataclasses.replace(
     state,
+    done=jnp.ones((slots,), bool),
+    cache=network.empty_cache(slots, cache_len, tree.heads),
   )
 
 
@@ -216,9 +228,11 @@ def _fill(
     stop=stop,
     key=blockwise.row_keys(seed, numbers),
   )
-  return jax.tree.map(
+  state = jax.tree.map(
     lambda old, new: old.at[rows].set(new, mode="drop"), state, fresh
   )
+  # As large as before, and where it belongs on a mesh.
+  return dataclasses.replace(state, cache=network.grow(state.cache, cache_len))
 
 
 @functools.partial(jax.jit, donate_argnames="state")
