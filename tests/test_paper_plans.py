@@ -1,6 +1,8 @@
 """The table of slices: what it covers, and that BUILD.md holds it."""
 
+import importlib
 import pathlib
+import re
 
 import pytest
 
@@ -45,6 +47,40 @@ def test_build_holds_the_table(every):
   assert (
     report.table(rows, run.distinct(every)) in (ROOT / "BUILD.md").read_text()
   )
+
+
+def test_configs_name_their_slices(every):
+  """Each family the slices that its runs fit, and no other."""
+  rows = run.read(run.FOLDER / "v5e.csv")
+  fits = {
+    row["run"]: row["slice"]
+    for row in rows
+    if (row["loss"], row["fits"]) == ("serial", "True")
+  }
+  found = {family: set() for family in run.FAMILIES}
+  for first, members in run.distinct(every).items():
+    for member in members:
+      found[member.split(":")[0]].add(fits[first])
+  for family, slices in found.items():
+    text = importlib.import_module(f"configs.paper.{family}").__doc__
+    assert (
+      set(re.findall(r"v\d\w*:\w+", text.split("Planned slice")[1])) == slices
+    )
+
+
+def test_heads_fit_where_one_head_fits(every):
+  """The bounds on 13B and on bytes: n = 4 and 32 on the slice of n = 1."""
+  rows = run.read(run.FOLDER / "v5e.csv")
+
+  def smallest(name):
+    return min(
+      row["slice"]
+      for row in rows
+      if row["run"] == name and (row["loss"], row["fits"]) == ("serial", "True")
+    )
+
+  assert smallest("scaling:13B-n4") == smallest("scaling:13B-n1")
+  assert smallest("bytes_7b:7B-n32") == smallest("bytes_7b:7B-n1")
 
 
 def test_the_table():
