@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from conftest import ROOT
 
 from experiments.decode_speed import limits, report, run
 from mtp_jax import config, tokenizer, workdir
@@ -141,6 +144,48 @@ def test_one_small_run(trained, capsys):
   lines = capsys.readouterr().out.splitlines()
   assert sum(line.startswith("| 3 | tree 5 |") for line in lines) == 1
   assert sum(line.startswith("| 3 | 9 | tree 5 |") for line in lines) == 1
+
+
+def test_costs(tmp_path):
+  path = tmp_path / "costs.json"
+  sizes = "width=24 mlp=32 layers=3 attn_heads=2 kv_heads=2 n_future=2".split()
+  subprocess.run(
+    [
+      *(sys.executable, "-m", "experiments.decode_speed.costs"),
+      "--config=configs/decode_speed.py:pieces",
+      *(f"--config.model.{size}" for size in sizes),
+      *("--batches=1,3", "--length=20", "--cache_len=160", "--repeats=1"),
+      f"--output={path}",
+    ],
+    cwd=ROOT,
+    check=True,
+    timeout=600,
+  )
+  found = json.loads(path.read_text())
+  assert [(r["batch"], r["heads"]) for r in found["width"]] == [
+    (1, 1), (1, 2), (3, 1), (3, 2),
+  ]  # fmt: skip
+  assert [(r["tokens"], r["grown"]) for r in found["cache"]] == 3 * [
+    (n, grown) for n in (4, 64, 144) for grown in (True, False)
+  ]
+  assert all(r["seconds"] > 0 for r in found["width"] + found["cache"])
+
+
+@pytest.mark.parametrize("head", ["parallel", "unembedding"])
+def test_a_llama_says_what_head_1_says(head):
+  """Where torch and transformers are installed; make does not."""
+  torch = pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+  from experiments.decode_speed import peer
+
+  net = make(head)
+  llama = peer.export(prepare.decoder(net))
+  tokens = np.random.default_rng(0).integers(0, V, (2, 11))
+  with torch.no_grad():
+    got = llama(torch.tensor(tokens)).logits.numpy()
+  np.testing.assert_allclose(got, np.asarray(net(tokens)[0]), atol=2e-5)
+  with pytest.raises(ValueError, match="looks back over 7 tokens"):
+    peer.export(prepare.decoder(net, sliding_window=7))
 
 
 def test_names():

@@ -196,7 +196,7 @@ def test_docstring_and_unknown_run(family):
   said = module.__doc__
   (run,) = re.findall(rf"--config=configs/paper/{family}\.py:(\S+)", said)
   assert run in module.RUNS
-  assert "S13" in said and "Corpus:" in said and "Planned slice:" in said
+  assert "S13" in said and "Corpus:" in said and "Planned slice" in said
   for name in ("13C-n4", ""):
     with pytest.raises(ValueError) as error:
       module.get_config(name)

@@ -31,7 +31,7 @@ def export(
   beyond `decoder.vocab`, a padded vocabulary's, are left out.
 
   Args:
-    decoder: from `prepare.decoder`, without a window.
+    decoder: from `prepare.decoder`, without a sliding window.
     attention: transformers' attn_implementation.
 
   Returns:
@@ -39,7 +39,7 @@ def export(
 
   Raises:
     ValueError: heads of another kind than 'parallel' or 'unembedding', or a
-      decoder with a window; a Llama has neither.
+      decoder with a sliding window; a Llama has neither.
   """
   cfg = decoder.cfg
   if cfg.head not in ("parallel", "unembedding"):
@@ -47,8 +47,11 @@ def export(
       f"model.head is {cfg.head!r}; only 'parallel' and 'unembedding' are "
       "exported as a Llama"
     )
-  if decoder.window is not None:
-    raise ValueError(f"a Llama has no window, the decoder has {decoder.window}")
+  if decoder.sliding_window is not None:
+    raise ValueError(
+      f"the decoder looks back over {decoder.sliding_window} tokens; a Llama "
+      "sees all"
+    )
   blocks = decoder.trunk + decoder.heads[:1] * (cfg.head == "parallel")
   weights = {
     "model.embed_tokens": _numpy(decoder.embed)[: decoder.vocab],
