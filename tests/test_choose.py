@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtp_jax.decode import choose
+from mtp_jax.decode import blockwise, choose
 from mtp_jax.decode import tree as tree_lib
 from tests.test_blockwise import Mock, mock_text
 
@@ -90,10 +90,30 @@ def test_expected_tokens_are_those_of_decoding():
   )  # last passes are cut
 
 
-def test_seconds_are_measured():
+def test_seconds_are_measured(monkeypatch):
+  """Of turns that are long enough, in caches that need not hold them."""
   mock = Mock(np.ones((2, 79), int), 13, 4)
-  trees = choose.topologies(CHANCES)
-  found = choose.seconds_per_pass(
-    mock, trees, batch=2, length=19, passes=2, repeats=2
-  )
+  trees, turns = choose.topologies(CHANCES), []
+  run = blockwise.run
+
+  def counted(network, rule, state):
+    state = run(network, rule, state)
+    turns.append((state.tree, int(state.passes.max())))
+    return state
+
+  monkeypatch.setattr(blockwise, "run", counted)
+  settings = {"batch": 2, "length": 19, "repeats": 3}
+  found = choose.seconds_per_pass(mock, trees, **settings)
   assert len(found) == len(trees) and min(found) > 0
+  timed = turns[2 * len(trees) :]  # each was compiled and tried before
+  assert [tree for tree, _ in timed] == trees * 3
+  assert {passes for _, passes in timed} == {choose.PASSES}  # a mock is quick
+  monkeypatch.setattr(choose, "TURN", 0.0)
+  turns.clear()
+  choose.seconds_per_pass(mock, trees, **settings)
+  assert {passes for _, passes in turns} == {8}
+  # 512 + 256 positions: fewer than 64 passes fit behind 740 tokens.
+  monkeypatch.setattr(choose, "TURN", 9.0)
+  settings["length"] = 740
+  assert choose.seconds_per_pass(mock, trees[:1], **settings)[0] > 0
+  assert turns[-1][1] == 768 - 740

@@ -154,7 +154,7 @@ def test_costs(tmp_path):
       *(sys.executable, "-m", "experiments.decode_speed.costs"),
       "--config=configs/decode_speed.py:pieces",
       *(f"--config.model.{size}" for size in sizes),
-      *("--batches=1,3", "--length=20", "--cache_len=160", "--repeats=1"),
+      *("--batches=1,3", "--length=20", "--cache_len=800", "--repeats=1"),
       f"--output={path}",
     ],
     cwd=ROOT,
@@ -166,7 +166,7 @@ def test_costs(tmp_path):
     (1, 1), (1, 2), (3, 1), (3, 2),
   ]  # fmt: skip
   assert [(r["tokens"], r["grown"]) for r in found["cache"]] == 3 * [
-    (n, grown) for n in (4, 64, 144) for grown in (True, False)
+    (n, grown) for n in (34, 334, 734) for grown in (True, False)
   ]
   assert all(r["seconds"] > 0 for r in found["width"] + found["cache"])
 

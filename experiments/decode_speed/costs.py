@@ -82,7 +82,8 @@ def by_cache(net, bandwidth: float) -> list[dict]:
   for dtype in ("float32", "bfloat16", "int8"):
     decoder = prepare.decoder(net, cache_dtype=dtype)
     for part, grown in itertools.product((8, 2, 1), (True, False)):
-      length = _CACHE_LEN.value // part - 16  # room for the passes themselves
+      # Room for the passes themselves.
+      length = _CACHE_LEN.value // part - choose.PASSES - 2
       (s,) = choose.seconds_per_pass(
         decoder,
         [ordinary],

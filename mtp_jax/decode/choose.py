@@ -21,6 +21,8 @@ from mtp_jax.decode import tree as tree_lib
 
 CANDIDATES = 10  # ranks of a head's candidates that are counted
 SIZES = (8, 16, 32, 64)  # nodes of the trees that are tried
+TURN = 0.2  # seconds of passes that are timed at once
+PASSES = 64  # of them at most
 GAIN = 1.1  # times ordinary decoding's speed that drafts have to promise
 
 
@@ -140,20 +142,20 @@ def seconds_per_pass(
   *,
   batch: int,
   length: int,
-  passes: int = 8,
   repeats: int = 5,
   cache_len: int | None = None,
 ) -> list[float]:
   """Seconds of one pass of each tree: medians over turns that alternate.
 
-  Greedy decoding's, without what another rule computes to accept.
+  Greedy decoding's, without what another rule computes to accept. A turn is
+  one call of `TURN` seconds, of 8 to `PASSES` passes: the first passes after a
+  prompt are slower, and a few of them would tell of nothing else.
 
   Args:
     network: the decoder.
     trees: topologies.
     batch: rows B.
-    length: tokens in each row's cache.
-    passes: of a turn, in one call.
+    length: tokens in each row's cache, before the passes.
     repeats: turns of each tree.
     cache_len: positions of the cache; None: as many as the tokens need.
   """
@@ -161,22 +163,29 @@ def seconds_per_pass(
   tokens = np.zeros((batch, length), np.int32)
   lengths = np.full((batch,), length, np.int32)
 
-  def turn(tree):
+  def turn(tree, passes):
     state = generate.start(
       network,
       tokens,
       lengths,
       tree=tree,
-      max_new=passes + 1,
+      max_new=PASSES + 1,
       rule=rule,
       cache_len=cache_len,
     )
+    state = dataclasses.replace(state, end=state.length + passes)
     jax.block_until_ready(state)
     begin = time.perf_counter()
-    jax.block_until_ready(blockwise.run(network, rule, state))
-    return (time.perf_counter() - begin) / passes
+    state = jax.block_until_ready(blockwise.run(network, rule, state))
+    # Fewer than asked for where they filled the cache.
+    return (time.perf_counter() - begin) / int(state.passes.max())
 
+  passes = []
   for tree in trees:
-    turn(tree)  # compiles
-  times = [[turn(tree) for tree in trees] for _ in range(repeats)]
+    turn(tree, 8)  # compiles
+    passes.append(min(max(8, int(TURN / turn(tree, 8))), PASSES))
+  times = [
+    [turn(*each) for each in zip(trees, passes, strict=True)]
+    for _ in range(repeats)
+  ]
   return [statistics.median(column) for column in zip(*times, strict=True)]
