@@ -107,7 +107,7 @@ def test_one_small_run(tmp_path):
     "--heads=4",
     "--losses=serial,formula",
     "--rows=1",
-    "--seq_len=32",
+    "--seq_len=128",
     "--rounds=1",
     "--steps=1",
     "--memory_gib=0.3",

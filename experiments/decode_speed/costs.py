@@ -20,7 +20,7 @@ from absl import app, flags
 
 from experiments import program
 from experiments.decode_speed import limits
-from mtp_jax.decode import choose, prepare
+from mtp_jax.decode import cache, choose, prepare
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
@@ -29,6 +29,7 @@ _BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Rows at once.")
 _LENGTH = flags.DEFINE_integer("length", 256, "Tokens in the cache, by width.")
 _CACHE_LEN = flags.DEFINE_integer("cache_len", 4096, "Most tokens, by cache.")
 _CACHE_BATCH = flags.DEFINE_integer("cache_batch", 4, "Rows, by cache.")
+_DTYPES = flags.DEFINE_list("dtypes", list(cache.DTYPES), "Caches to time.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
 flags.mark_flag_as_required("output")
@@ -79,7 +80,7 @@ def by_cache(net, bandwidth: float) -> list[dict]:
   """A row per dtype of the cache, tokens in it, and whether it has grown."""
   rows, ordinary = [], tree_lib.chain(1)
   batch = _CACHE_BATCH.value
-  for dtype in ("float32", "bfloat16", "int8"):
+  for dtype in _DTYPES.value:
     decoder = prepare.decoder(net, cache_dtype=dtype)
     for part, grown in itertools.product((8, 2, 1), (True, False)):
       # Room for the passes themselves.
