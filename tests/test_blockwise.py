@@ -63,7 +63,7 @@ class Mock:
     states = (jnp.zeros((*tokens.shape, 1)),)
     if tree is not None and tree.is_chain:
       tree = None
-    return network.Memory((cache,), states, start, tree, ())
+    return network.Memory((cache,), states, start, tree)
 
   def commit(self, memory, node):
     cache, start = memory.cache[0], memory.start[:, None]
@@ -75,7 +75,7 @@ class Mock:
       rows = jnp.arange(len(path))[:, None]
       to = start + jnp.arange(path.shape[1])
       cache = cache.at[rows, to].set(cache[rows, start + path])
-    return network.Memory((cache,), (), memory.start + depth, None, ())
+    return network.Memory((cache,), (), memory.start + depth, None)
 
   def draft(self, memory, heads):
     at = jnp.zeros((len(memory.start), 1), jnp.int32)

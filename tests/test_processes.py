@@ -392,7 +392,14 @@ def test_ctrl_c_among_several_is_a_sigterm(monkeypatch):
   """Which JAX tells to all; a second Ctrl-C interrupts."""
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   heard = []
-  old = signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+  old = {
+    number: signal.signal(number, handler)
+    for number, handler in (
+      (signal.SIGTERM, lambda *_: heard.append("SIGTERM")),
+      # In the background of a script it would be ignored from the start.
+      (signal.SIGINT, signal.default_int_handler),
+    )
+  }
   try:
     with processes.stop_signals():
       signal.raise_signal(signal.SIGINT)
@@ -400,7 +407,8 @@ def test_ctrl_c_among_several_is_a_sigterm(monkeypatch):
       with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
   finally:
-    signal.signal(signal.SIGTERM, old)
+    for number, handler in old.items():
+      signal.signal(number, handler)
 
 
 def test_a_tpu_host_gets_the_flags_as_they_were_given(tmp_path):

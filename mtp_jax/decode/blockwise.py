@@ -9,7 +9,7 @@ writes 1 to k tokens; with k = 1 this is ordinary decoding.
   read      memory = absorb(window)                   one trunk pass
   judge     logits = head 1 over the window           [B, M, V]
   accept    node, token = rule(logits, drafts)        [B], [B]
-  commit    keep the path to the node, and the token
+  commit    keep the path to the node; heads 2..k read it
   draft     rule(heads 2..k at the node)              [B, k-1, R]
 
 Reference: the paper, section 3.2; Stern et al. 2018 (arXiv 1811.03115).

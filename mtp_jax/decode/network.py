@@ -1,9 +1,9 @@
 """The model as a decoder sees it: windows at row offsets over a cache.
 
 A decoding loop needs what `Network` offers (tests use a mock with chosen
-logits): `absorb` runs the trunk over a window and writes every layer's keys
-and values, `predict` and `draft` ask heads for logits at places of it, and
-`commit` keeps one path of a tree of drafts.
+logits): `absorb` runs the trunk over a window and writes keys and values,
+`predict` asks head 1 for logits at places of it, `commit` keeps one path of a
+tree of drafts and lets the other heads read it, and `draft` asks these.
 """
 
 import dataclasses
@@ -27,14 +27,17 @@ _static = {"static": True}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """What one pass over a window [B, W] leaves behind."""
+  """What one pass over a window [B, W] leaves behind.
+
+  `late` heads have written their keys and values and not run.
+  """
 
   cache: tuple  # see `Network.empty_cache`
   states: tuple  # [B, W, D] per head: what it reads, or, if it ran, wrote
   start: jax.Array  # [B] position of the window's first token
-  tree: tree_lib.Tree | None = dataclasses.field(metadata=_static)
-  late: tuple[int, ...] = dataclasses.field(metadata=_static)  # yet to run
-  fresh: tuple = ()  # the window's own keys and values, where it is a tree
+  tree: tree_lib.Tree | None = dataclasses.field(metadata=_static)  # of drafts
+  late: tuple[int, ...] = dataclasses.field(default=(), metadata=_static)
+  fresh: tuple = ()  # the window's own keys and values, where it branches
 
 
 @jax.tree_util.register_dataclass
@@ -113,9 +116,9 @@ class Network:
   ) -> Memory:
     """Runs the trunk over a window and writes every layer's K and V.
 
-    Heads write their K and V on the window too, but attend only where they
-    are asked to. In a chain that holds for the last one alone: the others have
-    to run on the window, for the next one's K and V.
+    So does head 1. Heads 2..k follow where the window is text; if it is drafts
+    they wait for what `commit` keeps of them. A head attends only where it is
+    asked to, unless another one, in a chain, stands on it.
 
     Args:
       cache: from `empty_cache` or an earlier Memory. What lies at and after
@@ -123,53 +126,23 @@ class Network:
       tokens: [B, W] int32; start + W <= S, or the write would be clamped.
       start: [B] int32, each row's position of tokens[:, 0].
       heads: k, the same for every pass over one cache.
-      tree: topology of the window's tokens; None: each follows the one before.
+      tree: topology of a window of drafts, for k heads; None: it is text.
       keep: [B] tokens of a prompt's window that are its own; the rest is
         padding, which a ring must not take.
     """
     places = jnp.arange(tokens.shape[1])[None]
     ctx = self._context(start, tokens.shape[1], places, cache, tree)
-    cache, first = list(cache), len(self.trunk)
-
-    fresh = [None] * len(cache)
-
-    def write(slot, block, x):
-      fresh[slot] = cache_lib.stored(
-        *block.project_kv(x, ctx), self.cache_dtype
-      )
-      cache[slot] = cache_lib.write(
-        cache[slot],
-        fresh[slot],
-        start,
-        ring=bool(self.sliding_window),
-        keep=keep,
-      )
-
-    def run(slot, block, x):
-      write(slot, block, x)
-      return block.mix(x, ctx, *cache[slot])
-
+    branches = tree is not None and not tree.is_chain
+    fresh = ((),) * len(cache) if branches else ()
+    memory = Memory(cache, (), start, tree, fresh=fresh)
     x = self.embed[tokens].astype(self.cfg.dtype)
     for slot, block in enumerate(self.trunk):
-      x = run(slot, block, x)
-    states = [x] * self.n_future
-    caching = self._caching(heads)
-    late = caching if self.cfg.head == "parallel" else caching[-1:]
-    for i in caching:
-      states[i] = x
-      if i in late:
-        write(first + i, self.heads[i], x)
-      else:
-        x = states[i] = run(first + i, self.heads[i], x)
-    branches = tree is not None and not tree.is_chain
-    return Memory(
-      tuple(cache),
-      tuple(states),
-      start,
-      tree,
-      tuple(late),
-      tuple(fresh) if branches else (),
-    )
+      memory = self._write(memory, slot, block, x, ctx, keep)
+      x = block.mix(x, ctx, *memory.cache[slot])
+    memory = dataclasses.replace(memory, states=(x,) * self.n_future)
+    order = self._caching(heads)
+    reading = order if tree is None else order[: self._judging]
+    return self._follow(memory, reading, order, ctx, keep)
 
   def predict(self, memory: Memory, head: int, at: jax.Array) -> jax.Array:
     """Float32 logits [B, W', V] of one head at some places of the window.
@@ -179,8 +152,9 @@ class Network:
     Ids beyond `vocab`, a padded vocabulary's, get -inf.
 
     Args:
-      memory: from `absorb`.
+      memory: from `absorb` or `commit`.
       head: from 0 to k-1; 0 predicts the next token, i the token i further.
+        Of drafts that wait for `commit`, 0.
       at: [B, W'] int32, places (nodes of a tree) within the window.
     """
     return self._unembed(self._hidden(memory, head, at), head)
@@ -202,33 +176,68 @@ class Network:
     return self._unembed(jnp.concatenate(hidden, 1), 1)
 
   def commit(self, memory: Memory, node: jax.Array) -> Memory:
-    """What the window leaves if the text goes on to `node` [B] of it.
+    """What drafts leave if the text goes on to `node` [B] of their tree.
 
     The path to the node is written again, to consecutive places of the cache
-    (from the window: to read a cache and to write it, a TPU would copy it);
-    what is left of the window is its last token.
+    (from the window: to read a cache and to write it, a TPU would copy it),
+    and heads 2..k read it: k tokens, however large the tree. What is left of
+    the window is its last token.
     """
-    cache, depth, tree = memory.cache, node, memory.tree
+    tree, cache = memory.tree, memory.cache
+    path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
     if memory.fresh:
-      path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
       cache = tuple(
-        cache_lib.write(
-          layer,
-          cache_lib.pick(new, path),
-          memory.start,
-          ring=bool(self.sliding_window),
-        )
+        self._put(layer, cache_lib.pick(new, path), memory.start)
+        if new
+        else layer
         for layer, new in zip(cache, memory.fresh, strict=True)
       )
-    return Memory(
-      cache,
-      tuple(
-        jnp.take_along_axis(x, node[:, None, None], 1) for x in memory.states
-      ),
-      memory.start + depth,
-      None,
-      memory.late,
+    memory = dataclasses.replace(
+      _at(memory, path), cache=cache, tree=None, fresh=()
     )
+    places = jnp.arange(tree.heads)[None]
+    ctx = self._context(memory.start, tree.heads, places, cache, None)
+    order = self._caching(tree.heads)
+    memory = self._follow(memory, order[self._judging :], order, ctx)
+    return dataclasses.replace(
+      _at(memory, depth[:, None]), start=memory.start + depth
+    )
+
+  def _follow(self, memory, reading, order, ctx, keep=None):
+    """Heads `reading`, of all in running `order`, read the window.
+
+    They write K and V; one that another stands on, in a chain, runs as well.
+    """
+    for i in reading:
+      slot, x = len(self.trunk) + i, memory.states[i]
+      memory = self._write(memory, slot, self.heads[i], x, ctx, keep)
+      if self.cfg.head == "parallel" or i == order[-1]:
+        memory = dataclasses.replace(memory, late=(*memory.late, i))
+        continue
+      x = self.heads[i].mix(x, ctx, *memory.cache[slot])
+      states = list(memory.states)
+      for j in order[order.index(i) :]:
+        states[j] = x
+      memory = dataclasses.replace(memory, states=tuple(states))
+    return memory
+
+  def _write(self, memory, slot, block, x, ctx, keep=None):
+    """The memory with one layer's keys and values of the window x."""
+    new = cache_lib.stored(*block.project_kv(x, ctx), self.cache_dtype)
+    layer = self._put(memory.cache[slot], new, memory.start, keep)
+
+    def put(layers, layer):
+      return (*layers[:slot], layer, *layers[slot + 1 :])
+
+    return dataclasses.replace(
+      memory,
+      cache=put(memory.cache, layer),
+      fresh=put(memory.fresh, new) if memory.fresh else (),
+    )
+
+  def _put(self, layer, new, start, keep=None):
+    ring = bool(self.sliding_window)
+    return cache_lib.write(layer, new, start, ring=ring, keep=keep)
 
   def _hidden(self, memory, head, at):
     x = jnp.take_along_axis(memory.states[head], at[..., None], 1)
@@ -250,6 +259,11 @@ class Network:
     if self.vocab < padded:
       logits = jnp.where(jnp.arange(padded) < self.vocab, logits, -jnp.inf)
     return logits
+
+  @property
+  def _judging(self) -> int:
+    """Heads, in running order, that head 1's logits need; itself among them."""
+    return self.n_future if self.cfg.head == "anticausal" else 1
 
   def _caching(self, heads: int) -> range:
     """Heads with K and V behind the first k of them, in running order."""
@@ -292,3 +306,11 @@ class Network:
       return cache
     where = NamedSharding(self.mesh, P("data", "model"))
     return jax.lax.with_sharding_constraint(cache, where)
+
+
+def _at(memory: Memory, places: jax.Array) -> Memory:
+  """The states at some places [B, W'] of the window."""
+  states = tuple(
+    jnp.take_along_axis(x, places[..., None], 1) for x in memory.states
+  )
+  return dataclasses.replace(memory, states=states)
