@@ -150,6 +150,13 @@ MUTANTS = [
     "test_network.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
   ),
   Mutant(
+    "heads read the tree's first nodes, not the path",
+    "mtp_jax/decode/network.py",
+    "_at(memory, path), cache=cache",
+    "_at(memory, path * 0 + jnp.arange(path.shape[1])), cache=cache",
+    "test_network.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
+  ),
+  Mutant(
     "the text's new tokens not penalised",
     "mtp_jax/decode/blockwise.py",
     "seen = seen.at[rows, fresh].max(keep)",
@@ -195,8 +202,8 @@ MUTANTS = [
   Mutant(
     "the next drafts made at the wrong place",
     "mtp_jax/decode/network.py",
-    "jnp.take_along_axis(x, node[:, None, None], 1) for x",
-    "jnp.take_along_axis(x, 0 * node[:, None, None], 1) for x",
+    "_at(memory, depth[:, None])",
+    "_at(memory, 0 * depth[:, None])",
     "test_network.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
   ),
   Mutant(
