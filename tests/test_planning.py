@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from experiments import aot, planning
@@ -25,6 +26,15 @@ CONFIG = config.Config(
   train=config.Train(loss_block=64, accumulate=2),
   mesh=config.Mesh(data=2, model=2),
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def flags_for_libtpu():
+  """None: it dies of those in XLA_FLAGS that it does not know."""
+  jax.jit(lambda: 0)()  # jaxlib has read its own
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", "")
+    yield
 
 
 @pytest.fixture(scope="module")

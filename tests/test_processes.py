@@ -178,6 +178,31 @@ def alone(home):
   return home / "alone"
 
 
+TWICE = """
+import shutil, sys
+from mtp_jax import config, processes, run
+arguments = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
+number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
+processes.join(arguments["coordinator"], number, process)
+cfg = config.load(arguments["config"])
+run.fit(cfg, arguments["workdir"])
+if process == 0:
+  for step in (20, cfg.train.steps):
+    shutil.rmtree(f"{arguments['workdir']}/checkpoints/{step}")
+processes.gather("removed")
+run.fit(cfg, arguments["workdir"])
+"""
+
+
+def test_two_processes_train_save_and_restore(home, alone, tmp_path):
+  """As a notebook does, which calls `fit` again."""
+  flags = [f"--config={home / 'config.json'}", f"--workdir={tmp_path / 'w'}"]
+  out = Job(home, python(2, ["-c", TWICE], *flags)).finish().text()
+  assert "going on from step 16\n" in out
+  assert final(tmp_path / "w") == final(alone)
+  assert losses(tmp_path / "w") == losses(alone)
+
+
 SRUN = """#!/bin/sh
 test "$1" = --kill-on-bad-exit=1 || exit 9
 shift

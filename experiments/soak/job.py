@@ -117,7 +117,9 @@ class Job:
       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
       "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
       "PYTHONUNBUFFERED": "1",
-      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+      # LLVM's optimisation takes longer than these trainings.
+      "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+      + os.environ.get("XLA_FLAGS", ""),
     }
     outputs = home / "outputs"
     outputs.mkdir(exist_ok=True)
