@@ -53,6 +53,9 @@ def topology(name: str) -> list:
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ["TPU_ACCELERATOR_TYPE"] = name.replace(":", "-")
+  # It reads this too, and ends the process at a flag that it does not know;
+  # those of its own are in LIBTPU_INIT_ARGS.
+  os.environ.pop("XLA_FLAGS", None)
   jax.config.update("jax_platforms", "cpu")
   # One device per chip, as v4 runs, not one per core, as libtpu lists it.
   options = {"chip_config_name": "megacore"} if name.startswith("v4") else {}

@@ -11,9 +11,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 # XLA optimises as ever; LLVM, which takes most of the time to compile on a
-# CPU and changes neither the memory nor the FLOPs of a program, does not, and
-# what it is given is written the shorter way, where jaxlib still can. What
-# XLA_FLAGS says wins: --xla_cpu_use_fusion_emitters=true is jaxlib's default.
+# CPU and changes neither the memory nor the FLOPs of a program, does not.
+# jaxlib 0.10's older fusion emitters and one LLVM module per program halve
+# that time again. What XLA_FLAGS says wins: see "How the suite compiles" in
+# BUILD.md.
 QUICK = "--xla_backend_optimization_level=0"
 QUICK += " --xla_cpu_parallel_codegen_split_count=1"
 if metadata.version("jaxlib").startswith("0.10."):
@@ -41,7 +42,8 @@ def run_with_devices():
 
   def run(devices: int, program: str, *arguments: str, **variables: str) -> str:
     env = os.environ | {
-      "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+      f"--xla_force_host_platform_device_count={devices}",
       "JAX_PLATFORMS": "cpu",
       "PYTHONPATH": str(ROOT),
       **variables,

@@ -55,26 +55,22 @@ class Mock:
     old = cache[0]
     return (jnp.pad(old, ((0, 0), (0, slots - old.shape[1]))),)
 
-  def absorb(self, cache, tokens, start, heads, *, tree=None, keep=None):
+  def absorb(self, cache, tokens, start, *, tree=None, keep=None):
     def write(old, new, start):
       return jax.lax.dynamic_update_slice_in_dim(old, new, start, 0)
 
     cache = jax.vmap(write)(cache[0], tokens, start)
     states = (jnp.zeros((*tokens.shape, 1)),)
-    if tree is not None and tree.is_chain:
-      tree = None
     return network.Memory((cache,), states, start, tree)
 
   def commit(self, memory, node):
     cache, start = memory.cache[0], memory.start[:, None]
-    depth = node
-    if memory.tree is not None:
-      path, depth = (
-        jnp.asarray(x)[node] for x in (memory.tree.path, memory.tree.depth)
-      )
-      rows = jnp.arange(len(path))[:, None]
-      to = start + jnp.arange(path.shape[1])
-      cache = cache.at[rows, to].set(cache[rows, start + path])
+    path, depth = (
+      jnp.asarray(x)[node] for x in (memory.tree.path, memory.tree.depth)
+    )
+    rows = jnp.arange(len(path))[:, None]
+    to = start + jnp.arange(path.shape[1])
+    cache = cache.at[rows, to].set(cache[rows, start + path])
     return network.Memory((cache,), (), memory.start + depth, None)
 
   def draft(self, memory, heads):
@@ -459,7 +455,7 @@ def test_whole_texts_have_head_1s_law(tree, drawn):
 @functools.partial(jax.jit, donate_argnums=1)
 def read(decoder, cache, window, start, at):
   """One pass for the references below: cache, and head 1's logits at `at`."""
-  memory = decoder.absorb(cache, window, start, 1)
+  memory = decoder.absorb(cache, window, start)
   return memory.cache, decoder.predict(memory, 0, at)
 
 

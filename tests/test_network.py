@@ -65,7 +65,7 @@ def tokens():
 @functools.partial(jax.jit, static_argnames="heads")
 def read(decoder, cache, window, start, at, *, heads):
   """One pass: the cache, and logits [k, B, W', V] of k heads at `at`."""
-  memory = decoder.absorb(cache, window, start, heads)
+  memory = decoder.absorb(cache, window, start)
   logits = [decoder.predict(memory, i, at) for i in range(heads)]
   return memory.cache, jnp.stack(logits)
 
@@ -201,35 +201,45 @@ def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
 @functools.partial(jax.jit, static_argnames="tree")
 def read_tree(decoder, cache, window, start, *, tree):
   """Logits [B, M, V] of head 1 at every node, and the memory."""
-  memory = decoder.absorb(cache, window, start, tree.heads, tree=tree)
+  memory = decoder.absorb(cache, window, start, tree=tree)
   every = jnp.broadcast_to(jnp.arange(tree.size), window.shape)
   return memory, decoder.predict(memory, 0, every)
 
 
-@jax.jit
-def commit(decoder, memory, node):
+@functools.partial(jax.jit, static_argnames="heads")
+def commit(decoder, memory, node, *, heads=3):
   """What `node` [B] leaves, and the drafts [B, k-1, V] behind it."""
   memory = decoder.commit(memory, node)
-  return memory.cache, decoder.draft(memory, 3)
+  return memory.cache, decoder.draft(memory, heads)
 
 
-def test_nodes_of_a_tree_equal_the_text_of_their_path(net, tokens):
+@pytest.mark.parametrize(
+  "tree, k",
+  [
+    (TREE, 3),
+    (tree_lib.chain(3), 3),
+    (tree_lib.from_paths([[0], [1]]), 2),
+    (tree_lib.chain(2), 3),  # the cache is for more heads than the drafts
+  ],
+  ids=["tree", "chain", "shallow", "short"],
+)
+def test_nodes_of_a_tree_equal_the_text_of_their_path(net, tokens, tree, k):
   """Head 1 at every node and, once it is kept, the others; then the cache."""
   decoder = decoder_of(net)
-  cache = decoder.empty_cache(B, S, 3)
-  cache, _ = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
-  window = np.random.default_rng(2).integers(0, 31, (B, TREE.size))
+  cache = decoder.empty_cache(B, S, k)
+  cache, _ = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=k)
+  window = np.random.default_rng(2).integers(0, 31, (B, tree.size))
   window = window.astype(np.int32)
-  memory, judged = read_tree(decoder, cache, window, LENGTHS, tree=TREE)
+  memory, judged = read_tree(decoder, cache, window, LENGTHS, tree=tree)
   after = windows(tokens, LENGTHS, 3)
-  for turn in range(TREE.size):
-    node = (np.arange(B) + turn) % TREE.size  # every row keeps every node
-    kept, drafted = commit(decoder, memory, node.astype(np.int32))
-    start = LENGTHS + TREE.depth[node] + 1
-    _, later = read(decoder, kept, after, start, places(3), heads=3)
-    texts, ends = np.zeros((B, S), np.int32), LENGTHS + TREE.depth[node]
+  for turn in range(tree.size):
+    node = (np.arange(B) + turn) % tree.size  # every row keeps every node
+    kept, drafted = commit(decoder, memory, node.astype(np.int32), heads=k)
+    start = LENGTHS + tree.depth[node] + 1
+    _, later = read(decoder, kept, after, start, places(3), heads=k)
+    texts, ends = np.zeros((B, S), np.int32), LENGTHS + tree.depth[node]
     for b, m in enumerate(node):
-      path = window[b, TREE.path[m][: TREE.depth[m] + 1]]
+      path = window[b, tree.path[m][: tree.depth[m] + 1]]
       text = [*tokens[b, : LENGTHS[b]], *path, *after[b]]
       texts[b, : len(text)] = text
     want = np.asarray(uncached(net, texts))
@@ -237,8 +247,8 @@ def test_nodes_of_a_tree_equal_the_text_of_their_path(net, tokens):
       here = want[:, b, end]
       for got, want_here in (
         (judged[b, node[b]], here[0]),
-        (drafted[b], here[1:]),
-        (later[:, b], want[:, b, end + 1 : end + 4]),
+        (drafted[b], here[1:k]),
+        (later[:, b], want[:k, b, end + 1 : end + 4]),
       ):
         np.testing.assert_allclose(got, want_here, rtol=0, atol=ATOL)
 
@@ -246,13 +256,14 @@ def test_nodes_of_a_tree_equal_the_text_of_their_path(net, tokens):
 @pytest.mark.parametrize(
   "kind, written, run",
   [
-    ("parallel", [7, 7, 7, 3, 3], [7, 7, 7, 1, 1]),
-    ("causal", [7, 7, 7, 3, 3], [7, 7, 7, 3, 1]),
-    ("anticausal", [7, 7, 7, 7, 7], [7, 7, 7, 7, 7]),  # head 1 is the last
+    ("parallel", [7] * 3 + [3, 3], [7] * 3 + [1, 1]),
+    ("causal", [7] * 3 + [3, 3], [7] * 3 + [3, 1]),
+    ("anticausal", [7] * 7, [7] * 7),  # head 1 stands on the other four
   ],
 )
 def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
-  """Tokens that each layer writes and runs on, in a pass over 7 nodes."""
+  """Tokens that each layer writes and runs on: a pass over 7 nodes, 3 of 5
+  heads; and with head 1 alone the other heads do nothing."""
   widths = {"project_kv": [], "mix": []}
 
   def spy_on(name):
@@ -266,16 +277,32 @@ def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
 
   for name in widths:
     spy_on(name)
+  decoder = decoder_of(create(shape(kind, n_future=5, layers=7)))
 
-  def advance(decoder):
-    window, node = np.zeros((B, 7), np.int32), ZERO
-    cache = decoder.empty_cache(B, S, 3)
-    memory = decoder.absorb(cache, window, LENGTHS, 3, tree=TREE)
-    decoder.predict(memory, 0, places(7))
-    return decoder.draft(decoder.commit(memory, node), 3)
+  def advance(tree):
+    window = np.zeros((B, tree.size), np.int32)
+    cache = decoder.empty_cache(B, S, tree.heads)
+    memory = decoder.absorb(cache, window, LENGTHS, tree=tree)
+    decoder.predict(memory, 0, places(tree.size))
+    memory = decoder.commit(memory, ZERO)
+    return decoder.draft(memory, tree.heads) if tree.drafts else memory
 
-  jax.eval_shape(advance, decoder_of(create(shape(kind))))
+  jax.eval_shape(lambda: advance(TREE))
   assert widths == {"project_kv": written, "mix": run}
+  for seen in widths.values():
+    seen.clear()
+  jax.eval_shape(lambda: advance(tree_lib.Tree()))
+  judging = [1] * written.count(7)
+  assert widths == {"project_kv": judging, "mix": judging}
+
+
+def test_a_head_that_has_not_read_the_drafts_is_not_asked():
+  decoder = prepare.decoder(create(shape("parallel")))
+  cache = decoder.empty_cache(B, S, 3)
+  window = np.zeros((B, 7), np.int32)
+  memory = decoder.absorb(cache, window, LENGTHS, tree=TREE)
+  with pytest.raises(ValueError, match="head 1 reads drafts once `commit`"):
+    decoder.predict(memory, 1, places(7))
 
 
 # --- Sliding windows, smaller caches and drafts -------------------------------
@@ -308,7 +335,7 @@ def test_a_ring_equals_a_band(net, tokens, tree, monkeypatch):
 
   @jax.jit
   def absorb(cache, window, start, keep):
-    memory = decoder.absorb(cache, window, start, 3, keep=keep)
+    memory = decoder.absorb(cache, window, start, keep=keep)
     every = jnp.broadcast_to(jnp.arange(7), window.shape)
     logits = [decoder.predict(memory, i, every) for i in range(3)]
     return memory.cache, jnp.stack(logits)
@@ -466,6 +493,7 @@ for shape in ((4, 2), (2, 4), (8, 1)):
     assert all(same), (shape, heads, rule, same)
     for a, b in zip(got.texts, text.texts, strict=True):
       np.testing.assert_allclose(a.logprob, b.logprob, atol=3e-5)
+      np.testing.assert_array_equal(a.per_pass, b.per_pass)
   if shape == (4, 2):
     turn = serve._turn
     def split(network, rule, state, *rest):

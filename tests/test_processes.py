@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import portpicker
 import pytest
-from conftest import QUICK, ROOT
+from conftest import ROOT
 
 from mtp_jax import checkpoint, config, processes, workdir
 
@@ -72,7 +72,8 @@ class Job:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONUNBUFFERED": "1",
         "PYTHON": sys.executable,
-        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+        f"--xla_force_host_platform_device_count={devices}",
         **(variables or {}),
       }
       with path.open("w") as file:
@@ -186,8 +187,9 @@ number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
 processes.join(arguments["coordinator"], number, process)
 cfg = config.load(arguments["config"])
 run.fit(cfg, arguments["workdir"])
+processes.gather("finished")
 if process == 0:
-  for step in (20, cfg.train.steps):
+  for step in (20, 23):
     shutil.rmtree(f"{arguments['workdir']}/checkpoints/{step}")
 processes.gather("removed")
 run.fit(cfg, arguments["workdir"])

@@ -81,8 +81,6 @@ def run(home, arguments):
     "PYTHONPATH": str(ROOT),
     "HOME": str(home),  # ~/books, and the cache
   }
-  if "experiments.plan" in arguments:
-    env["XLA_FLAGS"] = ""  # libtpu dies of those that it does not know
   arguments = [a.replace("~", str(home)) for a in arguments]
   done = subprocess.run(
     [sys.executable, *arguments],

@@ -52,10 +52,10 @@ def test_no_row_waits_while_a_prompt_does(monkeypatch):
   turns = []
 
   class Counting(Mock):
-    def absorb(self, cache, tokens, start, heads, *, tree=None, keep=None):
+    def absorb(self, cache, tokens, start, *, tree=None, keep=None):
       if keep is None:
         jax.debug.callback(lambda: turns.append(1))
-      return super().absorb(cache, tokens, start, heads, tree=tree)
+      return super().absorb(cache, tokens, start, tree=tree)
 
   jax.tree_util.register_dataclass(Counting, ["wanted"], ["vocab", "n_future"])
   mock = Counting(np.ones((1, 79), int), 13, 5)

@@ -9,7 +9,7 @@ writes 1 to k tokens; with k = 1 this is ordinary decoding.
   read      memory = absorb(window)                   one trunk pass
   judge     logits = head 1 over the window           [B, M, V]
   accept    node, token = rule(logits, drafts)        [B], [B]
-  commit    keep the path to the node; heads 2..k read it
+  commit    keep the path to the node; the other heads read it
   draft     rule(heads 2..k at the node)              [B, k-1, R]
 
 Reference: the paper, section 3.2; Stern et al. 2018 (arXiv 1811.03115).
@@ -127,7 +127,7 @@ def advance(network, rule, state: State) -> State:
     ],
     1,
   )
-  memory = network.absorb(state.cache, window, start, tree.heads, tree=tree)
+  memory = network.absorb(state.cache, window, start, tree=tree)
   every = jnp.broadcast_to(jnp.arange(tree.size), window.shape)
   judged = _judge(
     window, network.predict(memory, 0, every), state.drafts, state.seen

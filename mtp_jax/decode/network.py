@@ -2,8 +2,9 @@
 
 A decoding loop needs what `Network` offers (tests use a mock with chosen
 logits): `absorb` runs the trunk over a window and writes keys and values,
-`predict` asks head 1 for logits at places of it, `commit` keeps one path of a
-tree of drafts and lets the other heads read it, and `draft` asks these.
+`predict` asks a head (of drafts, head 1) for logits at places of it, `commit`
+keeps one path of a tree of drafts and lets the other heads read it, and `draft`
+asks these.
 """
 
 import dataclasses
@@ -27,17 +28,13 @@ _static = {"static": True}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """What one pass over a window [B, W] leaves behind.
-
-  `late` heads have written their keys and values and not run.
-  """
+  """What one pass over a window [B, W] leaves behind."""
 
   cache: tuple  # see `Network.empty_cache`
-  states: tuple  # [B, W, D] per head: what it reads, or, if it ran, wrote
+  states: tuple  # [B, W, D] per head: what it reads, or, run early, wrote
   start: jax.Array  # [B] position of the window's first token
   tree: tree_lib.Tree | None = dataclasses.field(metadata=_static)  # of drafts
-  late: tuple[int, ...] = dataclasses.field(default=(), metadata=_static)
-  fresh: tuple = ()  # the window's own keys and values, where it branches
+  fresh: dict = dataclasses.field(default_factory=dict)  # the window's K, V
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +68,7 @@ class Network:
     Args:
       batch: B; on a mesh a multiple of its axis 'data'.
       slots: positions S; with a sliding window, those of its ring at most.
-      heads: k, the same for every pass over the cache.
+      heads: k; every pass over the cache reads for so many.
 
     Returns:
       A `cache.empty` of each trunk layer, then of each head.
@@ -83,7 +80,9 @@ class Network:
         "'data'"
       )
     slots = self._at_most(slots)
-    count = len(self.trunk) + len(self._caching(heads))
+    if cfg.head == "anticausal":  # head 1 stands on all the others
+      heads = self.n_future
+    count = len(self.trunk) + (heads if cfg.head_layers else 0)
     channels = cfg.width // cfg.attn_heads
     return self._split(
       tuple(
@@ -109,15 +108,14 @@ class Network:
     cache: tuple,
     tokens: jax.Array,
     start: jax.Array,
-    heads: int,
     *,
     tree: tree_lib.Tree | None = None,
     keep: jax.Array | None = None,
   ) -> Memory:
-    """Runs the trunk over a window and writes every layer's K and V.
+    """Runs the trunk over a window; it and the heads write their K and V.
 
-    So does head 1. Heads 2..k follow where the window is text; if it is drafts
-    they wait for what `commit` keeps of them. A head attends only where it is
+    Drafts are read by the trunk and by what head 1's logits need; the other
+    heads wait for what `commit` keeps of them. A head attends only where it is
     asked to, unless another one, in a chain, stands on it.
 
     Args:
@@ -125,24 +123,21 @@ class Network:
         `start` is never read, so rolling back is passing a smaller `start`.
       tokens: [B, W] int32; start + W <= S, or the write would be clamped.
       start: [B] int32, each row's position of tokens[:, 0].
-      heads: k, the same for every pass over one cache.
-      tree: topology of a window of drafts, for k heads; None: it is text.
+      tree: topology of a window of drafts, for `commit`; None: it is text.
       keep: [B] tokens of a prompt's window that are its own; the rest is
         padding, which a ring must not take.
     """
     places = jnp.arange(tokens.shape[1])[None]
     ctx = self._context(start, tokens.shape[1], places, cache, tree)
-    branches = tree is not None and not tree.is_chain
-    fresh = ((),) * len(cache) if branches else ()
-    memory = Memory(cache, (), start, tree, fresh=fresh)
+    memory = Memory(cache, (), start, tree)
     x = self.embed[tokens].astype(self.cfg.dtype)
     for slot, block in enumerate(self.trunk):
       memory = self._write(memory, slot, block, x, ctx, keep)
       x = block.mix(x, ctx, *memory.cache[slot])
     memory = dataclasses.replace(memory, states=(x,) * self.n_future)
-    order = self._caching(heads)
-    reading = order if tree is None else order[: self._judging]
-    return self._follow(memory, reading, order, ctx, keep)
+    judging, drafting = self._order(cache)
+    heads = judging + drafting if tree is None else judging
+    return self._read(memory, heads, ctx, keep)
 
   def predict(self, memory: Memory, head: int, at: jax.Array) -> jax.Array:
     """Float32 logits [B, W', V] of one head at some places of the window.
@@ -157,6 +152,8 @@ class Network:
         Of drafts that wait for `commit`, 0.
       at: [B, W'] int32, places (nodes of a tree) within the window.
     """
+    if memory.tree is not None and head:
+      raise ValueError(f"head {head} reads drafts once `commit` has kept them")
     return self._unembed(self._hidden(memory, head, at), head)
 
   def draft(self, memory: Memory, heads: int) -> jax.Array:
@@ -179,60 +176,59 @@ class Network:
     """What drafts leave if the text goes on to `node` [B] of their tree.
 
     The path to the node is written again, to consecutive places of the cache
-    (from the window: to read a cache and to write it, a TPU would copy it),
-    and heads 2..k read it: k tokens, however large the tree. What is left of
-    the window is its last token.
+    (from the window: to read a cache and to write it, a TPU would copy it).
+    Heads that have not read the drafts read the path, k tokens, however large
+    the tree. What is left of the window is its last token.
     """
-    tree, cache = memory.tree, memory.cache
+    tree, cache = memory.tree, list(memory.cache)
     path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
-    if memory.fresh:
-      cache = tuple(
-        self._put(layer, cache_lib.pick(new, path), memory.start)
-        if new
-        else layer
-        for layer, new in zip(cache, memory.fresh, strict=True)
-      )
+    if not tree.is_chain:
+      for slot, new in memory.fresh.items():
+        kept = cache_lib.pick(new, path)
+        cache[slot] = self._put(cache[slot], kept, memory.start)
     memory = dataclasses.replace(
-      _at(memory, path), cache=cache, tree=None, fresh=()
+      _at(memory, path), cache=tuple(cache), tree=None, fresh={}
     )
     places = jnp.arange(tree.heads)[None]
     ctx = self._context(memory.start, tree.heads, places, cache, None)
-    order = self._caching(tree.heads)
-    memory = self._follow(memory, order[self._judging :], order, ctx)
-    return dataclasses.replace(
-      _at(memory, depth[:, None]), start=memory.start + depth
-    )
+    _, drafting = self._order(cache)
+    memory = _at(self._read(memory, drafting, ctx), depth[:, None])
+    return dataclasses.replace(memory, start=memory.start + depth)
 
-  def _follow(self, memory, reading, order, ctx, keep=None):
-    """Heads `reading`, of all in running `order`, read the window.
+  def _order(self, cache) -> tuple[tuple, tuple]:
+    """Heads with K and V as they run: as far as head 1, and those behind it."""
+    heads = tuple(range(len(cache) - len(self.trunk)))
+    if self.cfg.head == "anticausal":  # head 1 stands at the end of the chain
+      return heads[::-1], ()
+    return heads[:1], heads[1:]
 
-    They write K and V; one that another stands on, in a chain, runs as well.
-    """
-    for i in reading:
+  def _late(self, cache) -> tuple:
+    """Heads that no other stands on: they run where they are asked, alone."""
+    judging, drafting = self._order(cache)
+    order = judging + drafting
+    return order if self.cfg.head == "parallel" else order[-1:]
+
+  def _read(self, memory, heads, ctx, keep=None):
+    """Heads write K and V of the window; those that others stand on run."""
+    judging, drafting = self._order(memory.cache)
+    order = judging + drafting
+    for i in heads:
       slot, x = len(self.trunk) + i, memory.states[i]
       memory = self._write(memory, slot, self.heads[i], x, ctx, keep)
-      if self.cfg.head == "parallel" or i == order[-1]:
-        memory = dataclasses.replace(memory, late=(*memory.late, i))
-        continue
-      x = self.heads[i].mix(x, ctx, *memory.cache[slot])
-      states = list(memory.states)
-      for j in order[order.index(i) :]:
-        states[j] = x
-      memory = dataclasses.replace(memory, states=tuple(states))
+      if i not in self._late(memory.cache):
+        x = self.heads[i].mix(x, ctx, *memory.cache[slot])
+        above = order[order.index(i) :]
+        states = (x if j in above else s for j, s in enumerate(memory.states))
+        memory = dataclasses.replace(memory, states=tuple(states))
     return memory
 
   def _write(self, memory, slot, block, x, ctx, keep=None):
     """The memory with one layer's keys and values of the window x."""
     new = cache_lib.stored(*block.project_kv(x, ctx), self.cache_dtype)
-    layer = self._put(memory.cache[slot], new, memory.start, keep)
-
-    def put(layers, layer):
-      return (*layers[:slot], layer, *layers[slot + 1 :])
-
+    cache = list(memory.cache)
+    cache[slot] = self._put(cache[slot], new, memory.start, keep)
     return dataclasses.replace(
-      memory,
-      cache=put(memory.cache, layer),
-      fresh=put(memory.fresh, new) if memory.fresh else (),
+      memory, cache=tuple(cache), fresh=memory.fresh | {slot: new}
     )
 
   def _put(self, layer, new, start, keep=None):
@@ -241,7 +237,7 @@ class Network:
 
   def _hidden(self, memory, head, at):
     x = jnp.take_along_axis(memory.states[head], at[..., None], 1)
-    if head in memory.late:
+    if head in self._late(memory.cache):
       width = memory.states[0].shape[1]
       ctx = self._context(memory.start, width, at, memory.cache, memory.tree)
       return self.heads[head].mix(x, ctx, *memory.cache[len(self.trunk) + head])
@@ -259,17 +255,6 @@ class Network:
     if self.vocab < padded:
       logits = jnp.where(jnp.arange(padded) < self.vocab, logits, -jnp.inf)
     return logits
-
-  @property
-  def _judging(self) -> int:
-    """Heads, in running order, that head 1's logits need; itself among them."""
-    return self.n_future if self.cfg.head == "anticausal" else 1
-
-  def _caching(self, heads: int) -> range:
-    """Heads with K and V behind the first k of them, in running order."""
-    if self.cfg.head == "anticausal":  # head 1 stands at the end of the chain
-      return range(self.n_future - 1, -1, -1)
-    return range(heads if self.cfg.head_layers else 0)
 
   def _context(self, start, width, places, cache, tree):
     """How `places` [B or 1, W'] of a window of `width` tokens attend."""
@@ -309,7 +294,7 @@ class Network:
 
 
 def _at(memory: Memory, places: jax.Array) -> Memory:
-  """The states at some places [B, W'] of the window."""
+  """The memory with its states at some places [B, W'] of the window."""
   states = tuple(
     jnp.take_along_axis(x, places[..., None], 1) for x in memory.states
   )

@@ -96,7 +96,7 @@ def read(
     window = jax.lax.dynamic_slice_in_dim(tokens, start, width, 1)
     starts = jnp.full((B,), start, jnp.int32)
     return network.absorb(
-      cache, window, starts, heads, keep=jnp.maximum(lengths - start, 0)
+      cache, window, starts, keep=jnp.maximum(lengths - start, 0)
     )
 
   def turn(i, carry):
