@@ -764,7 +764,8 @@ def test_forced_goes_down_the_first_choices(tree):
     node, free = decide(accept.Forced(count), tree, judge(tree, tokens, logits))
     want = nodes.index((0,) * min(count, spine))
     assert node.tolist() == [want] * B
-    assert free.tolist() == logits[:, want].argmax(-1).tolist()
+    _, token = decide(accept.GREEDY, tree, judge(tree, tokens, logits))
+    assert free.tolist() == token.tolist()
 
 
 def test_numbers_compile_nothing():
@@ -825,6 +826,7 @@ def test_lossless_candidates_come_from_the_filtered_law():
     (accept.TopK(2, 3), tree_of("0 1 10"), "block=3"),
     (accept.Forced(2), tree_of("0 2"), r"count=2 is outside 0\.\.1"),
     (accept.Forced(-1), tree_lib.chain(3), "count=-1 is outside"),
+    (accept.Forced(0, accept.TopK(0)), tree_lib.chain(3), "k=0: the best"),
     (accept.Typical(epsilon=0), tree_lib.chain(3), "epsilon=0 has to be above"),
     (accept.Typical(delta=-1.0), tree_lib.chain(3), "delta=-1.0 has to be"),
     (accept.Typical(temperature=0.0), tree_lib.chain(3), "temperature=0.0 has"),

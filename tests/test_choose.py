@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtp_jax.decode import blockwise, choose
+from mtp_jax.decode import accept, blockwise, choose, sampling
 from mtp_jax.decode import tree as tree_lib
 from tests.test_blockwise import Mock, mock_text
 
@@ -93,12 +93,13 @@ def test_expected_tokens_are_those_of_decoding():
 def test_seconds_are_measured(monkeypatch):
   """Of turns that are long enough, in caches that need not hold them."""
   mock = Mock(np.ones((2, 79), int), 13, 4)
-  trees, turns = choose.topologies(CHANCES), []
+  trees, turns, rules = choose.topologies(CHANCES), [], []
   run = blockwise.run
 
   def counted(network, rule, state):
     state = run(network, rule, state)
     turns.append((state.tree, int(state.passes.max())))
+    rules.append(rule)
     return state
 
   monkeypatch.setattr(blockwise, "run", counted)
@@ -112,6 +113,10 @@ def test_seconds_are_measured(monkeypatch):
   turns.clear()
   choose.seconds_per_pass(mock, trees, **settings)
   assert {passes for _, passes in turns} == {8}
+  assert rules[-1].rule is accept.GREEDY
+  drawn = accept.Lossless(sampling.Sampler(penalty=1.5))
+  choose.options(mock, CHANCES, batch=2, length=19, trees=trees, rule=drawn)
+  assert rules[-1].rule is drawn  # its work is timed
   # 512 + 256 positions: fewer than 64 passes fit behind 740 tokens.
   monkeypatch.setattr(choose, "TURN", 9.0)
   settings["length"] = 740

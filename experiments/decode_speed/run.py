@@ -16,6 +16,7 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -61,15 +62,15 @@ def main(argv: list[str]) -> None:
     if cfg.model.n_future < 2:
       raise ValueError(f"{path} has one head: nothing to compare")
     _, held = pipeline.pack(cfg.data, codec)
-    found = measure(net, cfg, codec, held, result["bandwidth"])
-    result["models"][path.name] = found
-    (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    for found in measure(net, cfg, codec, held, result["bandwidth"]):
+      result["models"][path.name] = found
+      (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
   report.write(folder, result)
   print(report.tables(result))
 
 
-def measure(net, cfg, codec, held, bandwidth: float) -> dict:
-  """Everything about one model."""
+def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
+  """Everything about one model, so far: once more after each batch size."""
   decoder = prepare.decoder(net, codec.vocab)
   new = cfg.data.seq_len - _PROMPT_LEN.value
   counts = _PROMPTS.value // 2, _PROMPTS.value, _SERVED.value
@@ -94,6 +95,9 @@ def measure(net, cfg, codec, held, bandwidth: float) -> dict:
     "caches": precision.caches(net, codec, prompts, new),
   }
   for batch in map(int, _BATCHES.value):
+    # Programs hold memory maps, of which Linux allows a process 65,530: with
+    # those of two models and three batches the compiler crashed.
+    jax.clear_caches()
     used = prompts[: max(batch, _FEWEST.value)]
     rows = one_batch(decoder, trees, used, batch, new, bandwidth)
     expected = choose.options(
@@ -118,7 +122,7 @@ def measure(net, cfg, codec, held, bandwidth: float) -> dict:
       new=new,
       repeats=_REPEATS.value,
     )
-  return result
+    yield result
 
 
 def one_batch(decoder, trees, prompts, batch, new, bandwidth) -> dict:

@@ -13,7 +13,7 @@ goes on to (its ancestors stand with it) and the free token after it.
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -138,26 +138,39 @@ class Typical(_Best):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Forced(_Best):
+class Forced:
   """`count` first choices stand, unseen: the system without the model.
 
   The text is worthless; the time per pass is what it costs to write
   count + 1 tokens at once.
+
+  Attributes:
+    count: drafts.
+    rule: proposes, decides in vain, and says the free token.
   """
 
   count: int
+  rule: Any = GREEDY
+
+  @property
+  def sampler(self):
+    return self.rule.sampler
 
   def check(self, tree):
+    self.rule.check(tree)
     most = len(tree.spine) - 1
     if not 0 <= self.count <= most:
       raise ValueError(f"count={self.count} is outside 0..{most}")
 
+  def propose(self, logits, count, seen, keys):
+    return self.rule.propose(logits, count, seen, keys)
+
   def accept(self, tree, judged, keys):
+    _, token = self.rule.accept(tree, judged, keys)
     # Clipped for the prompt's pass, which drafts nothing.
     count = jnp.minimum(self.count, len(tree.spine) - 1)
     node = jnp.asarray(tree.spine)[count]
-    node = jnp.broadcast_to(node, judged.window.shape[:1])
-    return node, _at(judged.best, node)
+    return jnp.broadcast_to(node, token.shape), token
 
 
 @jax.tree_util.register_dataclass

@@ -55,7 +55,7 @@ def choose(
     network, prompts, max_new=max_new, stop=stop, rule=rule, seed=seed
   )
   length = max(map(len, prompts)) + max_new // 2
-  found = options(network, chances, batch=batch, length=length)
+  found = options(network, chances, batch=batch, length=length, rule=rule)
   return best(found)
 
 
@@ -118,6 +118,7 @@ def options(
   batch: int,
   length: int,
   trees: Sequence[tree_lib.Tree] | None = None,
+  rule=accept.GREEDY,
 ) -> list[Option]:
   """Every topology with its expected tokens and its measured seconds.
 
@@ -127,9 +128,12 @@ def options(
     batch: rows B.
     length: tokens in each row's cache.
     trees: to choose from; None: `topologies(chances)`.
+    rule: whose work a pass does, from `accept`.
   """
   trees = topologies(chances) if trees is None else trees
-  seconds = seconds_per_pass(network, trees, batch=batch, length=length)
+  seconds = seconds_per_pass(
+    network, trees, batch=batch, length=length, rule=rule
+  )
   return [
     Option(tree, tree_lib.expected(tree, chances), s)
     for tree, s in zip(trees, seconds, strict=True)
@@ -144,12 +148,13 @@ def seconds_per_pass(
   length: int,
   repeats: int = 5,
   cache_len: int | None = None,
+  rule=accept.GREEDY,
 ) -> list[float]:
   """Seconds of one pass of each tree: medians over turns that alternate.
 
-  Greedy decoding's, without what another rule computes to accept. A turn is
-  one call of `TURN` seconds, of 8 to `PASSES` passes: the first passes after a
-  prompt are slower, and a few of them would tell of nothing else.
+  A turn is one call of `TURN` seconds, of 8 to `PASSES` passes: the first
+  passes after a prompt are slower, and a few of them would tell of nothing
+  else.
 
   Args:
     network: the decoder.
@@ -158,8 +163,9 @@ def seconds_per_pass(
     length: tokens in each row's cache, before the passes.
     repeats: turns of each tree.
     cache_len: positions of the cache; None: as many as the tokens need.
+    rule: whose work a pass does; no draft stands.
   """
-  rule = accept.Forced(0)
+  rule = accept.Forced(0, rule)
   tokens = np.zeros((batch, length), np.int32)
   lengths = np.full((batch,), length, np.int32)
 
