@@ -44,7 +44,7 @@ def topology(name: str) -> list:
   """The devices of a slice like 'v5p:2x2x2' or 'v5e:16x16', in order.
 
   Needs libtpu, and no TPU. On a TPU machine call it before JAX is first used,
-  or JAX takes the chips.
+  or JAX takes the chips. Takes XLA_FLAGS out of the environment.
 
   Raises:
     ValueError: no such slice, one that libtpu cannot describe, or no libtpu.

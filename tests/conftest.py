@@ -24,15 +24,19 @@ os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def forget_programs():
-  """A file's compiled programs go with it.
+def leave_no_trace():
+  """A file's compiled programs go with it, and XLA_FLAGS comes back.
 
-  Each holds some memory maps, of which Linux allows a process 65,530; most
-  likely that is why the compiler once crashed behind hundreds of tests.
+  Each program holds some memory maps, of which Linux allows a process 65,530;
+  most likely that is why the compiler once crashed behind hundreds of tests.
+  `aot.topology` takes the flags away, and other files' programs want them.
   """
-  yield
   import jax  # not above: it would read the environment too early
 
+  jax.jit(lambda: 0)()  # jaxlib has read the flags
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    yield
   jax.clear_caches()
 
 

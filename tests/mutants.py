@@ -152,8 +152,8 @@ MUTANTS = [
   Mutant(
     "heads read the tree's first nodes, not the path",
     "mtp_jax/decode/network.py",
-    "_at(memory, path), cache=cache",
-    "_at(memory, path * 0 + jnp.arange(path.shape[1])), cache=cache",
+    "_at(memory, path), cache=",
+    "_at(memory, path * 0 + jnp.arange(path.shape[1])), cache=",
     "test_network.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
   ),
   Mutant(
@@ -202,8 +202,8 @@ MUTANTS = [
   Mutant(
     "the next drafts made at the wrong place",
     "mtp_jax/decode/network.py",
-    "_at(memory, depth[:, None])",
-    "_at(memory, 0 * depth[:, None])",
+    "ctx), depth[:, None])",
+    "ctx), 0 * depth[:, None])",
     "test_network.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
   ),
   Mutant(

@@ -768,6 +768,27 @@ def test_forced_goes_down_the_first_choices(tree):
     assert free.tolist() == token.tolist()
 
 
+def test_forced_drafts_cost_what_their_rule_does():
+  tree, rng = tree_lib.chain(3), np.random.default_rng(15)
+  logits = jnp.asarray(rng.normal(size=(5, 3, 7)), jnp.float32)
+  rule = accept.Lossless(sampler(temperature=0.8, penalty=1.5))
+  forced = accept.Forced(1, rule)
+  assert forced.sampler is rule.sampler
+  seen = jnp.zeros((5, 7), bool)
+  drafts = forced.propose(logits[:, 1:], 1, seen, keys(0, 5))
+  for got, want in zip(
+    drafts, rule.propose(logits[:, 1:], 1, seen, keys(0, 5)), strict=True
+  ):
+    np.testing.assert_array_equal(got, want)
+  window = jnp.pad(drafts.tokens[..., 0], ((0, 0), (1, 0)))
+  judged = accept.Judged(window, logits, logits.argmax(-1), drafts, seen)
+  node, free = forced.accept(tree, judged, keys(1, 5))
+  assert node.tolist() == [1] * 5
+  want = rule.accept(tree, judged, keys(1, 5))[1]
+  np.testing.assert_array_equal(free, want)
+  assert (free != judged.best[:, 1]).any()  # drawn
+
+
 def test_numbers_compile_nothing():
   tree = TREES[2]
   fun = jax.jit(lambda rule, judged: rule.accept(tree, judged, keys(0, 3)))

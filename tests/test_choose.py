@@ -51,13 +51,17 @@ def test_what_is_tried():
   ],
 )
 def test_the_fastest_wins(monkeypatch, cost, wins):
-  monkeypatch.setattr(
-    choose,
-    "seconds_per_pass",
-    lambda network, trees, **_: [cost(t.size) for t in trees],
-  )
+  rules = []
+
+  def seconds(network, trees, *, rule, **_):
+    rules.append(rule)
+    return [cost(t.size) for t in trees]
+
+  monkeypatch.setattr(choose, "seconds_per_pass", seconds)
   monkeypatch.setattr(choose, "acceptance", lambda *_, **__: CHANCES)
-  best = choose.choose(None, PROMPTS, batch=3, max_new=9)
+  rule = accept.TopK(2)
+  best = choose.choose(None, PROMPTS, batch=3, max_new=9, rule=rule)
+  assert rules == [rule]  # its passes are timed
   assert best.tree.size == wins
   assert best.tokens_per_second == pytest.approx(
     tree_lib.expected(best.tree, CHANCES) / cost(wins)

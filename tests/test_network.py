@@ -219,9 +219,11 @@ def commit(decoder, memory, node, *, heads=3):
     (TREE, 3),
     (tree_lib.chain(3), 3),
     (tree_lib.from_paths([[0], [1]]), 2),
-    (tree_lib.chain(2), 3),  # the cache is for more heads than the drafts
+    # The cache is for more heads than the drafts.
+    (tree_lib.from_paths([[0], [1]]), 3),
+    (tree_lib.chain(2), 3),
   ],
-  ids=["tree", "chain", "shallow", "short"],
+  ids=["tree", "chain", "two heads", "shallow", "short"],
 )
 def test_nodes_of_a_tree_equal_the_text_of_their_path(net, tokens, tree, k):
   """Head 1 at every node and, once it is kept, the others; then the cache."""
@@ -296,13 +298,23 @@ def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
   assert widths == {"project_kv": judging, "mix": judging}
 
 
-def test_a_head_that_has_not_read_the_drafts_is_not_asked():
-  decoder = prepare.decoder(create(shape("parallel")))
-  cache = decoder.empty_cache(B, S, 3)
-  window = np.zeros((B, 7), np.int32)
-  memory = decoder.absorb(cache, window, LENGTHS, tree=TREE)
-  with pytest.raises(ValueError, match="head 1 reads drafts once `commit`"):
-    decoder.predict(memory, 1, places(7))
+@pytest.mark.parametrize("kind", ["parallel", "causal"])
+def test_a_head_that_has_not_read_the_drafts_is_not_asked(kind):
+  decoder = decoder_of(create(shape(kind)))
+  window, waits = np.zeros((B, 7), np.int32), "head 1 reads drafts once"
+
+  def ask(heads):
+    cache = decoder.empty_cache(B, S, heads)
+    memory = decoder.absorb(cache, window, LENGTHS, tree=TREE)
+    with pytest.raises(ValueError, match=waits):
+      decoder.predict(memory, 1, places(7))
+    with pytest.raises(ValueError, match=waits):
+      decoder.draft(memory, 3)
+    kept = decoder.commit(memory, ZERO)
+    with pytest.raises(ValueError, match="head 3, but the cache is for 3"):
+      decoder.predict(kept, 3, places(1))
+
+  jax.eval_shape(lambda: ask(3))
 
 
 # --- Sliding windows, smaller caches and drafts -------------------------------

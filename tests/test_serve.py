@@ -141,6 +141,7 @@ def test_auto_takes_what_choose_finds(mock, monkeypatch):
   got = serve.generate_all(mock, PROMPTS, slots=3, heads="auto", max_new=9)
   assert got.tree == TREE
   assert asked["batch"] == asked["prompts"] == 3
+  assert asked["rule"] is accept.GREEDY
 
 
 @pytest.mark.parametrize(

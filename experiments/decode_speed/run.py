@@ -71,6 +71,7 @@ def main(argv: list[str]) -> None:
 
 def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
   """Everything about one model, so far: once more after each batch size."""
+  jax.clear_caches()  # of another model: see below
   decoder = prepare.decoder(net, codec.vocab)
   new = cfg.data.seq_len - _PROMPT_LEN.value
   counts = _PROMPTS.value // 2, _PROMPTS.value, _SERVED.value
@@ -95,8 +96,8 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
     "caches": precision.caches(net, codec, prompts, new),
   }
   for batch in map(int, _BATCHES.value):
-    # Programs hold memory maps, of which Linux allows a process 65,530: with
-    # those of two models and three batches the compiler crashed.
+    # Programs hold memory maps, of which Linux allows a process 65,530; most
+    # likely that is why the compiler crashed behind two models' programs.
     jax.clear_caches()
     used = prompts[: max(batch, _FEWEST.value)]
     rows = one_batch(decoder, trees, used, batch, new, bandwidth)

@@ -139,14 +139,14 @@ class Typical(_Best):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Forced:
-  """`count` first choices stand, unseen: the system without the model.
+  """`count` first choices stand, whatever they are: a stopwatch.
 
   The text is worthless; the time per pass is what it costs to write
-  count + 1 tokens at once.
+  count + 1 tokens at once, the system without the model.
 
   Attributes:
     count: drafts.
-    rule: proposes, decides in vain, and says the free token.
+    rule: proposes, decides and is overruled, but for its free token.
   """
 
   count: int

@@ -152,7 +152,7 @@ def seconds_per_pass(
 ) -> list[float]:
   """Seconds of one pass of each tree: medians over turns that alternate.
 
-  A turn is one call of `TURN` seconds, of 8 to `PASSES` passes: the first
+  A turn is one call of `TURN` seconds, but of 8 to `PASSES` passes: the first
   passes after a prompt are slower, and a few of them would tell of nothing
   else.
 

@@ -123,7 +123,8 @@ class Network:
         `start` is never read, so rolling back is passing a smaller `start`.
       tokens: [B, W] int32; start + W <= S, or the write would be clamped.
       start: [B] int32, each row's position of tokens[:, 0].
-      tree: topology of a window of drafts, for `commit`; None: it is text.
+      tree: topology of a window of drafts: what each token sees, and what
+        `commit` chooses from; None: it is text.
       keep: [B] tokens of a prompt's window that are its own; the rest is
         padding, which a ring must not take.
     """
@@ -135,9 +136,11 @@ class Network:
       memory = self._write(memory, slot, block, x, ctx, keep)
       x = block.mix(x, ctx, *memory.cache[slot])
     memory = dataclasses.replace(memory, states=(x,) * self.n_future)
-    judging, drafting = self._order(cache)
-    heads = judging + drafting if tree is None else judging
-    return self._read(memory, heads, ctx, keep)
+    order, judging = self._order(cache)
+    heads = order if tree is None else order[:judging]
+    memory = self._read(memory, heads, ctx, keep)
+    branches = tree is not None and not tree.is_chain
+    return memory if branches else dataclasses.replace(memory, fresh={})
 
   def predict(self, memory: Memory, head: int, at: jax.Array) -> jax.Array:
     """Float32 logits [B, W', V] of one head at some places of the window.
@@ -149,11 +152,12 @@ class Network:
     Args:
       memory: from `absorb` or `commit`.
       head: from 0 to k-1; 0 predicts the next token, i the token i further.
-        Of drafts that wait for `commit`, 0.
+        Of drafts, before `commit`, one that head 1 stands on: 0 as a rule.
       at: [B, W'] int32, places (nodes of a tree) within the window.
+
+    Raises:
+      ValueError: a head that the cache is not for, or that waits.
     """
-    if memory.tree is not None and head:
-      raise ValueError(f"head {head} reads drafts once `commit` has kept them")
     return self._unembed(self._hidden(memory, head, at), head)
 
   def draft(self, memory: Memory, heads: int) -> jax.Array:
@@ -162,7 +166,7 @@ class Network:
     Equals `predict` head by head; an unembedding that they share is read once.
 
     Args:
-      memory: from `commit`.
+      memory: from `commit`, or of text.
       heads: k, at least 2.
     """
     at = jnp.zeros((len(memory.start), 1), jnp.int32)
@@ -182,36 +186,33 @@ class Network:
     """
     tree, cache = memory.tree, list(memory.cache)
     path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
-    if not tree.is_chain:
-      for slot, new in memory.fresh.items():
-        kept = cache_lib.pick(new, path)
-        cache[slot] = self._put(cache[slot], kept, memory.start)
+    for slot, new in memory.fresh.items():
+      kept = cache_lib.pick(new, path)
+      cache[slot] = self._put(cache[slot], kept, memory.start)
     memory = dataclasses.replace(
-      _at(memory, path), cache=tuple(cache), tree=None, fresh={}
+      _at(memory, path), cache=tuple(cache), tree=None
     )
     places = jnp.arange(tree.heads)[None]
     ctx = self._context(memory.start, tree.heads, places, cache, None)
-    _, drafting = self._order(cache)
-    memory = _at(self._read(memory, drafting, ctx), depth[:, None])
-    return dataclasses.replace(memory, start=memory.start + depth)
+    order, judging = self._order(cache)
+    memory = _at(self._read(memory, order[judging:], ctx), depth[:, None])
+    return dataclasses.replace(memory, start=memory.start + depth, fresh={})
 
-  def _order(self, cache) -> tuple[tuple, tuple]:
-    """Heads with K and V as they run: as far as head 1, and those behind it."""
-    heads = tuple(range(len(cache) - len(self.trunk)))
+  def _order(self, cache) -> tuple[range, int]:
+    """Heads with K and V as they run; how many of them head 1's logits need."""
+    heads = range(len(cache) - len(self.trunk))
     if self.cfg.head == "anticausal":  # head 1 stands at the end of the chain
-      return heads[::-1], ()
-    return heads[:1], heads[1:]
+      return heads[::-1], len(heads)
+    return heads, 1
 
-  def _late(self, cache) -> tuple:
+  def _late(self, cache) -> range:
     """Heads that no other stands on: they run where they are asked, alone."""
-    judging, drafting = self._order(cache)
-    order = judging + drafting
+    order, _ = self._order(cache)
     return order if self.cfg.head == "parallel" else order[-1:]
 
   def _read(self, memory, heads, ctx, keep=None):
     """Heads write K and V of the window; those that others stand on run."""
-    judging, drafting = self._order(memory.cache)
-    order = judging + drafting
+    order, _ = self._order(memory.cache)
     for i in heads:
       slot, x = len(self.trunk) + i, memory.states[i]
       memory = self._write(memory, slot, self.heads[i], x, ctx, keep)
@@ -236,6 +237,11 @@ class Network:
     return cache_lib.write(layer, new, start, ring=ring, keep=keep)
 
   def _hidden(self, memory, head, at):
+    order, judging = self._order(memory.cache)
+    if self.cfg.head_layers and head not in order:
+      raise ValueError(f"head {head}, but the cache is for {len(order)} heads")
+    if memory.tree is not None and head in order[judging:]:
+      raise ValueError(f"head {head} reads drafts once `commit` has kept them")
     x = jnp.take_along_axis(memory.states[head], at[..., None], 1)
     if head in self._late(memory.cache):
       width = memory.states[0].shape[1]
