@@ -186,6 +186,7 @@ arguments = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
 number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
 processes.join(arguments["coordinator"], number, process)
 cfg = config.load(arguments["config"])
+cfg.train.sample_tokens = 0
 run.fit(cfg, arguments["workdir"])
 processes.gather("finished")
 if process == 0:
