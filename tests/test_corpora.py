@@ -129,6 +129,26 @@ def test_text_that_is_not_utf8_is_named_by_line_or_counted(tmp_path):
   assert kept == {"good.txt:1": b"good"} and skipped == {"not UTF-8": 1}
 
 
+class Bounded(collections.Counter):
+  """Ends a reader that would count for ever."""
+
+  def __setitem__(self, reason, count):
+    assert count < 100
+    super().__setitem__(reason, count)
+
+
+@pytest.mark.parametrize("size", [1, corpora.PIECE + 1, 3 * corpora.PIECE])
+def test_reading_ends_where_no_character_starts(tmp_path, size):
+  # Silent 8-bit audio: every byte continues a character that never began.
+  (tmp_path / "silence").write_bytes(b"\x80" * size)
+  with pytest.raises(ValueError, match="silence:1: not UTF-8: "):
+    read("text", tmp_path, Bounded())
+  (tmp_path / "good").write_bytes(b"good")
+  kept = texts("text", tmp_path, skipped := Bounded(), on_error="skip")
+  assert kept == {"good:1": b"good"}
+  assert skipped == {"not UTF-8": -(-size // corpora.PIECE)}
+
+
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 @pytest.mark.parametrize("source", ["text", "jsonl"])
 @pytest.mark.parametrize("harm", ["truncated", "flipped"])

@@ -262,9 +262,14 @@ def _checked(
 
 
 def _character(text: bytes, end: int) -> int:
-  """The last start of a UTF-8 character at or before `end`."""
-  while end and text[end] & 0xC0 == 0x80:
-    end -= 1
+  """The last start of a UTF-8 character at or before `end`.
+
+  No character has more than four bytes: where none starts there, the text is
+  not UTF-8, and `end` is as good a place as any.
+  """
+  for start in range(end, max(end - 4, -1), -1):
+    if text[start] & 0xC0 != 0x80:
+      return start
   return end
 
 
