@@ -14,7 +14,6 @@ compilation left out; a text that outgrows its cache compiles once more.
 import codecs
 import itertools
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -36,8 +35,8 @@ from mtp_jax.decode import (
 from mtp_jax.decode import generate as generate_lib
 from mtp_jax.decode import tree as tree_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
-_PROMPT_FILE = flags.DEFINE_string(
+_WORKDIR = program.define_path("workdir", None, "Folder of a training run.")
+_PROMPT_FILE = program.define_path(
   "prompt_file", None, "File whose whole text is the prompt; - for stdin."
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "The prompt itself.")
@@ -184,7 +183,7 @@ def _rule():
 
 
 def _tuned_tree(size: int) -> tree_lib.Tree:
-  path = pathlib.Path(_WORKDIR.value) / "tree.json"
+  path = _WORKDIR.value / "tree.json"
   trees = json.loads(path.read_text())["trees"] if path.exists() else {}
   if str(size) not in trees:
     raise ValueError(
@@ -197,9 +196,9 @@ def _tuned_tree(size: int) -> tree_lib.Tree:
 def _prompt() -> bytes:
   if _PROMPT.value is not None:
     return _PROMPT.value.encode("utf-8", "surrogateescape")
-  if _PROMPT_FILE.value == "-":
+  if str(_PROMPT_FILE.value) == "-":
     return sys.stdin.buffer.read()
-  return pathlib.Path(_PROMPT_FILE.value).expanduser().read_bytes()
+  return _PROMPT_FILE.value.read_bytes()
 
 
 def _figures(counts: list[int], seconds: float) -> str:

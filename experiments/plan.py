@@ -14,7 +14,6 @@ small model and 1 to 3 minutes for one of the paper's.
 import datetime
 import importlib.metadata
 import json
-import pathlib
 
 import jax
 from absl import app, flags
@@ -31,7 +30,7 @@ _CACHE = flags.DEFINE_integer("cache_len", 0, "Positions; 0: data.seq_len.")
 _OPTIONS = flags.DEFINE_list(
   "compiler_options", [], "Of the TPU compiler, as name=value,name=value."
 )
-_JSON = flags.DEFINE_string("json", None, "File to write the figures to.")
+_JSON = program.define_path("json", None, "File to write the figures to.")
 flags.mark_flag_as_required("topology")
 
 
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> None:
       "libtpu": importlib.metadata.version("libtpu"),
     }
     text = json.dumps(planning.to_dict(plan) | made, indent=2)
-    pathlib.Path(_JSON.value).expanduser().write_text(f"{text}\n")
+    _JSON.value.write_text(f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,37 @@ def define_config() -> flags.FlagHolder:
   return holder
 
 
+def define_path(
+  name: str, default: str | None, text: str, **options
+) -> flags.FlagHolder:
+  """Declares a flag that names a file or folder; its value is a Path.
+
+  `~` is the home folder, as the shell only has it in front of a word. An empty
+  value is refused: it would be the current folder.
+  """
+  return flags.DEFINE(_PathParser(), name, default, text, **options)
+
+
+def path(text: str) -> pathlib.Path:
+  """The path that a user typed: not empty, `~` expanded."""
+  if not text.strip():
+    raise ValueError("a path is empty; the current folder is .")
+  try:
+    return pathlib.Path(text).expanduser()
+  except RuntimeError as error:  # ~nobody
+    raise ValueError(str(error)) from error
+
+
+class _PathParser(flags.ArgumentParser):
+  syntactic_help = "a path"
+
+  def parse(self, argument: str) -> pathlib.Path:
+    return path(argument)
+
+  def flag_type(self) -> str:
+    return "path"
+
+
 def define_processes() -> Callable[[], None]:
   """Declares the flags of a run in several processes.
 

@@ -14,7 +14,7 @@ from experiments import program
 from mtp_jax import run
 
 _CONFIG = program.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", None, "Takes all that a run writes.")
+_WORKDIR = program.define_path("workdir", None, "Takes all that a run writes.")
 _PROFILE = flags.DEFINE_string(
   "profile", "", "START:COUNT, the steps that jax.profiler traces."
 )

@@ -18,10 +18,10 @@ from mtp_jax.data import corpora
 _SOURCE = flags.DEFINE_enum(
   "source", "python", config.SOURCES, "Kind of corpus."
 )
-_PATH = flags.DEFINE_string("path", "", "File or folder of the corpus.")
+_PATH = program.define_path("path", None, "File or folder of the corpus.")
 _FIELD = flags.DEFINE_string("field", "text", "JSONL field of the text.")
 _VOCAB = flags.DEFINE_integer("vocab", 4096, "Ids wanted.", lower_bound=260)
-_OUTPUT = flags.DEFINE_string("output", None, "The model file to write.")
+_OUTPUT = program.define_path("output", None, "The model file to write.")
 _MAX_BYTES = flags.DEFINE_integer(
   "max_bytes", 20_000_000, "Read no more of the corpus; 0: read it all."
 )
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   data = config.Data(
     source=_SOURCE.value,
-    path=_PATH.value,
+    path=str(_PATH.value or ""),
     field=_FIELD.value,
     max_bytes=_MAX_BYTES.value,
     held_out=_HELD_OUT.value,

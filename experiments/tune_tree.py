@@ -10,7 +10,6 @@ tokens per forward that it is expected to write. Seconds to minutes.
 """
 
 import json
-import pathlib
 
 import rich.console
 import rich.table
@@ -22,7 +21,7 @@ from mtp_jax.data import pipeline
 from mtp_jax.decode import choose, prepare
 from mtp_jax.decode import tree as tree_lib
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
+_WORKDIR = program.define_path("workdir", None, "Folder of a training run.")
 _PROMPTS = flags.DEFINE_integer(
   "prompts", 32, "Held-out pieces of text to continue."
 )
@@ -46,7 +45,7 @@ def main(argv: list[str]) -> None:
     decoder, prompts, max_new=cfg.data.seq_len - _PROMPT_LEN.value
   )
   found = tuned(chances, [int(size) for size in _SIZES.value])
-  path = pathlib.Path(_WORKDIR.value) / "tree.json"
+  path = _WORKDIR.value / "tree.json"
   path.write_text(json.dumps(found, indent=1) + "\n")
   show(found)
   print(path)

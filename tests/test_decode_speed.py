@@ -104,7 +104,7 @@ def trained(monkeypatch, tmp_path):
 def test_one_small_run(trained, capsys):
   with flagsaver.flagsaver(
     workdirs=["runs/small"],
-    output=str(trained),
+    output=trained,
     batches=["3"],
     prompts=6,
     fewest=2,

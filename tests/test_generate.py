@@ -37,7 +37,8 @@ def call(loaded, monkeypatch, capsys):
   flags.FLAGS.mark_as_parsed()
 
   def run(**settings):
-    with flagsaver.flagsaver(**({"workdir": "run"} | settings)):
+    given = {k: str(v) for k, v in settings.items() if v is not None}
+    with flagsaver.as_parsed(**({"workdir": "run"} | given)):
       program.mendable(generate.main)(["generate"])
     return capsys.readouterr().out
 

@@ -2,10 +2,16 @@
 
 import json
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+from absl import flags
+from conftest import ROOT
+
+from experiments import program
 
 CONFIG = ["--config=configs/quickstart.py"]
 
@@ -87,3 +93,35 @@ def test_flags_reach_the_run(tmp_path):
   assert found["train"]["head_weights"] == [1.0, 0.5]
   assert found["train"]["loss"] == "formula"
   assert list((tmp_path / "w/profile").rglob("*.xplane.pb"))
+
+
+def test_a_path_flag_knows_the_home_folder(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/ada")
+  values = flags.FlagValues()
+  program.define_path("workdir", "~/runs", "text", flag_values=values)
+  program.define_path("output", None, "text", flag_values=values)
+  values(["train"])
+  assert values.workdir == pathlib.Path("/home/ada/runs")
+  assert values.output is None
+  values(["train", "--workdir=~", "--output=a/~b"])
+  assert values.workdir == pathlib.Path("/home/ada")
+  assert values.output == pathlib.Path("a/~b")
+  for empty in ("", " "):
+    with pytest.raises(flags.IllegalFlagValueError, match="path is empty"):
+      values(["train", f"--output={empty}"])
+  with pytest.raises(flags.IllegalFlagValueError, match="home directory"):
+    values(["train", "--output=~no-such-user/x"])
+
+
+def test_every_flag_that_names_a_path_is_one():
+  """By what it is called; the programs' flags clash, so by their source."""
+  named = re.compile(
+    r'(\S+)\(\s*"(\w*dir|output|path|json|results|\w+_file|folder)"'
+  )
+  found = []
+  for file in (ROOT / "experiments").rglob("*.py"):
+    for how, name in named.findall(file.read_text()):
+      if "DEFINE" in how or "define" in how:
+        assert how == "program.define_path", (file, name)
+        found.append(name)
+  assert len(found) >= 15 and {"workdir", "output", "json"} < set(found)

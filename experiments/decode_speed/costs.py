@@ -13,7 +13,6 @@ weights and tokens come to.
 
 import itertools
 import json
-import pathlib
 
 import jax
 from absl import app, flags
@@ -31,7 +30,7 @@ _CACHE_LEN = flags.DEFINE_integer("cache_len", 4096, "Most tokens, by cache.")
 _CACHE_BATCH = flags.DEFINE_integer("cache_batch", 4, "Rows, by cache.")
 _DTYPES = flags.DEFINE_list("dtypes", list(cache.DTYPES), "Caches to time.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each.", lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file for the results.")
+_OUTPUT = program.define_path("output", None, "JSON file for the results.")
 flags.mark_flag_as_required("output")
 
 
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> None:
     "width": by_width(net, bandwidth),
     "cache": by_cache(net, bandwidth),
   }
-  pathlib.Path(_OUTPUT.value).write_text(json.dumps(result, indent=1) + "\n")
+  _OUTPUT.value.write_text(json.dumps(result, indent=1) + "\n")
   print(tables(result))
 
 

@@ -14,7 +14,6 @@ same turns.
 
 import dataclasses
 import json
-import pathlib
 import time
 from collections.abc import Iterator
 
@@ -40,7 +39,7 @@ _SERVED = flags.DEFINE_integer(
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of each.", lower_bound=1)
 _PEER = flags.DEFINE_bool("peer", False, "Let transformers decode as well.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder that takes the results.")
+_OUTPUT = program.define_path("output", None, "Folder that takes the results.")
 flags.mark_flags_as_required(["workdirs", "output"])
 
 
@@ -50,14 +49,14 @@ def main(argv: list[str]) -> None:
   most = max(map(int, _BATCHES.value))
   if most > _PROMPTS.value:
     raise ValueError(f"a batch of {most} needs --prompts={most}")
-  folder = pathlib.Path(_OUTPUT.value)
+  folder = _OUTPUT.value
   folder.mkdir(parents=True, exist_ok=True)
   result = {
     "machine": program.machine(),
     "bandwidth": limits.bandwidth(),
     "models": {},
   }
-  for path in map(pathlib.Path, _WORKDIRS.value):
+  for path in map(program.path, _WORKDIRS.value):
     net, cfg, codec = workdir.load(path)
     if cfg.model.n_future < 2:
       raise ValueError(f"{path} has one head: nothing to compare")

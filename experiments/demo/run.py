@@ -10,7 +10,6 @@ the workdir, beside the checkpoint. Started again it goes on where it was.
 """
 
 import json
-import pathlib
 import sys
 import time
 
@@ -29,7 +28,7 @@ from mtp_jax.decode import prepare
 from mtp_jax.evaluate import held_out
 
 _CONFIG = program.define_config()
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Takes the results.")
+_WORKDIR = program.define_path("workdir", "runs/demo", "Takes the results.")
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Held-out files to continue.")
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each, in turn.")
@@ -39,7 +38,7 @@ _BATCHES = flags.DEFINE_integer("batches", 16, "Held-out batches to score.")
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  begin, folder = time.time(), pathlib.Path(_WORKDIR.value)
+  begin, folder = time.time(), _WORKDIR.value
   state = run.fit(_CONFIG.value.check(), folder)
   if int(state.step) < _CONFIG.value.train.steps:
     sys.exit(f"stopped at step {int(state.step)}; run it again to go on")

@@ -35,7 +35,7 @@ _SCALE = flags.DEFINE_enum("scale", "cpu", scales.SCALES, "Shape to measure.")
 _SEED = flags.DEFINE_integer(
   "seed", 0, "Parameters, tokens, chosen heads.", allow_override=True
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = program.define_path(
   "output",
   str(pathlib.Path(__file__).parent),
   "Folder of the results.",
@@ -253,7 +253,7 @@ def main(argv: list[str]) -> None:
   grown = measure_growth(scale)
   steps = measure_steps(scale, _SEED.value) if scale.pairs else []
   found = verdicts(scale, rows, grown, steps)
-  output = pathlib.Path(_OUTPUT.value) / _SCALE.value
+  output = _OUTPUT.value / _SCALE.value
   report.write_csv(output.with_suffix(".csv"), rows)
   if steps:
     report.write_csv(output.with_name(f"{output.name}_step.csv"), steps)

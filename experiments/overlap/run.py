@@ -30,7 +30,7 @@ LINKS = {"v5e": 200e9, "v5p": 600e9}
 
 _SIZE = flags.DEFINE_enum("size", "0.3B", list(sizes.SIZES), "Of table S14.")
 _SLICES = flags.DEFINE_list("slices", ["v5e:2x4", "v5p:2x2x2"], "TPU slices.")
-_OUTPUT = flags.DEFINE_string("output", str(FOLDER), "Folder of the results.")
+_OUTPUT = program.define_path("output", str(FOLDER), "Folder of the results.")
 
 
 def settings(size: str, n_future: int, chips: int) -> config.Config:
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
       plan = planning.training(settings(_SIZE.value, n, 8), slice_)
       rows.append(line(plan, n))
     heads += details(plan)  # of the most heads
-  output = pathlib.Path(_OUTPUT.value)
+  output = _OUTPUT.value
   write(output / f"{_SIZE.value}.csv", rows)
   write(output / f"{_SIZE.value}_heads.csv", heads)
   found = verdicts(rows)

@@ -18,7 +18,7 @@ import json
 import pathlib
 
 import jax
-from absl import app, flags, logging
+from absl import app, logging
 
 from experiments import aot, planning, program
 from mtp_jax import config, sharding, train
@@ -45,7 +45,7 @@ FIRST = (  # what a bound is about
   "scaling:6.7B-n4",
 )
 
-_RESULTS = flags.DEFINE_string(
+_RESULTS = program.define_path(
   "results", str(FOLDER / "v5e.csv"), "File that takes a line per program."
 )
 
@@ -121,7 +121,7 @@ def line(name: str, cfg: config.Config, slice_: str, loss: str) -> dict:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  path = pathlib.Path(_RESULTS.value).expanduser()
+  path = _RESULTS.value
   every = runs()
   groups = distinct(every)
   first = [name for name in FIRST if name in groups]

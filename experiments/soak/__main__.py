@@ -20,7 +20,6 @@ import datetime
 import importlib.metadata
 import json
 import os
-import pathlib
 import platform
 import sys
 import time
@@ -36,15 +35,15 @@ _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time in which faults happen.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Length of one training.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the faults and their moments.")
 _FAULTS = flags.DEFINE_list("faults", None, "Only these, as full_disk.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/soak", "Emptied at the start.")
-_OUTPUT = flags.DEFINE_string("output", None, "Takes the result as JSON.")
+_WORKDIR = program.define_path("workdir", "runs/soak", "Emptied at the start.")
+_OUTPUT = program.define_path("output", None, "Takes the result as JSON.")
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   jax.config.update("jax_platforms", "cpu")
-  kinds, home = chosen(), pathlib.Path(_WORKDIR.value).absolute()
+  kinds, home = chosen(), _WORKDIR.value.absolute()
   with job_lib.Disk(home) as disk:
     job_lib.prepare(home, _STEPS.value)
     begin, job = time.monotonic(), job_lib.Job(home, "undisturbed")
@@ -56,7 +55,7 @@ def main(argv: list[str]) -> None:
   result = json.dumps(report(soak), indent=2)
   print(result)
   if _OUTPUT.value:
-    pathlib.Path(_OUTPUT.value).write_text(result + "\n")
+    _OUTPUT.value.write_text(result + "\n")
   if soak.broken:
     sys.exit(f"{len(soak.broken)} promises were broken")
 

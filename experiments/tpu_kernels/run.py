@@ -32,7 +32,7 @@ D, H, T, V = 4096, 32, 4096, 32_000
 MIB = 2**20
 
 _CHIPS = flags.DEFINE_list("chips", ["v5e", "v5p", "v6e"], "Kinds of chip.")
-_OUTPUT = flags.DEFINE_string("output", str(FOLDER), "Folder of the results.")
+_OUTPUT = program.define_path("output", str(FOLDER), "Folder of the results.")
 
 
 def attention_programs() -> dict:
@@ -182,7 +182,7 @@ def main(argv: list[str]) -> None:
   }
   if has_tokamax():
     stamp["tokamax"] = importlib.metadata.version("tokamax")
-  output = pathlib.Path(_OUTPUT.value)
+  output = _OUTPUT.value
   rows = [row for chip in _CHIPS.value for row in memory(chip)]
   write(output / "memory.csv", rows, stamp)
   if has_tokamax():

@@ -11,7 +11,6 @@ all devices of this machine, FSDP over them.
 
 import json
 import math
-import pathlib
 import statistics
 import time
 
@@ -36,7 +35,7 @@ _STEPS = flags.DEFINE_integer("steps", 3, "Of a turn, timed.", lower_bound=1)
 _MEMORY = flags.DEFINE_float(
   "memory_gib", None, "Per device; without it what the device says."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "File of the results.")
+_OUTPUT = program.define_path("output", None, "File of the results.")
 flags.mark_flag_as_required("output")
 
 
@@ -230,7 +229,7 @@ def memory() -> float:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  path, limit = pathlib.Path(_OUTPUT.value), memory()
+  path, limit = _OUTPUT.value, memory()
   path.parent.mkdir(parents=True, exist_ok=True)
   mesh = sharding.make_mesh(config.Mesh())
   result = {
