@@ -33,8 +33,9 @@ def fit(
   Args:
     cfg: the run's settings.
     workdir: takes config.json, checkpoints/, train.csv, held_out.csv,
-      sample.txt, tensorboard/, profile/ and a copy of a SentencePiece model.
-      Several processes (`processes.join`) share it.
+      sample.txt, tensorboard/, profile/, a copy of a SentencePiece model and
+      `lock`, which keeps other runs out. Several processes
+      (`processes.join`) share it.
     profile: steps, counted from 1, that `jax.profiler` traces.
 
   Returns:
@@ -42,8 +43,8 @@ def fit(
 
   Raises:
     ValueError: settings that do not fit each other, the data or the devices.
-    checkpoint.CheckpointError: the workdir holds another run, or cannot be
-      written.
+    checkpoint.CheckpointError: the workdir holds another run, is in use by
+      one, cannot be written, or is not shared by all processes.
     Diverged: `train.max_bad_steps` non-finite steps in a row.
     processes.PeerLost: another process of the run is gone.
   """
@@ -62,6 +63,7 @@ def fit(
   with processes.watched():
     _check_agreement(metadata)
   with (
+    workdir_lib.lock(workdir),
     checkpoint.Checkpoints(
       workdir / "checkpoints", keep=cfg.train.keep
     ) as saved,
@@ -73,7 +75,6 @@ def fit(
     )
     state = found[0] if found else train_lib.init_state(cfg, mesh)
     if jax.process_index() == 0:
-      workdir.mkdir(parents=True, exist_ok=True)
       (workdir / "config.json").write_text(config.to_json(cfg))
     run = _Run(cfg, mesh, codec, packed, workdir, int(state.step), profile)
     try:

@@ -207,6 +207,14 @@ def test_another_config_is_refused_by_its_fields(unbroken, cfg):
   assert config.load(unbroken / "config.json").model.width == 20
 
 
+def test_a_second_run_in_the_workdir_is_refused(unbroken, cfg, monkeypatch):
+  monkeypatch.setattr(workdir, "_RELEASE", 0)
+  line = f"in use by another run .*process id {os.getpid()}, since "
+  with workdir.lock(unbroken):
+    with pytest.raises(checkpoint.CheckpointError, match=line):
+      run.fit(cfg, unbroken)
+
+
 def test_another_corpus_is_refused(unbroken, cfg, tmp_path):
   rows = [json.dumps({"text": f"another {i}"}) for i in range(99)]
   (tmp_path / "c.jsonl").write_text("\n".join(rows))
