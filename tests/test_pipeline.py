@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -11,12 +12,13 @@ import sys
 import time
 import tracemalloc
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 
 from mtp_jax import config, tokenizer
-from mtp_jax.data import corpora, pack, pipeline
+from mtp_jax.data import blocks, corpora, pack, pipeline
 
 
 def in_memory(lengths):
@@ -113,7 +115,7 @@ def test_packing_keeps_every_document_whole(data):
       for d in documents
       if corpora.is_held_out(d.text, data.held_out) == held_out
     ]
-    parts = np.split(packed.tokens, packed.starts[1:])
+    parts = np.split(np.asarray(packed.tokens), packed.starts[1:])
     assert all(p[0] == codec.bos and p[-1] == codec.eos for p in parts)
     assert [codec.decode_bytes(p) for p in parts] == wanted
     assert packed.documents == len(wanted) > 0
@@ -142,7 +144,7 @@ def test_a_corpus_is_tokenised_once(data):
   again = pipeline.pack(data, codec)
   assert codec.calls == calls > 0
   for a, b in zip(first, again, strict=True):
-    assert isinstance(b.tokens, np.memmap)
+    assert isinstance(b.tokens, blocks.Array)
     assert a.fingerprint == b.fingerprint
     np.testing.assert_array_equal(a.tokens, b.tokens)
 
@@ -184,7 +186,7 @@ HARMS = {
 @pytest.mark.parametrize("harm", HARMS)
 def test_a_damaged_cache_is_packed_anew_with_a_warning(data, tmp_path, harm):
   codec = tokenizer.Bytes()
-  intact = [np.array(p.tokens) for p in pipeline.pack(data, codec)]
+  intact = [np.asarray(p.tokens) for p in pipeline.pack(data, codec)]
   ((name,), _) = entries(data)
   files = sorted((tmp_path / "c" / name).iterdir())
   assert len(files) == 5
@@ -201,6 +203,75 @@ def test_a_damaged_cache_is_packed_anew_with_a_warning(data, tmp_path, harm):
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     pipeline.pack(data, codec)
+
+
+def stored(path, values):
+  writer = blocks.Writer(path)
+  for part in np.array_split(values, 7):
+    writer.write(part.tobytes())
+  writer.close()
+  checksums = blocks.checksums(path)
+  assert writer.checksum() == zlib.crc32(checksums.tobytes())
+  return blocks.Array(path, values.dtype, checksums, len(values))
+
+
+@pytest.mark.parametrize("size", [1, 1023, 1024, 1025, 5003])
+def test_an_array_on_disk_is_the_array(tmp_path, size):
+  rng = np.random.default_rng(size)
+  values = np.sort(rng.integers(0, 2 * size, size))
+  found = stored(tmp_path / "a", values)
+  assert len(found) == size and found.dtype == values.dtype
+  np.testing.assert_array_equal(found, values)
+  for low, high in rng.integers(-size, 2 * size, (29, 2)).tolist():
+    np.testing.assert_array_equal(found[low:high], values[low:high])
+  for value in [-1, 2 * size, *rng.integers(0, 2 * size, 29).tolist()]:
+    for side in ("left", "right"):
+      want = values.searchsorted(value, side)
+      assert found.searchsorted(value, side) == want
+
+
+def overwritten(path):
+  with open(path, "r+b") as file:
+    file.seek(path.stat().st_size // 2)
+    file.write(bytes(path.stat().st_size // 2))
+
+
+def cut_short(path):
+  os.truncate(path, 4000)
+
+
+@pytest.mark.parametrize(
+  "harm, kind, workers",
+  [
+    (overwritten, "tokens", 0),
+    (overwritten, "starts", 0),
+    (cut_short, "starts", 0),
+    (cut_short, "tokens", 1),
+  ],
+)
+def test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read(
+  tmp_path, kind, harm, workers
+):
+  (tmp_path / "a.jsonl").write_text(
+    "".join(f'{{"text": "{i * 7919 % 10007}"}}\n' for i in range(4001))
+  )
+  data = config.Data(
+    source="jsonl", path=str(tmp_path), cache=str(tmp_path / "c")
+  )
+  packed, _ = pipeline.pack(data, tokenizer.Bytes())
+  wanted = [pipeline.batch_at(packed, i, **SHAPE) for i in range(100)]
+  stream = pipeline.batches(packed, **SHAPE, workers=workers)
+  equal(next(stream), wanted[0])
+  (folder,) = (tmp_path / "c").glob("*/")
+  harm(folder / f"train.{kind}")
+  with pytest.raises(pipeline.CacheDamaged) as error:
+    for i in range(1, 100):
+      equal(next(stream), wanted[i])
+  assert f"train.{kind} was damaged while it was in use" in str(error.value)
+  assert "packed anew" in str(error.value)
+  with pytest.warns(UserWarning, match=f"anew: .* a damaged train.{kind}"):
+    packed, _ = pipeline.pack(data, tokenizer.Bytes())
+  equal(pipeline.batch_at(packed, 99, **SHAPE), wanted[99])
 
 
 def test_a_flipped_number_in_the_meta_file_is_found(data, tmp_path):
@@ -240,7 +311,7 @@ def test_a_killed_packing_leaves_no_cache(data):
   assert codec.calls > 101
   whole, every = entries(data)
   assert whole == every and len(whole) == 1
-  assert train.tokens[-1] == codec.eos
+  assert train.tokens[-1:] == [codec.eos]
 
 
 def test_an_error_while_packing_leaves_no_cache(data):
@@ -293,7 +364,7 @@ def test_a_split_without_a_document_is_an_error(tmp_path):
 def test_pickling_sends_the_place_and_not_the_tokens(data):
   packed, _ = pipeline.pack(data, tokenizer.Bytes())
   raw = pickle.dumps(packed)
-  assert len(raw) < 1500 < packed.tokens.nbytes
+  assert len(raw) < 1500 < 2 * len(packed.tokens)
   copy = pickle.loads(raw)
   np.testing.assert_array_equal(copy.tokens, packed.tokens)
   np.testing.assert_array_equal(copy.starts, packed.starts)

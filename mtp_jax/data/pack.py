@@ -2,8 +2,8 @@
 
 A cache entry is a folder that holds, for each split, `tokens` (the smallest
 unsigned type that takes the vocabulary) and `starts` (int64, where documents
-begin), and `meta.json` with sizes and checksums. It is built beside its place
-and renamed into it whole.
+begin), and `meta.json` with sizes and checksums (of the checksums of the
+files' blocks). It is built beside its place and renamed into it whole.
 """
 
 import collections
@@ -23,19 +23,25 @@ from collections.abc import Iterator
 import numpy as np
 
 from mtp_jax import config
-from mtp_jax.data import corpora
+from mtp_jax.data import blocks, corpora
 
-_VERSION = 1  # of the documents and of the layout; a new one builds anew
+_VERSION = 2  # of the documents and of the layout; a new one builds anew
 _SPLITS = ("train", "held_out")
-_BLOCK = 1 << 24  # bytes read at a time when a file is checked
+CacheDamaged = blocks.CacheDamaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """A split as one sequence of tokens; every document is [bos, ids, eos]."""
+  """A split as one sequence of tokens; every document is [bos, ids, eos].
 
-  tokens: np.ndarray  # [tokens], unsigned; memory-mapped
-  starts: np.ndarray  # [documents], int64, ascending from 0; memory-mapped
+  Whatever `pack` returns is checked whenever it is read, block by block: a
+  cache that is damaged while it is in use raises `CacheDamaged` before a
+  damaged token reaches anyone. So every batch that was ever given is sound,
+  and with it every step before the error; nothing is left to verify.
+  """
+
+  tokens: np.ndarray | blocks.Array  # [tokens], unsigned
+  starts: np.ndarray | blocks.Array  # [documents], int64, ascending from 0
   bytes_per_token: float  # UTF-8 bytes over predicted tokens: all but bos
   fingerprint: str  # of tokens, starts and tokenizer
   documents: int
@@ -61,20 +67,21 @@ class Packed:
 
     Raises:
       IndexError: no such window.
+      CacheDamaged: its tokens are not the ones that were packed.
     """
     if not 0 <= index < self.windows(seq_len):
       raise IndexError(
         f"window {index} of {self.windows(seq_len)} at seq_len {seq_len}"
       )
     low = index * seq_len
-    found = np.asarray(self.tokens[low : low + seq_len + n_future])
+    found = self.tokens[low : low + seq_len + n_future]
     tokens = np.zeros(seq_len + n_future, np.int32)
     segments = np.zeros_like(tokens)
     tokens[: len(found)] = found
     places = np.arange(low, low + len(found))
-    before = np.searchsorted(self.starts, low, side="right")
-    until = np.searchsorted(self.starts, low + len(found), side="left")
-    inside = np.asarray(self.starts[before:until])
+    before = self.starts.searchsorted(low, "right")
+    until = self.starts.searchsorted(low + len(found), "left")
+    inside = self.starts[before:until]
     segments[: len(found)] = before + np.searchsorted(
       inside, places, side="right"
     )
@@ -97,12 +104,13 @@ class Packed:
     Raises:
       ValueError: there are fewer such pieces.
     """
-    ends = np.append(self.starts[1:], len(self.tokens))
-    pieces = np.minimum((ends - self.starts) // size, per_document)
+    starts = np.asarray(self.starts)
+    ends = np.append(starts[1:], len(self.tokens))
+    pieces = np.minimum((ends - starts) // size, per_document)
     number = np.arange(pieces.sum()) - np.repeat(
       np.cumsum(pieces) - pieces, pieces
     )
-    starts = np.repeat(self.starts, pieces) + number * size
+    starts = np.repeat(starts, pieces) + number * size
     if len(starts) < count:
       raise ValueError(
         f"only {len(starts)} pieces of documents have {size} tokens, but "
@@ -111,24 +119,17 @@ class Packed:
     places = np.linspace(0, len(starts) - 1, count).astype(int)
     return [np.array(self.tokens[s : s + length]) for s in starts[places]]
 
-  def __reduce__(self):
-    # A memory map would pickle as its contents: workers map the file instead.
-    values = [getattr(self, f.name) for f in dataclasses.fields(self)]
-    return _unpickle, tuple(
-      _File(v.filename, v.dtype.str) if isinstance(v, np.memmap) else v
-      for v in values
-    )
-
 
 def pack(data: config.Data, tokenizer) -> tuple[Packed, Packed]:
   """Reads, deduplicates, splits and tokenises a corpus, once.
 
-  Later calls map the cache, which is keyed by names, sizes and times of the
+  Later calls open the cache, which is keyed by names, sizes and times of the
   corpus's files, by the fields of `data` that choose documents, and by the
   tokenizer. A killed packing leaves nothing that a later call would take for
   a cache; concurrent ones wait for the first; a damaged cache is found by its
   checksums (about 2 GB a second) and built again with a warning. Memory holds
-  one document at a time, 16 bytes of every one read, and the file names.
+  one document at a time, 16 bytes of every one read, the file names, and a
+  checksum of 4 bytes for every 8 KiB.
 
   Args:
     data: `source`, `path`, `field`, `max_bytes`, `held_out`, `on_error` and
@@ -145,20 +146,21 @@ def pack(data: config.Data, tokenizer) -> tuple[Packed, Packed]:
   folder = cache / _key(data, tokenizer)
   cache.mkdir(parents=True, exist_ok=True)
   with _locked(folder.with_suffix(".lock")):
-    if folder.exists() and (damage := _damage(folder)):
-      warnings.warn(f"packing anew: cache {folder} {damage}", stacklevel=2)
-      shutil.rmtree(folder)
-    if not folder.exists():
-      partial = folder.with_suffix(f".{platform.node()}.partial")
-      shutil.rmtree(partial, ignore_errors=True)  # of a killed packing
-      partial.mkdir()
+    if folder.exists():
       try:
-        _build(partial, data, tokenizer)
-        partial.rename(folder)
-      finally:
-        shutil.rmtree(partial, ignore_errors=True)
-  meta = json.loads((folder / "meta.json").read_text())
-  return tuple(_map(folder, name, meta) for name in _SPLITS)
+        return _open(folder)
+      except CacheDamaged as error:
+        warnings.warn(f"packing anew: {error}", stacklevel=2)
+        shutil.rmtree(folder)
+    partial = folder.with_suffix(f".{platform.node()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed packing
+    partial.mkdir()
+    try:
+      _build(partial, data, tokenizer)
+      partial.rename(folder)
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
+    return _open(folder)
 
 
 def _build(folder: pathlib.Path, data: config.Data, tokenizer) -> None:
@@ -190,10 +192,9 @@ class _Writer:
   def __init__(self, folder: pathlib.Path, name: str, dtype: np.dtype):
     self.name, self._dtype = name, dtype
     self._files = {
-      f"{name}.{kind}": (folder / f"{name}.{kind}").open("wb")
+      f"{name}.{kind}": blocks.Writer(folder / f"{name}.{kind}")
       for kind in ("tokens", "starts")
     }
-    self._crc = dict.fromkeys(self._files, 0)
     self._digest = hashlib.sha256(dtype.str.encode())
     self._tokens = self._documents = self._bytes = 0
 
@@ -201,17 +202,17 @@ class _Writer:
     return self
 
   def __exit__(self, *error):
-    for file in self._files.values():
-      file.close()
+    with contextlib.ExitStack() as stack:
+      for file in self._files.values():
+        stack.callback(file.close)
 
   def add(self, ids: np.ndarray, size: int) -> None:
     """Appends one document of `size` bytes, its special ids included."""
     start = np.array(self._tokens, np.int64)
     arrays = ids.astype(self._dtype), start
-    for name, array in zip(self._files, arrays, strict=True):
+    for file, array in zip(self._files.values(), arrays, strict=True):
       raw = array.tobytes()
-      self._files[name].write(raw)
-      self._crc[name] = zlib.crc32(raw, self._crc[name])
+      file.write(raw)
       self._digest.update(raw)
     self._tokens += len(ids)
     self._documents += 1
@@ -224,46 +225,48 @@ class _Writer:
       "tokens": self._tokens,
       "documents": self._documents,
       "bytes": self._bytes,
-      "crc32": self._crc,
+      "crc32": {n: file.checksum() for n, file in self._files.items()},
       "fingerprint": self._digest.hexdigest()[:16],
     }
 
 
-def _map(folder: pathlib.Path, name: str, meta: dict) -> Packed:
-  split = meta[name]
-  predicted = split["tokens"] - split["documents"]
-  return Packed(
-    tokens=np.memmap(folder / f"{name}.tokens", split["dtype"], "r"),
-    starts=np.memmap(folder / f"{name}.starts", np.int64, "r"),
-    bytes_per_token=split["bytes"] / predicted,
-    fingerprint=split["fingerprint"],
-    documents=split["documents"],
-    skipped=meta["skipped"],
-  )
+def _open(folder: pathlib.Path) -> tuple[Packed, Packed]:
+  """The splits of a cache entry, read once to see that nothing is damaged.
 
-
-def _damage(folder: pathlib.Path) -> str:
-  """What is wrong with a cache; empty if nothing is."""
+  Raises:
+    CacheDamaged: something is.
+  """
   try:
     text = (folder / "meta.json").read_text()
     meta = json.loads(text)
     if _sealed(meta) != text:
-      return "has a damaged meta.json"
-    for split in _SPLITS:
-      for name, wanted in meta[split]["crc32"].items():
-        if _crc32(folder / name) != wanted:
-          return f"has a damaged {name}"
+      raise CacheDamaged(f"cache {folder} has a damaged meta.json")
+    return tuple(_split(folder, name, meta) for name in _SPLITS)
+  except CacheDamaged:
+    raise
   except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-    return f"cannot be read: {error!r}"
-  return ""
+    raise CacheDamaged(f"cache {folder} cannot be read: {error!r}") from error
 
 
-def _crc32(path: pathlib.Path) -> int:
-  value = 0
-  with path.open("rb") as file:
-    while block := file.read(_BLOCK):
-      value = zlib.crc32(block, value)
-  return value
+def _split(folder: pathlib.Path, name: str, meta: dict) -> Packed:
+  split = meta[name]
+  arrays = {}
+  for kind, dtype, size in (
+    ("tokens", split["dtype"], split["tokens"]),
+    ("starts", "<i8", split["documents"]),
+  ):
+    path = folder / f"{name}.{kind}"
+    checksums = blocks.checksums(path)
+    if zlib.crc32(checksums.tobytes()) != split["crc32"][path.name]:
+      raise CacheDamaged(f"cache {folder} has a damaged {path.name}")
+    arrays[kind] = blocks.Array(path, dtype, checksums, size)
+  return Packed(
+    **arrays,
+    bytes_per_token=split["bytes"] / (split["tokens"] - split["documents"]),
+    fingerprint=split["fingerprint"],
+    documents=split["documents"],
+    skipped=meta["skipped"],
+  )
 
 
 def _sealed(meta: dict) -> str:
@@ -292,18 +295,3 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
   with path.open("w") as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-  path: str
-  dtype: str
-
-
-def _unpickle(*values) -> Packed:
-  return Packed(
-    *(
-      np.memmap(v.path, v.dtype, "r") if isinstance(v, _File) else v
-      for v in values
-    )
-  )

@@ -16,6 +16,7 @@ from absl import flags
 from mtp_jax.data import pack as _pack
 
 Packed, pack = _pack.Packed, _pack.pack
+CacheDamaged = _pack.CacheDamaged
 
 
 def batches(
@@ -51,6 +52,8 @@ def batches(
 
   Raises:
     ValueError: batch is not divisible by processes, or there is no data.
+    CacheDamaged: from the iterator, in place of the first batch whose tokens
+      have changed on the disk; all batches before it are sound.
   """
   steps = _stream(packed, batch, seq_len, n_future, seed, process, processes)
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
