@@ -11,7 +11,6 @@ The last line counts tokens per forward pass and tokens per second, the first
 compilation left out; a text that outgrows its cache compiles once more.
 """
 
-import codecs
 import itertools
 import json
 import sys
@@ -23,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments import program
-from mtp_jax import workdir
+from mtp_jax import tokenizer, workdir
 from mtp_jax.decode import (
   accept,
   blockwise,
@@ -154,13 +153,14 @@ def characters(
     prompt: ids before the new ones: a token's bytes may depend on them.
     passes: from `stream`.
   """
-  utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-  raw = codec.decode_bytes(prompt)
-  utf8.decode(raw)  # it may end inside a character too
-  for tokens in passes:
-    before, raw = len(raw), codec.decode_bytes([*prompt, *tokens])
-    yield utf8.decode(raw[before:])
-  yield utf8.decode(b"", final=True)
+
+  def added():
+    done = 0
+    for tokens in passes:
+      yield tokens[done:]
+      done = len(tokens)
+
+  return tokenizer.decode_parts(codec, added(), after=prompt)
 
 
 def _rule():

@@ -6,7 +6,15 @@ import pathlib
 import jax
 import numpy as np
 
-from mtp_jax import checkpoint, config, metrics, processes, record, sharding
+from mtp_jax import (
+  checkpoint,
+  config,
+  metrics,
+  processes,
+  record,
+  sharding,
+  tokenizer,
+)
 from mtp_jax import train as train_lib
 from mtp_jax import workdir as workdir_lib
 from mtp_jax.data import pipeline
@@ -232,8 +240,10 @@ class _Run:
       max_new=self.cfg.train.sample_tokens,
       stop=self.codec.eos,
     )
-    texts = [self.codec.decode(t) for t in (prompt, written.tokens[0])]
-    self.writer.write_text("sample", step, "[...]".join(texts))
+    given, *new = tokenizer.decode_parts(
+      self.codec, [prompt, written.tokens[0]]
+    )
+    self.writer.write_text("sample", step, f"{given}[...]{''.join(new)}")
 
 
 def _check_batch(cfg, mesh):

@@ -5,6 +5,7 @@ Both classes have the same face: `bos`, `eos`, `pad`, `vocab`, `fingerprint`,
 packs documents or builds prompts adds `bos` and `eos`.
 """
 
+import codecs
 import hashlib
 import io
 import os
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import sentencepiece
+
+Ids = Sequence[int] | np.ndarray
 
 _SPACE = "\u2581"  # what SentencePiece writes where the text has a space
 _SENTENCE = 4000  # bytes; its trainer drops sentences above 4192
@@ -32,16 +35,25 @@ class Bytes:
     raw = _utf8(text) if isinstance(text, str) else text
     return np.frombuffer(raw, np.uint8).astype(np.int32)
 
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Text of the ids, specials dropped; broken UTF-8 becomes U+FFFD."""
-    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+  def decode(self, ids: Ids, after: Ids = ()) -> str:
+    """Text of the ids, specials dropped; broken UTF-8 becomes U+FFFD.
 
-  def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+    Args:
+      ids: [length].
+      after: ids of the text that they continue. A space at the start and a
+        character that begins there and ends here then come out whole.
+    """
+    return "".join(decode_parts(self, [ids], after))
+
+  def decode_bytes(self, ids: Ids, after: Ids = ()) -> bytes:
     """The inverse of `encode`: exact bytes, specials dropped.
+
+    What comes `after` other ids has the same bytes.
 
     Raises:
       ValueError: an id is outside the vocabulary; the message names it.
     """
+    del after
     ids = _inside(ids, self.vocab)
     return ids[ids < 256].astype(np.uint8).tobytes()
 
@@ -104,18 +116,30 @@ class SentencePiece:
       first += self._mark + part
     return np.array(first, np.int32)
 
-  def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-    """Text of the ids, specials dropped; broken UTF-8 becomes U+FFFD."""
-    return self.decode_bytes(ids).decode("utf-8", errors="replace")
+  def decode(self, ids: Ids, after: Ids = ()) -> str:
+    """Text of the ids, specials dropped; broken UTF-8 becomes U+FFFD.
 
-  def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+    Args:
+      ids: [length].
+      after: ids of the text that they continue. A space at the start and a
+        character that begins there and ends here then come out whole.
+    """
+    return "".join(decode_parts(self, [ids], after))
+
+  def decode_bytes(self, ids: Ids, after: Ids = ()) -> bytes:
     """Bytes of the ids, specials dropped; an unknown piece is U+FFFD.
+
+    A model with a dummy prefix writes a space before the first word of a
+    text. It is dropped, unless the ids come `after` others that hold text.
 
     Raises:
       ValueError: an id is outside the vocabulary; the message names it.
     """
     raw = b"".join(self._pieces[i] for i in _inside(ids, self.vocab))
-    return raw[1:] if self._adds_space and raw[:1] == b" " else raw
+    if self._adds_space and raw[:1] == b" ":
+      begun = any(self._pieces[i] for i in _inside(after, self.vocab))
+      return raw if begun else raw[1:]
+    return raw
 
 
 def train_sentencepiece(
@@ -166,6 +190,30 @@ def train_sentencepiece(
 
 
 Tokenizer = Bytes | SentencePiece
+
+
+def decode_parts(
+  codec: Tokenizer, parts: Iterable[Ids], after: Ids = ()
+) -> Iterator[str]:
+  """The text of ids that come part by part, as from the passes of a decoder.
+
+  Args:
+    codec: the tokenizer.
+    parts: ids; each part continues the one before.
+    after: ids of the text that they continue.
+
+  Yields:
+    What each part adds to the text, then what is left. A character whose
+    bytes are spread over several parts comes with the last of them; U+FFFD
+    stands where the bytes are not UTF-8.
+  """
+  utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+  seen = list(after)
+  utf8.decode(codec.decode_bytes(seen))
+  for part in parts:
+    yield utf8.decode(codec.decode_bytes(part, after=seen))
+    seen.extend(part)
+  yield utf8.decode(b"", final=True)
 
 
 def load(name: str) -> Tokenizer:
@@ -222,7 +270,7 @@ def _utf8(text: str) -> bytes:
     raise ValueError(f"text has no UTF-8 form: {error}") from error
 
 
-def _inside(ids: Sequence[int] | np.ndarray, vocab: int) -> np.ndarray:
+def _inside(ids: Ids, vocab: int) -> np.ndarray:
   ids = np.asarray(ids, np.int64)
   outside = ids[(ids < 0) | (ids >= vocab)]
   if outside.size:

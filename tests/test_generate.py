@@ -151,8 +151,9 @@ def test_a_dummy_prefix_is_told_from_a_space():
   """Tokens are decoded behind the prompt: a first space is the text's own."""
 
   class Prefixed:
-    def decode_bytes(self, ids):
-      return b"".join(b" w%d" % i for i in ids)[1:]
+    def decode_bytes(self, ids, after=()):
+      raw = b"".join(b" w%d" % i for i in ids)
+      return raw if len(after) else raw[1:]
 
   parts = generate.characters(Prefixed(), [1], [[2], [2, 3]])
   assert list(parts) == [" w2", " w3", ""]

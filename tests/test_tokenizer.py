@@ -121,19 +121,52 @@ def test_sentencepiece_refuses_bytes_that_are_not_utf8(trained):
     trained.encode(b"a\xff")
 
 
-def test_foreign_model_without_pad_and_with_dummy_prefix(tmp_path):
-  # The shape of Llama's own model.
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+  """A model of the shape of Llama's own: no pad, and a dummy prefix."""
+  path = tmp_path_factory.mktemp("foreign") / "foreign"
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(SOURCE.splitlines()),
-    model_prefix=str(tmp_path / "foreign"),
+    model_prefix=str(path),
     vocab_size=400,
     model_type="bpe",
     byte_fallback=True,
     minloglevel=2,
   )
-  codec = tokenizer.load(str(tmp_path / "foreign.model"))
-  assert codec.pad == codec.eos != codec.bos
-  assert codec.decode(codec.encode("return text")) == "return text"
+  return tokenizer.load(f"{path}.model")
+
+
+def test_foreign_model_without_pad_and_with_dummy_prefix(foreign):
+  assert foreign.pad == foreign.eos != foreign.bos
+  assert foreign.decode(foreign.encode("return text")) == "return text"
+
+
+def test_a_continuation_keeps_its_first_space(foreign, trained):
+  for codec in (foreign, trained, tokenizer.Bytes()):
+    ids = [codec.bos, *codec.encode("return the text")]
+    for i in range(len(ids) + 1):
+      joined = codec.decode(ids[:i]) + codec.decode(ids[i:], after=ids[:i])
+      assert joined == "return the text"
+      raw = codec.decode_bytes(ids[:i])
+      raw += codec.decode_bytes(ids[i:], after=ids[:i])
+      assert raw == b"return the text"
+    parts = [ids[i : i + 1] for i in range(len(ids))]
+    assert "".join(tokenizer.decode_parts(codec, parts)) == "return the text"
+  assert foreign.decode(foreign.encode("a"), after=[foreign.bos]) == "a"
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_character_in_several_parts_comes_whole(foreign, trained, width):
+  text = "\u65e5h\xe9 \U0001f600!"
+  for codec in (foreign, trained, tokenizer.Bytes()):
+    ids = codec.encode(text)
+    parts = [ids[i : i + width] for i in range(0, len(ids), width)]
+    found = list(tokenizer.decode_parts(codec, parts))
+    assert "".join(found) == text and "\ufffd" not in found
+    assert len(found) == len(parts) + 1
+    # The character that the context begins belongs to what completes it.
+    assert codec.decode(ids[-3:], after=ids[:-3]) == "\U0001f600!"
+  assert codec.decode([0x61, 0xE2, 0x82]) == "a\ufffd"
 
 
 def test_fingerprints_tell_tokenizers_apart(trained, tmp_path):

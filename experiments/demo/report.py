@@ -11,6 +11,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
+from mtp_jax import tokenizer
+
 matplotlib.use("Agg")
 
 EPSILON = 1e-4  # top-two margin of logits below which a tie may fall either way
@@ -151,11 +153,12 @@ def decoding_table(result: dict) -> str:
 
 def sample(codec, prompt, tokens, per_pass) -> str:
   """A completion; the tokens that one pass wrote share a background."""
-  parts = [f'<span class="prompt">{html.escape(codec.decode(prompt))}</span>']
-  for written in passes(tokens, per_pass):
-    text = html.escape(codec.decode(written))
-    parts.append(f'<span style="{_shade(len(written))}">{text}</span>')
-  return "".join(parts)
+  written = passes(tokens, per_pass)
+  given, *new, rest = tokenizer.decode_parts(codec, [prompt, *written])
+  parts = [f'<span class="prompt">{html.escape(given)}</span>']
+  for ids, text in zip(written, new, strict=True):
+    parts.append(f'<span style="{_shade(len(ids))}">{html.escape(text)}</span>')
+  return "".join([*parts, html.escape(rest)])
 
 
 def passes(tokens: list[int], per_pass: list[int]) -> list[list[int]]:

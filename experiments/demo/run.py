@@ -21,7 +21,7 @@ from absl import app, flags
 
 from experiments import program
 from experiments.demo import report
-from mtp_jax import run, workdir
+from mtp_jax import run, tokenizer, workdir
 from mtp_jax.data import pipeline
 from mtp_jax.decode import generate as generate_lib
 from mtp_jax.decode import prepare
@@ -154,10 +154,11 @@ def show(result: dict, codec) -> None:
   for i, prompt in enumerate(result["prompts"][:2]):
     cells = []
     for entry in (first, last):
-      text = rich.text.Text(codec.decode(prompt), style="dim")
       written = report.passes(entry["tokens"][i], entry["per_pass"][i])
-      for turn, tokens in enumerate(written):
-        text.append(codec.decode(tokens), style=("green", "yellow")[turn % 2])
+      given, *new = tokenizer.decode_parts(codec, [prompt, *written])
+      text = rich.text.Text(given, style="dim")
+      for turn, part in enumerate(new):
+        text.append(part, style=("green", "yellow")[turn % 2])
       cells.append(text)
     table.add_row(*cells)
   console.print(table)
