@@ -9,9 +9,10 @@ and stored in modules, never written to.
 import dataclasses
 import difflib
 import json
-import math
 import pathlib
 import typing
+
+from mtp_jax import fields
 
 HEAD_KINDS = ("parallel", "linear", "causal", "anticausal", "unembedding")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
@@ -19,7 +20,8 @@ LOSSES = ("serial", "checkpointed", "formula")
 REMAT_POLICIES = ("none", "dots", "full")
 SOURCES = ("python", "text", "jsonl", "array_record")
 
-_section = dataclasses.dataclass(unsafe_hash=True)
+# Slots: a misspelt assignment, `config.model.widht = 64`, is an error.
+_section = dataclasses.dataclass(unsafe_hash=True, slots=True)
 
 
 @_section
@@ -54,13 +56,15 @@ class Model:
 
   def check(self) -> None:
     """Raises ValueError that names the field, its value and the remedy."""
-    _check_fields(self, zero=("extra_layers",))
-    _one_of("model.head", self.head, HEAD_KINDS)
-    _one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
-    _one_of("model.remat", self.remat, REMAT_POLICIES)
-    _one_of("model.attention", self.attention, ATTENTION)
-    _divides("model.width", self.width, "model.attn_heads", self.attn_heads)
-    _divides(
+    fields.check(self, zero=("extra_layers",))
+    fields.one_of("model.head", self.head, HEAD_KINDS)
+    fields.one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
+    fields.one_of("model.remat", self.remat, REMAT_POLICIES)
+    fields.one_of("model.attention", self.attention, ATTENTION)
+    fields.divides(
+      "model.width", self.width, "model.attn_heads", self.attn_heads
+    )
+    fields.divides(
       "model.attn_heads", self.attn_heads, "model.kv_heads", self.kv_heads
     )
     if self.width // self.attn_heads % 2:
@@ -95,12 +99,19 @@ class Data:
 
   def check(self) -> None:
     """Raises ValueError that names the field, its value and the remedy."""
-    _check_fields(self, zero=("max_bytes", "workers", "seed"))
-    _one_of("data.source", self.source, SOURCES)
-    _one_of("data.on_error", self.on_error, ("raise", "skip"))
+    fields.check(
+      self,
+      zero=("max_bytes", "workers", "seed"),
+      most={"max_bytes": fields.INT64, "seed": fields.INT64},
+    )
+    fields.one_of("data.source", self.source, SOURCES)
+    fields.one_of("data.on_error", self.on_error, ("raise", "skip"))
     if self.source != "python" and not self.path:
       raise ValueError(f"data.source {self.source!r} needs data.path")
-    _share(self, "held_out", 0 < self.held_out < 1)
+    for name in ("tokenizer", "cache"):
+      if not getattr(self, name):
+        raise ValueError(f"data.{name} is empty; leave it out for its default")
+    fields.share(self, "held_out", 0 < self.held_out < 1)
 
 
 @_section
@@ -117,10 +128,10 @@ class Optim:
 
   def check(self) -> None:
     """Raises ValueError that names the field, its value and the remedy."""
-    _check_fields(self, zero=("warmup", "end", "beta1", "beta2", "decay"))
-    _share(self, "end", 0 <= self.end <= 1)
+    fields.check(self, zero=("warmup", "end", "beta1", "beta2", "decay"))
+    fields.share(self, "end", 0 <= self.end <= 1)
     for name in ("beta1", "beta2"):
-      _share(self, name, 0 <= getattr(self, name) < 1)
+      fields.share(self, name, 0 <= getattr(self, name) < 1)
 
 
 @_section
@@ -132,7 +143,7 @@ class Mesh:
 
   def check(self) -> None:
     """Raises ValueError that names the field, its value and the remedy."""
-    _check_fields(self, any_sign=("data", "model"))
+    fields.check(self, any_sign=("data", "model"))
     if (self.data, self.model).count(-1) > 1:
       raise ValueError("only one of mesh.data and mesh.model may be -1")
     for name in ("data", "model"):
@@ -161,8 +172,16 @@ class Train:
 
   def check(self) -> None:
     """Raises ValueError that names the field, its value and the remedy."""
-    _check_fields(self, zero=("sample_tokens", "seed"))
-    _one_of("train.loss", self.loss, LOSSES)
+    fields.check(
+      self,
+      zero=("sample_tokens", "seed"),
+      most={"seed": 2**32 - 1},  # jax.random.key drops higher bits
+    )
+    fields.one_of("train.loss", self.loss, LOSSES)
+    if any(weight < 0 for weight in self.head_weights):
+      raise ValueError(
+        f"train.head_weights is {self.head_weights}; no weight may be negative"
+      )
 
 
 @_section
@@ -174,7 +193,7 @@ class Decode:
 
   def check(self) -> None:
     """Raises ValueError that names the field, its value and the remedy."""
-    _check_fields(self, zero=("heads",))
+    fields.check(self, zero=("heads",))
 
 
 @_section
@@ -191,9 +210,15 @@ class Config:
 
   def check(self) -> "Config":
     """Returns self, or raises ValueError that names fields and numbers."""
-    for field in dataclasses.fields(self):
-      getattr(self, field.name).check()
-    _divides(
+    for name, kind in typing.get_type_hints(Config).items():
+      section = getattr(self, name)
+      if type(section) is not kind:
+        raise ValueError(
+          f"config.{name} is a {type(section).__name__}; it takes a "
+          f"config.{kind.__name__}"
+        )
+      section.check()
+    fields.divides(
       "data.batch", self.data.batch, "train.accumulate", self.train.accumulate
     )
     weights, n = self.train.head_weights, self.model.n_future
@@ -219,8 +244,18 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-  """Rebuilds a Config from `to_json`; unknown fields raise ValueError."""
-  return from_dict(json.loads(text))
+  """Rebuilds a Config from `to_json`.
+
+  Raises:
+    ValueError: no JSON, a key twice, or what `from_dict` refuses.
+  """
+  try:
+    tree = json.loads(text, object_pairs_hook=_unique_keys)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"the config is not JSON: {error}") from error
+  except RecursionError as error:
+    raise ValueError("the config is not JSON: nested too deeply") from error
+  return from_dict(tree)
 
 
 def from_dict(tree: dict) -> Config:
@@ -228,13 +263,24 @@ def from_dict(tree: dict) -> Config:
   default.
 
   Raises:
-    ValueError: a field does not exist, or `Config.check` refuses a value.
+    ValueError: `tree` has another shape, a field does not exist, or
+      `Config.check` refuses a value.
   """
   config = Config()
-  for section, fields in tree.items():
+  if not isinstance(tree, dict):
+    raise ValueError(
+      f"the config is a {type(tree).__name__}; it takes an object of sections, "
+      'such as {"model": {"width": 256}}'
+    )
+  for section, values in tree.items():
     if section not in _fields(config):
-      raise ValueError(unknown_field(config, section))
-    for name, value in fields.items():
+      raise ValueError(unknown_field(config, str(section)))
+    if not isinstance(values, dict):
+      raise ValueError(
+        f"config.{section} is {values!r:.60}, a {type(values).__name__}; it "
+        "takes an object of fields"
+      )
+    for name, value in values.items():
       if name not in _fields(getattr(config, section)):
         raise ValueError(unknown_field(config, f"{section}.{name}"))
       if isinstance(value, list):
@@ -243,9 +289,28 @@ def from_dict(tree: dict) -> Config:
   return config.check()
 
 
+def _unique_keys(pairs: list[tuple[str, typing.Any]]) -> dict:
+  tree = dict(pairs)
+  if len(tree) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"the config has the key {twice!r} twice; keep one")
+  return tree
+
+
 def load(path: str | pathlib.Path) -> Config:
-  """Reads the config that a run wrote to its workdir."""
-  return from_json(pathlib.Path(path).read_text())
+  """Reads the config that a run wrote to its workdir.
+
+  Raises:
+    ValueError: names the file: it is missing, not UTF-8, or what `from_json`
+      refuses.
+  """
+  try:
+    return from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+  except OSError as error:
+    raise ValueError(f"cannot read {path}: {error.strerror}") from error
+  except ValueError as error:  # UnicodeDecodeError is one
+    raise ValueError(f"{path}: {error}") from error
 
 
 def differences(old: dict, new: dict) -> list[str]:
@@ -280,52 +345,3 @@ def unknown_field(config: Config, path: str) -> str:
 
 def _fields(section) -> list[str]:
   return [f.name for f in dataclasses.fields(section)]
-
-
-def _check_fields(section, zero=(), any_sign=()) -> None:
-  """Types and signs: a number is positive, or at least 0 if it is named in
-  `zero`. An int where a float belongs becomes one."""
-  for field, kind in typing.get_type_hints(type(section)).items():
-    path = f"{type(section).__name__.lower()}.{field}"
-    value = getattr(section, field)
-    if typing.get_origin(kind) is tuple and type(value) is tuple:
-      item = typing.get_args(kind)[0]
-      value = tuple(_typed(f"an entry of {path}", v, item) for v in value)
-    else:
-      value = _typed(path, value, typing.get_origin(kind) or kind)
-    setattr(section, field, value)
-    if kind in (int, float) and field not in any_sign:
-      if value < 0 or (value == 0 and field not in zero):
-        bound = "at least 0" if field in zero else "positive"
-        raise ValueError(f"{path} is {value}; it must be {bound}")
-
-
-def _typed(path: str, value, kind: type):
-  """`value` as a `kind`; ValueError if it is another, or not finite."""
-  if kind is float and type(value) is int:
-    value = float(value)
-  if type(value) is not kind:
-    raise ValueError(
-      f"{path} is {value!r}, a {type(value).__name__}; "
-      f"it takes a {kind.__name__}"
-    )
-  if kind is float and not math.isfinite(value):
-    raise ValueError(f"{path} is {value}; it must be finite")
-  return value
-
-
-def _share(section, name: str, inside: bool) -> None:
-  if not inside:
-    path = f"{type(section).__name__.lower()}.{name}"
-    value = getattr(section, name)
-    raise ValueError(f"{path} {value} is not between 0 and 1")
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-  if value not in choices:
-    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-
-
-def _divides(name: str, value: int, by_name: str, by: int) -> None:
-  if value % by:
-    raise ValueError(f"{name} {value} is not divisible by {by_name} {by}")

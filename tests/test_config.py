@@ -139,6 +139,60 @@ def test_wrong_types_are_refused(fields, texts):
     assert text in str(error.value), str(error.value)
 
 
+@pytest.mark.parametrize(
+  ("fields", "texts"),
+  [
+    ({"train__steps": 2**31}, ["train.steps is 2147483648", "at most 2147483"]),
+    ({"model__width": 10**30}, [f"model.width is {10**30}", "at most"]),
+    ({"model__vocab": 10**5000}, ["vocab is an integer of 16610 bits"]),
+    ({"mesh__data": 2**31}, ["mesh.data is 2147483648", "at most"]),
+    # jax.random.key(2**32) is jax.random.key(0), without a word.
+    (
+      {"train__seed": 2**32},
+      ["train.seed is 4294967296", "at most 4294967295"],
+    ),
+    ({"data__seed": 2**63}, ["data.seed is", f"at most {2**63 - 1}"]),
+    ({"data__max_bytes": 2**63}, ["data.max_bytes is", f"at most {2**63 - 1}"]),
+    ({"optim__peak": 1e39}, ["optim.peak is 1e+39", "finite in 32 bits"]),
+    ({"optim__peak": 10**400}, ["optim.peak is inf", "finite in 32 bits"]),
+    ({"train__head_weights": (1, 10**400, 1, 1)}, ["entry of train.head_we"]),
+    ({"train__head_weights": (1, -0.5, 1, 1)}, ["-0.5", "may be negative"]),
+    ({"data__cache": ""}, ["data.cache is empty"]),
+    ({"data__tokenizer": ""}, ["data.tokenizer is empty"]),
+  ],
+)
+def test_what_would_overflow_or_mean_nothing_is_refused(fields, texts):
+  with pytest.raises(ValueError) as error:
+    changed(**fields).check()
+  for text in texts:
+    assert text in str(error.value), str(error.value)
+
+
+def test_large_numbers_that_are_right():
+  changed(
+    data__max_bytes=2**40, data__seed=2**63 - 1, train__seed=2**32 - 1
+  ).check()
+
+
+def test_negative_zero_is_zero():
+  cfg = changed(optim__decay=-0.0).check()
+  assert str(cfg.optim.decay) == "0.0"
+
+
+def test_misspelt_assignments_are_errors():
+  cfg = config.Config()
+  with pytest.raises(AttributeError, match="widht"):
+    cfg.model.widht = 64
+  with pytest.raises(AttributeError, match="modle"):
+    cfg.modle = config.Model()
+
+
+def test_a_section_is_what_it_is_called():
+  for wrong in ({"width": 64}, None, config.Data()):
+    with pytest.raises(ValueError, match=r"config\.model is a .*config\.Model"):
+      config.Config(model=wrong).check()
+
+
 def test_a_section_alone_checks_its_types():
   with pytest.raises(ValueError, match=r"model\.layers is 6\.0, a float"):
     config.Model(layers=6.0).check()
@@ -177,7 +231,7 @@ CONFIGS = st.fixed_dictionaries(
     "model__head": st.sampled_from(config.HEAD_KINDS),
     "model__mask_documents": st.booleans(),
     "data__path": st.text(max_size=9),
-    "data__seed": st.integers(0, 2**63),
+    "data__seed": st.integers(0, 2**63 - 1),
     "optim__peak": st.floats(1e-9, 1e9),
     "mesh__model": SMALL,
     "train__head_weights": st.one_of(
@@ -240,6 +294,46 @@ def test_values_from_json_are_checked():
     config.from_json('{"model": {"width": "64"}}')
   with pytest.raises(ValueError, match=r"model\.width 66 .*attn_heads 4"):
     config.from_json('{"model": {"width": 66}}')
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("[]", "the config is a list; it takes an object of sections"),
+    ("3", "the config is a int"),
+    ("null", "the config is a NoneType"),
+    ('{"model": []}', "config.model is [], a list; it takes an object"),
+    ('{"model": null}', "config.model is None, a NoneType"),
+    ('{"model": {"vocab": "x"}}', "model.vocab is 'x', a str; it takes a int"),
+    ('{"model": {"vocab": true}}', "model.vocab is True, a bool"),
+    ('{"model": {"vocab": NaN}}', "model.vocab is nan, a float"),
+    ('{"optim": {"peak": Infinity}}', "optim.peak is inf"),
+    ('{"train": {"head_weights": [[1]]}}', "an entry of train.head_weights"),
+    ('{"model": {', "the config is not JSON: "),
+    ("", "the config is not JSON: Expecting value: line 1 column 1"),
+    ("[" * 100_000, "the config is not JSON: nested too deeply"),
+    ('{"model": {"vocab": ' + "1" * 5000 + "}}", "Exceeds the limit"),
+    ('{"model": {}, "model": {}}', "the config has the key 'model' twice"),
+    ('{"model": {"vocab": 3, "vocab": 4}}', "has the key 'vocab' twice"),
+  ],
+)
+def test_json_of_another_shape_is_one_line(text, message):
+  with pytest.raises(ValueError) as error:
+    config.from_json(text)
+  assert message in str(error.value), str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_load_names_the_file(tmp_path):
+  path = tmp_path / "config.json"
+  with pytest.raises(ValueError, match="^cannot read .*config.json: No such"):
+    config.load(path)
+  with pytest.raises(ValueError, match=f"^cannot read {tmp_path}: Is a dir"):
+    config.load(tmp_path)
+  for raw in (b"\xff\xfe", b"[]"):
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match="config.json: .*(utf-8|a list)"):
+      config.load(path)
 
 
 def test_differences():
