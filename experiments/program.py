@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,18 +17,43 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from experiments import config_file
 from mtp_jax import checkpoint, config, processes, run
 
+# A flag belongs to the program that calls `define_...`: --help shows it there.
+flags.disclaim_key_flags()
 
-def define_config() -> flags.FlagHolder:
+
+def define_config(
+  flag_values: flags.FlagValues = flags.FLAGS,
+) -> flags.FlagHolder:
   """Declares --config; its value is a `config.Config`, not checked yet."""
-  holder = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "File with get_config(); --config.model.n_future=4 overrides a field.",
-  )
-  flags.mark_flag_as_required("config")
+  try:
+    holder = config_flags.DEFINE_config_file(
+      "config",
+      None,
+      "File with get_config(); --config.model.n_future=4 overrides a field.",
+      flag_values=flag_values,
+    )
+  except flags.Error as error:  # it reads --flagfile at once
+    sys.exit(f"error: {error}")
+  # Its own parser quotes a traceback, and waits with a missing file.
+  flag_values["config"].parser = _ConfigParser()
+  flags.mark_flag_as_required("config", flag_values=flag_values)
   return holder
+
+
+class _ConfigParser(flags.ArgumentParser):
+  syntactic_help = "a config file"
+
+  def parse(self, argument: str) -> config.Config:
+    try:
+      return config_file.load(argument)
+    except ValueError as error:  # of absl's own kind it stays as it is
+      raise flags.Error(str(error)) from error
+
+  def flag_type(self) -> str:
+    return "config"
 
 
 def define_path(
@@ -125,14 +151,20 @@ def start(main: Callable[[list[str]], None]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  _check_fields(argv)
   absl_logging.get_absl_handler().addFilter(_worth_saying)
   try:
+    if "config" in flags.FLAGS:
+      config_file.check_overrides(
+        flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+      )
     return flags.FLAGS(argv)
   except flags.Error as error:
-    # config_flags quotes what a config file raises, with its traceback.
-    line = str(error).rstrip().rpartition("\nValueError: ")[2]
+    line = " ".join(str(error).split())
+    if missing := re.search(r"Flag --(\S+) must have a value other", line):
+      line = f"--{missing[1]} is required: {flags.FLAGS[missing[1]].help}"
     raise ValueError(line) from error
+  except SystemExit:  # absl's 1 after --help
+    sys.exit(0)
 
 
 def _worth_saying(line: logging.LogRecord) -> bool:
@@ -143,21 +175,8 @@ def _worth_saying(line: logging.LogRecord) -> bool:
   return line.levelno >= least
 
 
-def _check_fields(argv):
-  """config_flags answers an unknown field with a traceback: look before."""
-  known = config.Config()
-  for argument in argv[1:]:
-    name = argument.lstrip("-").split("=")[0]
-    if argument == "--":
-      return
-    if not argument.startswith("-") or not name.startswith("config."):
-      continue
-    section, _, field = name.removeprefix("config.").partition(".")
-    if not hasattr(getattr(known, section, None), field or " "):
-      raise ValueError(config.unknown_field(known, name.partition(".")[2]))
-
-
 _MENDABLE = (
+  app.UsageError,
   ValueError,
   OSError,
   checkpoint.CheckpointError,

@@ -11,6 +11,7 @@ import difflib
 import json
 import pathlib
 import typing
+from collections.abc import Iterator
 
 from mtp_jax import fields
 
@@ -208,15 +209,21 @@ class Config:
   train: Train = dataclasses.field(default_factory=Train)
   decode: Decode = dataclasses.field(default_factory=Decode)
 
-  def check(self) -> "Config":
-    """Returns self, or raises ValueError that names fields and numbers."""
+  def sections(self) -> dict[str, typing.Any]:
+    """The sections by name; ValueError where one is of another class."""
+    found = {}
     for name, kind in typing.get_type_hints(Config).items():
-      section = getattr(self, name)
-      if type(section) is not kind:
+      found[name] = getattr(self, name)
+      if type(found[name]) is not kind:
         raise ValueError(
-          f"config.{name} is a {type(section).__name__}; it takes a "
+          f"config.{name} is a {type(found[name]).__name__}; it takes a "
           f"config.{kind.__name__}"
         )
+    return found
+
+  def check(self) -> "Config":
+    """Returns self, or raises ValueError that names fields and numbers."""
+    for section in self.sections().values():
       section.check()
     fields.divides(
       "data.batch", self.data.batch, "train.accumulate", self.train.accumulate
@@ -331,13 +338,16 @@ def differences(old: dict, new: dict) -> list[str]:
   return lines
 
 
+def paths(config: Config) -> Iterator[str]:
+  """Every field, as 'model.width'."""
+  for name, section in config.sections().items():
+    for field in _fields(section):
+      yield f"{name}.{field}"
+
+
 def unknown_field(config: Config, path: str) -> str:
   """Message for a field that does not exist, with the nearest names."""
-  known = [
-    f"{section}.{name}"
-    for section in _fields(config)
-    for name in _fields(getattr(config, section))
-  ]
+  known = list(paths(config))
   near = difflib.get_close_matches(path, _fields(config) + known, 3, 0.5)
   hint = f"; did you mean {' or '.join(near)}?" if near else ""
   return f"config has no field {path!r}{hint}"

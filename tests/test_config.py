@@ -1,15 +1,11 @@
 """Config: what is wrong is refused by name and number; the rest survives."""
 
 import dataclasses
-import inspect
 import json
-import sys
 
 import hypothesis
 import pytest
-from absl import flags
 from hypothesis import strategies as st
-from ml_collections import config_flags
 
 from mtp_jax import config
 
@@ -366,55 +362,3 @@ def test_sections_are_hashable_values(section):
     other = dataclasses.replace(kind(), **{field.name: "another"})
     assert other != kind()
     assert hash(other) != hash(kind())
-
-
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-def test_get_config_is_where_overrides_live(tmp_path, monkeypatch):
-  """absl flags reach nested fields, tuples included, of a config file."""
-  file = tmp_path / "run.py"
-  file.write_text(
-    inspect.cleandoc("""
-    from mtp_jax import config
-
-
-    def get_config():
-      return config.Config(model=config.Model(width=96, layers=9))
-    """)
-  )
-
-  def parse(*overrides):
-    monkeypatch.setattr(sys, "argv", ["run", f"--config={file}", *overrides])
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    values(sys.argv)
-    return values.config
-
-  assert parse() == changed(model__width=96, model__layers=9)
-  cfg = parse(
-    "--config.model.n_future=2",
-    "--config.train.head_weights=(1.0,2.0)",
-    "--config.optim.peak=1",
-    "--config.model.head=causal",
-    "--config.model.mask_documents=false",
-    "--config.mesh.model=-1",
-    "--config.mesh.data=2",
-  ).check()
-  assert cfg == changed(
-    model__width=96,
-    model__layers=9,
-    model__n_future=2,
-    train__head_weights=(1.0, 2.0),
-    optim__peak=1.0,
-    model__head="causal",
-    model__mask_documents=False,
-    mesh__model=-1,
-    mesh__data=2,
-  )
-  cfg = parse("--config.model.n_future=2", "--config.train.head_weights=(3,1)")
-  assert cfg.check().train.head_weights == (3.0, 1.0)
-  for override in ("model.n_future=1.5", "optim.peak=high", "model=3"):
-    with pytest.raises(flags.IllegalFlagValueError, match=override[:5]):
-      parse(f"--config.{override}")
-  for override in ("model.n_futures=3", "model.trunk_layers=3", "mdel.width=3"):
-    with pytest.raises(KeyError):
-      parse(f"--config.{override}")

@@ -1,5 +1,6 @@
 """Programs as a user types them: settings, and errors in one line."""
 
+import inspect
 import json
 import os
 import pathlib
@@ -11,20 +12,31 @@ import pytest
 from absl import flags
 from conftest import ROOT
 
-from experiments import program
+from experiments import config_file, program
+from mtp_jax import config
 
 CONFIG = ["--config=configs/quickstart.py"]
 
 
-def call(*arguments, module="experiments.train"):
-  done = subprocess.run(
-    [sys.executable, "-m", module, *arguments],
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
+@pytest.fixture(scope="module")
+def call():
+  """Calls a program; gives its exit code, output and errors."""
+  server = subprocess.Popen(
+    [sys.executable, ROOT / "tests" / "forked.py"],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
     text=True,
-    timeout=300,
   )
-  return done.returncode, done.stdout, done.stderr
+
+  def call(*arguments, module="experiments.train"):
+    server.stdin.write(json.dumps([module, *map(str, arguments)]) + "\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
+
+  yield call
+  server.stdin.close()
+  server.wait()
 
 
 @pytest.mark.parametrize(
@@ -55,17 +67,182 @@ def call(*arguments, module="experiments.train"):
       "error: profile starts with step 9000, but the run ends with step",
     ),
     ("--heartbeat_s=0", "flag --heartbeat_s=0: 0 is not a positive"),
+    ("--config.model.n_future=abc", "error: flag --config.model.n_future=abc"),
+    ("--config.model.n_future", "error: Missing value for flag --config.model"),
+    ("--config.model.check=1", "error: config has no field 'model.check'"),
+    ("--noconfig.model.msk", "error: config has no field 'model.msk'; did you"),
+    ("--config.model=3", "error: --config.model is a section; set a field"),
+    ("--wrokdir=x", "flag 'wrokdir'. Did you mean: workdir"),
+    ("--workdir=", "error: flag --workdir=: a path is empty"),
+    ("--flagfile=nowhere", "error: ERROR:: Unable to open flagfile"),
+    ("stray", "error: unexpected arguments: ['stray']"),
   ],
 )
-def test_errors_are_a_line(flag, line, tmp_path):
+def test_errors_are_a_line(call, flag, line, tmp_path):
   code, out, err = call(*CONFIG, f"--workdir={tmp_path / 'w'}", flag)
   assert code == 1
-  assert line in err
-  assert "Traceback" not in err
+  assert line in err and err.count("\n") == 1
+  assert out == ""
   assert not (tmp_path / "w" / "config.json").exists()
 
 
-def test_flags_reach_the_run(tmp_path):
+@pytest.mark.parametrize(
+  "arguments, line",
+  [
+    (["--workdir=w"], "error: --config is required: File with get_config()"),
+    (CONFIG, "error: --workdir is required: Takes all that a run writes."),
+    (["--config.model.width=8"], "error: --config.model.width changes a conf"),
+    (["--config.model.width=8", *CONFIG], "name its file before, as"),
+    (["--config"], "error: Missing value for flag --config"),
+    (["--config="], "error: --config is empty; try"),
+    (["--config=configs"], "error: --config=configs is a folder; name a file"),
+    (
+      ["--config=configs/quikstart.py"],
+      "error: there is no config file configs/quikstart.py; did you mean "
+      "configs/quickstart.py?",
+    ),
+  ],
+)
+def test_what_is_missing_is_a_line(call, arguments, line):
+  code, out, err = call(*arguments)
+  assert (code, out, err.count("\n")) == (1, "", 1)
+  assert line in err
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpshort", "--helpfull"])
+def test_help_is_no_error(call, flag):
+  code, out, err = call(flag)
+  assert (code, err) == (0, "")
+  assert out.startswith("Trains a model, or goes on training it.\n")
+  for name in ("config", "workdir", "profile", "num_processes"):
+    assert f"  --{name}: " in out
+  assert ("--verbosity" in out) == (flag == "--helpfull")
+
+
+RETURN = "def get_config():\n  return config.Config()\n"
+IMPORT = "from mtp_jax import config\n"
+
+
+@pytest.mark.parametrize(
+  "text, line",
+  [
+    ("def f(:\n", "run.py, line 1: invalid syntax"),
+    ("x = '\xe9'", "run.py, line 1: (unicode error) 'utf-8' codec can't dec"),
+    ("\nx = 1 / 0\n", "run.py, line 2: ZeroDivisionError: division by zero"),
+    ("import flox\n", "run.py, line 1: ModuleNotFoundError: No module named"),
+    ("import sys\nsys.exit(3)\n", "run.py, line 2: SystemExit: 3"),
+    ("", "run.py has no function get_config(), which returns"),
+    ("get_config = 3", "run.py has no function get_config(), which returns"),
+    (
+      "def get_config(): return 3",
+      "run.py: get_config returned a int, not a mtp_jax.config.Config",
+    ),
+    ("def get_config(): pass", "returned a NoneType, not a mtp_jax.config.C"),
+    (
+      "def get_config():\n  return {}['no']\n",
+      "run.py, line 2: KeyError: 'no'",
+    ),
+    ("def get_config(name): pass", "needs an argument: --config=run.py:ARGU"),
+    (
+      f"{IMPORT}def get_config():\n  return config.Model(\n    widht=3)\n",
+      "run.py, line 3: config has no field 'model.widht'; did you mean "
+      "model.width",
+    ),
+    (
+      f"{IMPORT}c = config.Config()\nc.model.widht = 3\n",
+      "run.py, line 3: config has no field 'model.widht'; did you mean",
+    ),
+    (
+      f"{IMPORT}c = config.Config(modle=3)\n",
+      "run.py, line 2: config has no field 'modle'; did you mean model",
+    ),
+    (
+      f"{IMPORT}def get_config(): return config.Config(model=dict(width=3))",
+      "run.py: config.model is a dict; it takes a config.Model",
+    ),
+    (
+      f"{IMPORT}def get_config(): return config.Config().model.widht",
+      "run.py, line 2: config has no field 'model.widht'",
+    ),
+    (
+      f"{IMPORT}x = config.Model(n_future=0).check()",
+      "run.py, line 2: model.n_future is 0; it must be positive",
+    ),
+    ("'x'.widht\n", "run.py, line 1: AttributeError: 'str' object has no"),
+  ],
+)
+def test_a_config_file_is_blamed_by_its_line(text, line, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "run.py").write_text(text, encoding="latin-1")
+  with pytest.raises(ValueError) as error:
+    config_file.load("run.py")
+  assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_config_files_are_found(tmp_path, monkeypatch):
+  """In the current folder first, then in the installation."""
+  monkeypatch.chdir(tmp_path)
+  assert config_file.load("configs/quickstart.py").model.vocab == 259
+  (tmp_path / "configs").mkdir()
+  text = "def get_config(n='7'): return config.Config(config.Model(int(n)))"
+  (tmp_path / "configs/quickstart.py").write_text(IMPORT + text)
+  assert config_file.load("configs/quickstart.py").model.vocab == 7
+  assert config_file.load("configs/quickstart.py:8").model.vocab == 8
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert config_file.load("~/configs/quickstart.py").model.vocab == 7
+  (tmp_path / "plain.py").write_text(IMPORT + RETURN)
+  with pytest.raises(ValueError, match="plain.py takes no argument: leave out"):
+    config_file.load("plain.py:8")
+  with pytest.raises(ValueError, match="no config file plan.py.* plain.py?"):
+    config_file.load("plan.py")
+
+
+def test_overrides_reach_every_kind_of_field(tmp_path, monkeypatch):
+  """absl flags reach nested fields, tuples included, of a config file."""
+  file = tmp_path / "run.py"
+  file.write_text(
+    inspect.cleandoc("""
+    from mtp_jax import config
+
+
+    def get_config():
+      return config.Config(model=config.Model(width=96, layers=9))
+    """)
+  )
+
+  def parse(*overrides):
+    monkeypatch.setattr(sys, "argv", ["run", f"--config={file}", *overrides])
+    values = flags.FlagValues()
+    program.define_config(values)
+    values(sys.argv)
+    return values.config
+
+  assert parse() == config.Config(config.Model(width=96, layers=9))
+  cfg = parse(
+    "--config.model.n_future=2",
+    "--config.train.head_weights=(1.0,2.0)",
+    "--config.optim.peak=1",
+    "--config.model.head=causal",
+    "--config.model.mask_documents=false",
+    "--config.mesh.model=-1",
+    "--config.mesh.data=2",
+  ).check()
+  assert cfg == config.Config(
+    model=config.Model(
+      width=96, layers=9, n_future=2, head="causal", mask_documents=False
+    ),
+    optim=config.Optim(peak=1.0),
+    mesh=config.Mesh(model=-1, data=2),
+    train=config.Train(head_weights=(1.0, 2.0)),
+  )
+  cfg = parse("--config.model.n_future=2", "--config.train.head_weights=(3,1)")
+  assert cfg.check().train.head_weights == (3.0, 1.0)
+  for override in ("model.n_future=1.5", "optim.peak=high", "model=3"):
+    with pytest.raises(flags.IllegalFlagValueError, match=override[:5]):
+      parse(f"--config.{override}")
+
+
+def test_flags_reach_the_run(call, tmp_path):
   corpus = tmp_path / "c.jsonl"
   rows = [json.dumps({"text": f"line {i}\n" * 9}) for i in range(60)]
   corpus.write_text("\n".join(rows))
