@@ -300,7 +300,7 @@ MUTANTS = [
   ),
   Mutant(
     "windows of a document's neighbour",
-    "mtp_jax/data/pack.py",
+    "mtp_jax/data/packed.py",
     'inside, places, side="right"',
     'inside, places, side="left"',
     "test_pipeline.py",

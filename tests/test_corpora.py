@@ -1,8 +1,8 @@
 """Documents: what is read, in which order, and what is refused."""
 
-import collections
 import gzip
 import json
+import os
 import sysconfig
 
 import pytest
@@ -10,7 +10,7 @@ import zstandard
 from array_record.python import array_record_module
 
 from mtp_jax import config
-from mtp_jax.data import corpora
+from mtp_jax.data import corpora, formats
 
 
 def read(source, path, skipped=None, **fields):
@@ -51,12 +51,12 @@ def test_text_folder_is_read_in_full_but_for_hidden_files(tmp_path, ending):
 
 def test_long_text_is_cut_at_line_ends_and_loses_nothing(tmp_path):
   lines = [f"{i} " + "é" * (i % 89) + "\n" for i in range(5003)]
-  lines[2003] = "日" * corpora.PIECE + "\n"  # a line longer than a piece
+  lines[2003] = "日" * formats.PIECE + "\n"  # a line longer than a piece
   raw = "".join(lines).encode()
   documents = read("text", compressed(tmp_path / "long.gz", raw))
   assert b"".join(d.text for d in documents) == raw
   assert len(documents) > 5
-  assert max(len(d.text) for d in documents) <= corpora.PIECE
+  assert max(len(d.text) for d in documents) <= formats.PIECE
   done = b""
   for document in documents:
     assert document.name == f"long.gz:{done.count(10) + 1}"
@@ -113,7 +113,7 @@ def test_bad_json_line_is_named_or_counted(tmp_path, bad):
   path.write_bytes(b"\n".join([good, b"", bad, good]))
   with pytest.raises(ValueError, match=rf"{path}:3: {BAD_LINES[bad]}: "):
     read("jsonl", path)
-  skipped = collections.Counter()
+  skipped = corpora.Skipped()
   kept = texts("jsonl", path, skipped, on_error="skip")
   assert list(kept) == ["d.jsonl:1", "d.jsonl:4"]
   assert skipped == {BAD_LINES[bad]: 1}
@@ -124,12 +124,12 @@ def test_text_that_is_not_utf8_is_named_by_line_or_counted(tmp_path):
   (tmp_path / "good.txt").write_bytes(b"good")
   with pytest.raises(ValueError, match=r"bad\.txt:3: not UTF-8: "):
     read("text", tmp_path)
-  skipped = collections.Counter()
+  skipped = corpora.Skipped()
   kept = texts("text", tmp_path, skipped, on_error="skip")
   assert kept == {"good.txt:1": b"good"} and skipped == {"not UTF-8": 1}
 
 
-class Bounded(collections.Counter):
+class Bounded(corpora.Skipped):
   """Ends a reader that would count for ever."""
 
   def __setitem__(self, reason, count):
@@ -137,7 +137,7 @@ class Bounded(collections.Counter):
     super().__setitem__(reason, count)
 
 
-@pytest.mark.parametrize("size", [1, corpora.PIECE + 1, 3 * corpora.PIECE])
+@pytest.mark.parametrize("size", [1, formats.PIECE + 1, 3 * formats.PIECE])
 def test_reading_ends_where_no_character_starts(tmp_path, size):
   # Silent 8-bit audio: every byte continues a character that never began.
   (tmp_path / "silence").write_bytes(b"\x80" * size)
@@ -146,7 +146,7 @@ def test_reading_ends_where_no_character_starts(tmp_path, size):
   (tmp_path / "good").write_bytes(b"good")
   kept = texts("text", tmp_path, skipped := Bounded(), on_error="skip")
   assert kept == {"good:1": b"good"}
-  assert skipped == {"not UTF-8": -(-size // corpora.PIECE)}
+  assert skipped == {"not UTF-8": -(-size // formats.PIECE)}
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
@@ -167,9 +167,88 @@ def test_damaged_compression_is_named_or_counted(
   with pytest.raises(ValueError, match=rf"{path}:\d+: damaged: "):
     read(source, path)
   (tmp_path / "e.jsonl").write_text(lines[0])
-  skipped = collections.Counter()
+  skipped = corpora.Skipped()
   kept = texts(source, tmp_path, skipped, on_error="skip")
   assert "e.jsonl:1" in kept and skipped["damaged"] == 1
+
+
+def test_every_refusal_of_a_record_names_the_remedy(tmp_path):
+  (tmp_path / "a.jsonl").write_bytes(b'{"text": "\xff"}')
+  with pytest.raises(ValueError, match="a.jsonl:1.*--config.data.on_error=sk"):
+    read("jsonl", tmp_path)
+  skipped = corpora.Skipped()
+  for i in range(5):
+    (tmp_path / f"b{i}.jsonl").write_text('{"text": "good"}\nno JSON')
+  read("jsonl", tmp_path, skipped, on_error="skip")
+  assert skipped == {"not JSON": 5, "not UTF-8": 1}
+  assert len(skipped.places) == 3 and all(":" in p for p in skipped.places)
+
+
+def test_a_line_too_long_for_memory_is_passed_over(tmp_path, monkeypatch):
+  monkeypatch.setattr(formats, "LINE", 100)
+  lines = ['{"text": "%s"}' % ("x" * n) for n in (7, 1000, 87, 89)]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  with pytest.raises(ValueError, match="a.jsonl:2: too long: .* 100 bytes"):
+    read("jsonl", tmp_path)
+  kept = texts("jsonl", tmp_path, skipped := corpora.Skipped(), on_error="skip")
+  assert list(kept) == ["a.jsonl:1", "a.jsonl:3"] and skipped["too long"] == 2
+
+
+def test_other_line_ends_and_encodings(tmp_path):
+  line = "x" * 99 + "\r"
+  (tmp_path / "mac.txt").write_text(line * 1000, newline="")
+  for document in read("text", tmp_path):
+    assert document.text.endswith(b"\r") and len(document.text) % 100 == 0
+  (tmp_path / "mac.jsonl").write_bytes(b'{"text": "a"}\r{"text": "b"}\r')
+  with pytest.raises(ValueError, match="not JSON: .* carriage returns alone"):
+    read("jsonl", tmp_path)
+  (tmp_path / "mac.txt").write_text("text", encoding="utf-16")
+  with pytest.raises(ValueError, match="mac.txt:1: not UTF-8: .* UTF-16"):
+    read("text", tmp_path)
+
+
+def test_linked_folders_are_read_once_and_circles_end(tmp_path):
+  corpus, other = tmp_path / "corpus", tmp_path / "other" / "[1]"
+  for folder in (corpus / "inner", other / "deep"):
+    folder.mkdir(parents=True)
+    (folder / "a").write_text(str(folder))
+  (corpus / "z").symlink_to(other)
+  (corpus / "b").symlink_to(other)  # the same one again
+  (corpus / "inner" / "up").symlink_to(corpus)
+  (corpus / "all").symlink_to(tmp_path)  # far more than the corpus
+  (other / "back").symlink_to(corpus / "inner")
+  (other / "deep" / "circle").symlink_to(other)
+  (corpus / "gone").symlink_to(tmp_path / "absent")
+  os.mkfifo(corpus / "pipe")
+  kept = texts("text", corpus, skipped := corpora.Skipped())
+  assert sorted(kept) == ["b/deep/a:1", "inner/a:1"]
+  assert skipped == {"no file": 2, "link": 2}
+
+
+def test_what_is_no_file_and_no_folder_is_refused(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  for path in (tmp_path / "pipe", "/dev/zero"):
+    with pytest.raises(ValueError, match="neither a file nor a folder"):
+      read("text", path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_or_counted(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "locked").mkdir()
+  (tmp_path / "good").write_text("good")
+  scandir = os.scandir
+
+  def refuse(path):
+    if "locked" in str(path):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+  with pytest.raises(ValueError, match="locked: unreadable: .*on_error=skip"):
+    read("text", tmp_path)
+  kept = texts("text", tmp_path, skipped := corpora.Skipped(), on_error="skip")
+  assert list(kept) == ["good:1"] and skipped == {"unreadable": 1}
 
 
 def test_zstandard_frames_follow_each_other(tmp_path):
@@ -192,7 +271,7 @@ def test_damaged_array_record_is_named_or_counted(tmp_path, harm):
   with pytest.raises(ValueError, match=rf"{path}:\d+: damaged: "):
     read("array_record", path)
   array_record(tmp_path / "b.array_record", [b"good", b"\xff"])
-  skipped = collections.Counter()
+  skipped = corpora.Skipped()
   kept = texts("array_record", tmp_path, skipped, on_error="skip")
   assert kept["b.array_record:0"] == b"good"
   assert skipped == {"damaged": 1, "not UTF-8": 1}
@@ -228,7 +307,7 @@ def python(tmp_path, monkeypatch):
 
 
 def test_python_source_is_named_alike_wherever_it_is_installed(python):
-  skipped = collections.Counter()
+  skipped = corpora.Skipped()
   python("here")
   here = read("python", "", skipped)
   assert skipped == {"not UTF-8": 1}  # although on_error is 'raise'
@@ -262,7 +341,7 @@ def test_a_cut_never_falls_inside_a_character(tmp_path):
   ):
     (document,) = read("text", tmp_path, max_bytes=size)
     assert document.text.decode() == wanted
-  with pytest.raises(ValueError, match="no documents"):
+  with pytest.raises(ValueError, match="max_bytes 2 has no room .* of a:1"):
     read("text", tmp_path, max_bytes=2)
 
 
@@ -277,7 +356,7 @@ def document(text):
 
 
 def test_exact_duplicates_are_dropped_and_counted():
-  skipped = collections.Counter()
+  skipped = corpora.Skipped()
   kept = corpora.deduplicated(map(document, [b"a", b"b", b"a", b"a "]), skipped)
   assert [d.text for d in kept] == [b"a", b"b", b"a "]
   assert skipped == {"duplicate": 1}
@@ -294,3 +373,40 @@ def test_split_depends_on_the_bytes_alone_and_grows_with_the_share():
   # Pinned: a changed rule would move training text into every held-out set.
   pinned = [i for i in range(60) if corpora.is_held_out(b"%d" % i, 0.1)]
   assert pinned == [4, 10, 29, 35, 44, 54]
+
+
+@pytest.mark.parametrize("lines", [1, 3, 700, 25_000])
+@pytest.mark.parametrize("ending", ["\n", " ", ""])
+def test_one_text_file_gives_both_splits(tmp_path, lines, ending):
+  path = tmp_path / "book.txt"
+  word = "\u65e5" * 20
+  path.write_text("".join(f"{i} {word}{ending}" for i in range(lines)) + word)
+  documents = read("text", path)
+  whole = b"".join(d.text for d in documents)
+  # No position below it: no whole document is held out.
+  share = min(0.02, min(corpora.position(d.text) for d in documents) / 2)
+  if len(whole) < 128:
+    with pytest.raises(ValueError, match=r"1 documents \(.* more text"):
+      corpora.find_cut(documents, share)
+    return
+  cut = corpora.find_cut(iter(documents), share)
+  assert cut == corpora.find_cut(read("text", path), share)
+  parts = list(corpora.split(documents, share, cut))
+  assert b"".join(d.text for d, _ in parts) == whole
+  ((tail,), rest) = ([d.text for d, out in parts if out == o] for o in (1, 0))
+  assert len(rest) == len(documents) and all(rest)
+  assert 64 <= len(tail) <= max(2 * share * len(whole), 130)
+  tail.decode()
+  if ending == "\n" and lines > 3:
+    assert rest[documents.index(cut.document)].endswith(b"\n")
+  size = len(cut.document.text)
+  assert str(cut).startswith(f"the last {len(tail)} of {size} bytes of book")
+
+
+def test_whole_documents_are_held_out_where_there_are_any():
+  some = [document(b"%d" % i) for i in range(11)]
+  assert corpora.find_cut(some, 0.1) is None  # see `pinned`
+  with pytest.raises(ValueError, match="0.99 .* 3 documents .3 bytes .* 1 byt"):
+    corpora.find_cut(some[:3], 0.99)
+  long = [*some[:3], document(b"a line\n" * 99)]
+  assert corpora.find_cut(long, 1e-9).at == 7 * 89

@@ -1,11 +1,11 @@
 """Packing and batches: nothing lost, nothing half-written, one order."""
 
-import collections
 import concurrent.futures
 import json
 import os
 import pathlib
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -42,7 +42,12 @@ def data(tmp_path):
   path = tmp_path / "corpus.jsonl"
   path.write_text("\n".join(json.dumps({"text": row}) for row in rows))
   return config.Data(
-    source="jsonl", path=str(path), cache=str(tmp_path / "c"), held_out=0.1
+    source="jsonl",
+    path=str(path),
+    cache=str(tmp_path / "c"),
+    held_out=0.1,
+    batch=2,
+    seq_len=101,
   )
 
 
@@ -105,7 +110,7 @@ def test_excerpts_lie_in_one_document_each():
 
 
 def test_packing_keeps_every_document_whole(data):
-  codec, skipped = tokenizer.Bytes(), collections.Counter()
+  codec, skipped = tokenizer.Bytes(), corpora.Skipped()
   documents = list(corpora.deduplicated(corpora.read(data, skipped), skipped))
   assert skipped["duplicate"] and skipped["empty"]
   splits = pipeline.pack(data, codec)
@@ -256,7 +261,7 @@ def test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read(
     "".join(f'{{"text": "{i * 7919 % 10007}"}}\n' for i in range(4001))
   )
   data = config.Data(
-    source="jsonl", path=str(tmp_path), cache=str(tmp_path / "c")
+    source="jsonl", path=str(tmp_path), cache=str(tmp_path / "c"), batch=1
   )
   packed, _ = pipeline.pack(data, tokenizer.Bytes())
   wanted = [pipeline.batch_at(packed, i, **SHAPE) for i in range(100)]
@@ -351,14 +356,103 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
   assert peak < 6_000_000
 
 
-def test_a_split_without_a_document_is_an_error(tmp_path):
+def test_one_text_file_is_trained_on_and_held_out(tmp_path):
+  path = tmp_path / "book.txt"
+  path.write_text("".join(f"line {i}\n" for i in range(9000)))
+  data = config.Data(source="text", path=str(path), cache=str(tmp_path / "c"))
+  with pytest.warns(UserWarning) as said:
+    train, held_out = pipeline.pack(data, tokenizer.Bytes())
+  assert train.cut == held_out.cut
+  cut, small = (str(w.message) for w in said)
+  assert "data.held_out 0.02 would leave" in cut and train.cut in cut
+  assert all(w.filename == __file__ for w in said)
+  assert f"held_out has {len(held_out.tokens)} tokens, fewer than the 4096" in (
+    small
+  )
+  raw = [tokenizer.Bytes().decode_bytes(p.tokens[:]) for p in (train, held_out)]
+  whole = path.read_bytes()
+  assert len(raw[1]) == pytest.approx(0.02 * len(whole), abs=10)
+  assert sorted(b"".join(raw).splitlines()) == sorted(whole.splitlines())
+  with pytest.warns(UserWarning) as said:  # from the cache
+    again = pipeline.pack(data, tokenizer.Bytes())
+  assert again[0].cut == train.cut
+  assert again[1].fingerprint == held_out.fingerprint
+  assert [str(w.message) for w in said] == [small]
+
+
+def test_too_small_a_corpus_is_refused(tmp_path):
   (tmp_path / "one.txt").write_text("a single document")
   data = config.Data(
     source="text", path=str(tmp_path / "one.txt"), cache=str(tmp_path / "c")
   )
-  with pytest.raises(ValueError, match="0.02 splits 1 documents into 1 .* 0"):
+  with pytest.raises(
+    ValueError, match=r"0.02 .* 1 documents \(17 bytes .* 128"
+  ):
     pipeline.pack(data, tokenizer.Bytes())
   assert entries(data) == (set(), set())
+
+
+def test_what_was_left_out_is_said_when_packed(data):
+  with open(data.path, "a") as file:
+    file.write("\nno JSON\n{}")
+  data.on_error = "skip"
+  left_out = "1 duplicate, 16 empty, 1 missing field, 1 not JSON; .*"
+  with pytest.warns(UserWarning, match=left_out + "l:212, .*l:213$"):
+    pipeline.pack(data, tokenizer.Bytes())
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    train, _ = pipeline.pack(data, tokenizer.Bytes())
+  assert train.skipped["not JSON"] == 1
+
+
+def test_a_corpus_that_changes_while_it_is_packed_is_refused(data):
+  class Appends(Counting):
+    def encode(self, text):
+      with open(data.path, "a") as file:
+        file.write("\n")
+      return super().encode(text)
+
+  with pytest.raises(ValueError, match="corpus.jsonl' changed while"):
+    pipeline.pack(data, Appends())
+  assert entries(data) == (set(), set())
+
+
+def test_a_full_disk_leaves_nothing_but_what_was_there(data, tmp_path):
+  """A limit on the size of files stands for the full disk."""
+  before = pipeline.pack(data, tokenizer.Bytes())
+  kept = entries(data)
+  other = tmp_path / "other.jsonl"
+  text = '{"text": "another and a longer document, %d"}\n'
+  other.write_text("".join(text % i for i in range(9000)))
+  data.path = str(other)
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+  try:
+    with pytest.raises(OSError) as error:
+      pipeline.pack(data, tokenizer.Bytes())
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  for words in (data.cache, "too large", "Free space", "--config.data.cache"):
+    assert words in str(error.value)
+  assert entries(data) == kept and len(kept[1]) == 1
+  data.path = str(tmp_path / "corpus.jsonl")
+  again = pipeline.pack(data, tokenizer.Bytes())
+  assert again[0].fingerprint == before[0].fingerprint
+
+
+def test_a_cache_is_its_owners_and_follows_no_link(data, tmp_path):
+  victim = tmp_path / "victim"
+  victim.write_text("precious")
+  pipeline.pack(data, tokenizer.Bytes())
+  cache = pathlib.Path(data.cache)
+  for path in [cache, *cache.iterdir()]:
+    assert path.stat().st_mode & 0o077 == 0, path
+  (lock,) = cache.glob("*.lock")
+  lock.unlink()
+  lock.symlink_to(victim)
+  with pytest.raises(ValueError, match="lock is a link.*--config.data.cache"):
+    pipeline.pack(data, tokenizer.Bytes())
+  assert victim.read_text() == "precious"
 
 
 def test_pickling_sends_the_place_and_not_the_tokens(data):

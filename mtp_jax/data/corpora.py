@@ -7,36 +7,23 @@ relative to the corpus: the order does not depend on where it lies.
 
 import collections
 import dataclasses
-import gzip
 import hashlib
-import io
-import json
 import math
 import os
 import pathlib
 import re
 import sysconfig
-import zlib
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
-
-import zstandard
-from array_record.python import array_record_module
 
 from mtp_jax import config
+from mtp_jax.data import formats
 
-PIECE = 1 << 16  # bytes; a longer text file becomes several documents
-_NAMES = {  # of the files wanted in a folder
-  "python": r"\.py$",
-  "text": r"",
-  "jsonl": r"\.jsonl(\.gz|\.zst)?$",
-  "array_record": r"\.array_record(-\d+-of-\d+)?$",
-}
 _ROOTS = (  # of Python: sysconfig's label, prefix of the names, left out
   ("stdlib", "stdlib", ("site-packages", "dist-packages")),
   ("purelib", "packages", ()),
   ("platlib", "packages", ()),
 )
+_LEAST = 64  # bytes of each part of a document that is cut for two splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,62 +34,56 @@ class Document:
   text: bytes  # UTF-8
 
 
-class _Damage(NamedTuple):
-  reason: str  # few different ones, to count by
-  detail: str
+class Skipped(collections.Counter):
+  """Records left out of a corpus, by reason, and where the first ones were."""
+
+  def __init__(self, *counts):
+    super().__init__(*counts)
+    self.places: list[str] = []  # at most 3, of damaged records alone
+
+  def damaged(self, reason: str, place: object) -> None:
+    self[reason] += 1
+    if len(self.places) < 3:
+      self.places.append(str(place))
 
 
 def read(
-  data: config.Data, skipped: collections.Counter | None = None
+  data: config.Data, skipped: Skipped | None = None
 ) -> Iterator[Document]:
   """Documents of a corpus, one at a time, in a fixed order.
 
   `python` takes the .py files of the running interpreter's standard library
   and packages, `text` the files of a folder, `jsonl` one field of each line,
   `array_record` each record. `text` and `jsonl` may be .gz or .zst. Hidden
-  files are left out. A text file above 64 KiB is cut at a line end into
-  several documents, so that one long file is a corpus too. Documents without
-  a byte are left out and counted.
+  files are left out; linked folders are read, each folder once. A text file
+  above 64 KiB is cut at a line end into several documents, so that one long
+  file is a corpus too. Left out and counted: documents without a byte, pipes,
+  devices, links that lead nowhere or to a folder around the corpus.
 
   Args:
     data: `source`, `path`, `field`, `max_bytes` and `on_error` are used. The
       last document is cut, between characters, to keep `max_bytes`.
-    skipped: takes the number of records left out, by reason.
+    skipped: takes what was left out.
 
   Raises:
-    ValueError: no documents; or, where `on_error` is 'raise', a damaged,
-      truncated or non-UTF-8 record or a missing field, by file and line (by
-      index for `array_record`). Files of `python` are the machine's, not the
-      user's: broken ones are always skipped and counted.
+    ValueError: no documents; or, where `on_error` is 'raise', a folder that
+      cannot be listed, or a damaged, truncated or non-UTF-8 record or a
+      missing field, by file and line (by index for `array_record`). Files of
+      `python` are the machine's, not the user's: broken ones are always
+      skipped and counted.
   """
-  found = files(data)
-  skipped = collections.Counter() if skipped is None else skipped
-  return _documents(data, found, skipped)
+  skipped = Skipped() if skipped is None else skipped
+  return _documents(data, _files(data, skipped), skipped)
 
 
 def files(data: config.Data) -> list[tuple[str, pathlib.Path]]:
   """Names and paths of a corpus's files, in reading order.
 
   Raises:
-    ValueError: there are none, or `data.path` does not exist.
+    ValueError: there are none, or `data.path` is neither file nor folder, or
+      a folder cannot be listed and `on_error` is 'raise'.
   """
-  found = {}
-  if data.source == "python":
-    for label, prefix, without in _ROOTS:
-      root = sysconfig.get_path(label)
-      for name, path in _walk(root, _NAMES["python"], without):
-        found[f"{prefix}/{name}"] = path
-  else:
-    root = pathlib.Path(data.path).expanduser()
-    if not root.exists():
-      raise ValueError(f"data.path {data.path!r} does not exist")
-    if root.is_file():
-      found = {root.name: root}
-    else:
-      found = dict(_walk(root, _NAMES[data.source]))
-  if not found:
-    raise ValueError(f"no {data.source} files in {data.path!r}")
-  return sorted(found.items(), key=lambda item: (_digest(item[0]), item[0]))
+  return _files(data, Skipped())
 
 
 def deduplicated(
@@ -134,34 +115,103 @@ def is_held_out(text: bytes, share: float) -> bool:
   return position(text) < share
 
 
-def split(
-  documents: Iterable[Document], held_out: float
-) -> Iterator[tuple[Document, bool]]:
-  """Pairs each document with `is_held_out`; deduplicate before."""
+@dataclasses.dataclass(frozen=True)
+class Cut:
+  """One document that is trained on up to a place and held out from there."""
+
+  document: Document
+  at: int  # bytes
+
+  def __str__(self) -> str:
+    size = len(self.document.text)
+    return f"the last {size - self.at} of {size} bytes of {self.document.name}"
+
+
+def find_cut(documents: Iterable[Document], held_out: float) -> Cut | None:
+  """How to divide a corpus of which no whole document would be held out.
+
+  One text file of a megabyte is 18 documents, and as a rule none of them
+  falls into a share of 0.02. Then the longest document (of equal ones, the
+  first) is cut: the held-out share of the whole corpus is taken off its end,
+  at most half of it, at a line end where there is one. It is a function of
+  the documents alone.
+
+  Args:
+    documents: deduplicated. Read until both splits have one, which for a
+      large corpus is soon.
+    held_out: the share.
+
+  Returns:
+    The cut; None if both splits have whole documents.
+
+  Raises:
+    ValueError: one split would be empty, and no document is long enough.
+  """
+  sides, total, count = set(), 0, 0
+  longest = Document("", b"")
   for document in documents:
-    yield document, is_held_out(document.text, held_out)
+    sides.add(is_held_out(document.text, held_out))
+    if len(sides) == 2:
+      return None
+    total, count = total + len(document.text), count + 1
+    longest = max(longest, document, key=lambda d: len(d.text))
+  text = longest.text
+  if len(text) < 2 * _LEAST:
+    raise ValueError(
+      f"data.held_out {held_out} leaves one split of {count} documents "
+      f"({total} bytes in all) empty, and the longest has {len(text)} bytes: "
+      f"fewer than the {2 * _LEAST} that can be cut into a part for training "
+      "and a held-out one. Give more text"
+    )
+  size = min(max(_LEAST, round(held_out * total)), len(text) // 2)
+  at = len(text) - size
+  ends = (
+    text.rfind(b"\n", max(len(text) // 2, at - size), at) + 1,
+    text.find(b"\n", at, len(text) - max(_LEAST, size // 2)) + 1,
+    formats.character(text, at),
+  )
+  return Cut(longest, next(end for end in ends if end))
+
+
+def split(
+  documents: Iterable[Document], held_out: float, cut: Cut | None = None
+) -> Iterator[tuple[Document, bool]]:
+  """Pairs each document with whether it is held out; deduplicate before.
+
+  Args:
+    documents: the corpus.
+    held_out: the share, see `is_held_out`.
+    cut: from `find_cut`. With one, the end of its document alone is held out.
+  """
+  for document in documents:
+    if cut is None:
+      yield document, is_held_out(document.text, held_out)
+    elif document.text != cut.document.text:
+      yield document, False
+    else:
+      for text, side in (
+        (document.text[: cut.at], False),
+        (document.text[cut.at :], True),
+      ):
+        yield Document(document.name, text), side
 
 
 def _documents(data, found, skipped) -> Iterator[Document]:
-  lenient = data.on_error == "skip" or data.source == "python"
   left = data.max_bytes or math.inf
   count = 0
-  for name, path, line, record in _all_records(data, found):
-    if isinstance(record, _Damage):
-      if not lenient:
-        where = path if line is None else f"{path}:{line}"
-        raise ValueError(f"{where}: {record.reason}: {record.detail}")
-      skipped[record.reason] += 1
-      continue
-    if not record:
-      skipped["empty"] += 1
-      continue
-    text = record[: _character(record, left)] if len(record) > left else record
+  for name, record in _texts(data, found, skipped):
+    fits = len(record) <= left
+    text = record if fits else record[: formats.character(record, left)]
     if text:
       count += 1
-      yield Document(name if line is None else f"{name}:{line}", text)
+      yield Document(name, text)
+    elif not count:
+      raise ValueError(
+        f"data.max_bytes {data.max_bytes} has no room for the first character "
+        f"of {name}: raise it, or read everything with 0"
+      )
     left -= len(text)
-    if len(text) < len(record) or not left:
+    if not fits or not left:
       break
   if not count:
     raise ValueError(
@@ -170,163 +220,102 @@ def _documents(data, found, skipped) -> Iterator[Document]:
     )
 
 
-def _all_records(data, found):
-  """Name, path, line and record; damage that ends a file comes last."""
+def _texts(data, found, skipped) -> Iterator[tuple[str, bytes]]:
+  """Names and texts of the records that are neither damaged nor empty."""
   for name, path in found:
-    line = None
-    try:
-      for line, record in _READERS[data.source](path, data):
-        yield name, path, line, record
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-      kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
-      yield name, path, line or 1, _Damage(kind, f"no more after it: {error}")
+    for line, record in formats.records(data.source, path, data.field):
+      if isinstance(record, formats.Damage):
+        place = path if line is None else f"{path}:{line}"
+        _damaged(data, skipped, record, place)
+      elif record:
+        yield name if line is None else f"{name}:{line}", record
+      else:
+        skipped["empty"] += 1
 
 
-def _python(path, data) -> Iterator[tuple[None, bytes | _Damage]]:
-  del data
-  yield None, _checked(path.read_bytes(), 1)[1]
+def _damaged(data, skipped, damage: formats.Damage, where: object) -> None:
+  """Counts damage, or raises it."""
+  if data.on_error == "raise" and data.source != "python":
+    raise ValueError(
+      f"{where}: {damage.reason}: {damage.detail}. Mend it, or leave out what "
+      "is damaged, counted, with data.on_error='skip' "
+      "(--config.data.on_error=skip)"
+    )
+  skipped.damaged(damage.reason, where)
 
 
-def _text(path, data) -> Iterator[tuple[int, bytes | _Damage]]:
-  del data
-  line, rest = 1, b""
-  with _open(path) as file:
-    while True:
-      rest += file.read(PIECE + 1 - len(rest))
-      end = len(rest)
-      if end > PIECE:
-        end = rest.rfind(b"\n", 0, PIECE) + 1 or _character(rest, PIECE)
-      yield _checked(rest[:end], line)
-      line += rest.count(b"\n", 0, end)
-      rest = rest[end:]
-      if not rest:
-        return
+def _files(data, skipped) -> list[tuple[str, pathlib.Path]]:
+  found = {}
+  if data.source == "python":
+    for label, prefix, without in _ROOTS:
+      root = pathlib.Path(sysconfig.get_path(label))
+      for name, path in _walk(data, root, skipped, without):
+        found[f"{prefix}/{name}"] = path
+  else:
+    root = pathlib.Path(data.path).expanduser()
+    if not root.exists():
+      raise ValueError(f"data.path {data.path!r} does not exist")
+    if root.is_file():
+      found = {root.name: root}
+    elif root.is_dir():
+      found = dict(_walk(data, root, skipped))
+    else:
+      raise ValueError(
+        f"data.path {data.path!r} is neither a file nor a folder but a pipe or "
+        "a device, which cannot be read twice: save its contents to a file"
+      )
+  if not found:
+    names = formats.NAMES[data.source]
+    wanted = f" (names that match {names})" if names else ""
+    raise ValueError(f"no {data.source} files in {data.path!r}{wanted}")
+  return sorted(found.items(), key=lambda item: (_digest(item[0]), item[0]))
 
 
-def _jsonl(path, data) -> Iterator[tuple[int, bytes | _Damage]]:
-  with _open(path) as file:
-    for line, raw in enumerate(file, 1):
-      if not raw.isspace():
-        yield line, _field(raw, data.field)
+def _walk(data, root: pathlib.Path, skipped, without: tuple[str, ...] = ()):
+  """Name relative to root, and path, of the files that are not hidden.
 
-
-def _field(raw: bytes, field: str) -> bytes | _Damage:
-  try:
-    record = json.loads(raw.decode("utf-8-sig"))
-  except UnicodeDecodeError as error:
-    return _Damage("not UTF-8", str(error))
-  except (ValueError, RecursionError) as error:
-    return _Damage("not JSON", str(error))
-  if not isinstance(record, dict) or field not in record:
-    has = sorted(record)[:9] if isinstance(record, dict) else type(record)
-    return _Damage("missing field", f"no {field!r} among {has}")
-  if not isinstance(record[field], str):
-    kind = type(record[field]).__name__
-    return _Damage("missing field", f"{field!r} is no string but {kind}")
-  try:
-    return record[field].encode("utf-8")
-  except UnicodeEncodeError as error:
-    return _Damage("not UTF-8", str(error))
-
-
-def _array_record(path, data) -> Iterator[tuple[int, bytes | _Damage]]:
-  del data
-  try:
-    reader = array_record_module.ArrayRecordReader(str(path))
-    for index in range(reader.num_records()):
-      yield index, _checked(reader.read(), index, counts_lines=False)[1]
-    reader.close()
-  except (RuntimeError, IndexError, ValueError) as error:
-    raise OSError(f"not a whole ArrayRecord file: {error}") from error
-
-
-_READERS = {
-  "python": _python,
-  "text": _text,
-  "jsonl": _jsonl,
-  "array_record": _array_record,
-}
-
-
-def _checked(
-  text: bytes, line: int, counts_lines: bool = True
-) -> tuple[int, bytes | _Damage]:
-  """The text, or its damage with the line where UTF-8 breaks."""
-  try:
-    text.decode("utf-8")
-  except UnicodeDecodeError as error:
-    if counts_lines:
-      line += text.count(b"\n", 0, error.start)
-    return line, _Damage("not UTF-8", str(error))
-  return line, text
-
-
-def _character(text: bytes, end: int) -> int:
-  """The last start of a UTF-8 character at or before `end`.
-
-  No character has more than four bytes: where none starts there, the text is
-  not UTF-8, and `end` is as good a place as any.
+  Linked folders come after all others, in the order of their names, and no
+  folder twice: so links in a circle end, and the names do not depend on the
+  order in which the disk lists them. A link to a folder around the corpus is
+  not followed, since it would read far more than was named; neither are those
+  of `python`, which lead to other installations.
   """
-  for start in range(end, max(end - 4, -1), -1):
-    if text[start] & 0xC0 != 0x80:
-      return start
-  return end
+  pattern, seen = formats.NAMES[data.source], set()
+  around = {root.resolve(), *root.resolve().parents}
 
+  def unreadable(error):
+    damage = formats.Damage("unreadable", str(error))
+    _damaged(data, skipped, damage, error.filename)
 
-def _walk(root, pattern: str, without: tuple[str, ...] = ()):
-  """Name relative to root, and path, of the files that are not hidden."""
-  for folder, inner, names in os.walk(root):
-    inner[:] = [n for n in inner if n[0] != "." and n not in without]
-    for name in names:
-      path = pathlib.Path(folder, name)
-      if name[0] != "." and re.search(pattern, name) and path.is_file():
-        yield path.relative_to(root).as_posix(), path
+  starts = [root]
+  while starts:
+    links = []
+    for start in starts:
+      for folder, inner, names in os.walk(start, onerror=unreadable):
+        status = os.stat(folder)
+        place = status.st_dev, status.st_ino
+        if place in seen:
+          inner.clear()
+          continue
+        seen.add(place)
+        inner[:] = [n for n in inner if n[0] != "." and n not in without]
+        folder = pathlib.Path(folder)
+        links += [folder / n for n in inner if (folder / n).is_symlink()]
+        for name in names:
+          path = folder / name
+          if name[0] == "." or not re.search(pattern, name):
+            continue
+          if path.is_file():
+            yield path.relative_to(root).as_posix(), path
+          else:
+            skipped["no file"] += 1
+    follow = {p for p in links if p.resolve() not in around}
+    if data.source == "python":
+      follow.clear()
+    if passed := len(links) - len(follow):
+      skipped["link"] += passed
+    starts = sorted(follow)
 
 
 def _digest(name: str) -> bytes:
   return hashlib.sha256(os.fsencode(name)).digest()
-
-
-def _open(path: pathlib.Path) -> io.BufferedIOBase:
-  if path.suffix == ".gz":
-    return gzip.open(path)
-  if path.suffix == ".zst":
-    return io.BufferedReader(_Zstandard(path))
-  return path.open("rb")
-
-
-class _Zstandard(io.RawIOBase):
-  """Decompressed bytes of a .zst file of any number of frames.
-
-  `zstandard`'s own stream reader takes a truncated file for a whole one.
-  """
-
-  def __init__(self, path: pathlib.Path):
-    self._file = path.open("rb")
-    self._frame, self._input, self._output = None, b"", b""
-
-  def readable(self) -> bool:
-    return True
-
-  def readinto(self, buffer) -> int:
-    while not self._output:
-      self._input = self._input or self._file.read(io.DEFAULT_BUFFER_SIZE)
-      if not self._input:
-        if self._frame is not None:
-          raise EOFError("the file ends inside a zstandard frame")
-        return 0
-      if self._frame is None:
-        limit = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-        self._frame = limit.decompressobj()
-      self._output = self._frame.decompress(self._input)
-      self._input = self._frame.unused_data
-      if self._frame.eof:
-        self._frame = None
-    size = min(len(buffer), len(self._output))
-    buffer[:size] = self._output[:size]
-    self._output = self._output[size:]
-    return size
-
-  def close(self) -> None:
-    self._file.close()
-    super().close()

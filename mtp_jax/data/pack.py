@@ -6,9 +6,7 @@ begin), and `meta.json` with sizes and checksums (of the checksums of the
 files' blocks). It is built beside its place and renamed into it whole.
 """
 
-import collections
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -24,100 +22,11 @@ import numpy as np
 
 from mtp_jax import config
 from mtp_jax.data import blocks, corpora
+from mtp_jax.data import packed as packed_lib
 
 _VERSION = 2  # of the documents and of the layout; a new one builds anew
 _SPLITS = ("train", "held_out")
-CacheDamaged = blocks.CacheDamaged
-
-
-@dataclasses.dataclass(frozen=True)
-class Packed:
-  """A split as one sequence of tokens; every document is [bos, ids, eos].
-
-  Whatever `pack` returns is checked whenever it is read, block by block: a
-  cache that is damaged while it is in use raises `CacheDamaged` before a
-  damaged token reaches anyone. So every batch that was ever given is sound,
-  and with it every step before the error; nothing is left to verify.
-  """
-
-  tokens: np.ndarray | blocks.Array  # [tokens], unsigned
-  starts: np.ndarray | blocks.Array  # [documents], int64, ascending from 0
-  bytes_per_token: float  # UTF-8 bytes over predicted tokens: all but bos
-  fingerprint: str  # of tokens, starts and tokenizer
-  documents: int
-  skipped: dict[str, int]  # records left out of the corpus, by reason
-
-  def windows(self, seq_len: int) -> int:
-    """Number of windows; the last one may be padded."""
-    return -(-len(self.tokens) // seq_len)
-
-  def window(
-    self, index: int, seq_len: int, n_future: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [index T, index T + T + N) and the documents they belong to.
-
-    Args:
-      index: from 0 to `windows(seq_len)` - 1.
-      seq_len: T.
-      n_future: N; 0 leaves out the tokens after the window's end.
-
-    Returns:
-      tokens [T+N], int32, and segments [T+N], int32: index of the document
-      plus 1, and 0 (with token 0) past the end of the data.
-
-    Raises:
-      IndexError: no such window.
-      CacheDamaged: its tokens are not the ones that were packed.
-    """
-    if not 0 <= index < self.windows(seq_len):
-      raise IndexError(
-        f"window {index} of {self.windows(seq_len)} at seq_len {seq_len}"
-      )
-    low = index * seq_len
-    found = self.tokens[low : low + seq_len + n_future]
-    tokens = np.zeros(seq_len + n_future, np.int32)
-    segments = np.zeros_like(tokens)
-    tokens[: len(found)] = found
-    places = np.arange(low, low + len(found))
-    before = self.starts.searchsorted(low, "right")
-    until = self.starts.searchsorted(low + len(found), "left")
-    inside = self.starts[before:until]
-    segments[: len(found)] = before + np.searchsorted(
-      inside, places, side="right"
-    )
-    return tokens, segments
-
-  def excerpts(
-    self, count: int, length: int, size: int, per_document: int = 1
-  ) -> list[np.ndarray]:
-    """First `length` tokens of pieces of `size` tokens, each in one document.
-
-    Args:
-      count: how many, spread evenly over all such pieces.
-      length: tokens of each, at most `size`.
-      size: tokens of a piece; the first begins where its document does.
-      per_document: most pieces of one document.
-
-    Returns:
-      `count` arrays [length].
-
-    Raises:
-      ValueError: there are fewer such pieces.
-    """
-    starts = np.asarray(self.starts)
-    ends = np.append(starts[1:], len(self.tokens))
-    pieces = np.minimum((ends - starts) // size, per_document)
-    number = np.arange(pieces.sum()) - np.repeat(
-      np.cumsum(pieces) - pieces, pieces
-    )
-    starts = np.repeat(starts, pieces) + number * size
-    if len(starts) < count:
-      raise ValueError(
-        f"only {len(starts)} pieces of documents have {size} tokens, but "
-        f"{count} were asked for: ask for fewer or shorter ones"
-      )
-    places = np.linspace(0, len(starts) - 1, count).astype(int)
-    return [np.array(self.tokens[s : s + length]) for s in starts[places]]
+CacheDamaged, Packed = blocks.CacheDamaged, packed_lib.Packed
 
 
 def pack(data: config.Data, tokenizer) -> tuple[Packed, Packed]:
@@ -125,65 +34,111 @@ def pack(data: config.Data, tokenizer) -> tuple[Packed, Packed]:
 
   Later calls open the cache, which is keyed by names, sizes and times of the
   corpus's files, by the fields of `data` that choose documents, and by the
-  tokenizer. A killed packing leaves nothing that a later call would take for
-  a cache; concurrent ones wait for the first; a damaged cache is found by its
-  checksums (about 2 GB a second) and built again with a warning. Memory holds
-  one document at a time, 16 bytes of every one read, the file names, and a
-  checksum of 4 bytes for every 8 KiB.
+  tokenizer. A killed or failed packing leaves nothing that a later call would
+  take for a cache; concurrent ones wait for the first; a damaged cache is
+  found by its checksums (about 2 GB a second) and built again with a warning.
+  Memory holds one document at a time, 16 bytes of every one read, the file
+  names, and a checksum of 4 bytes for every 8 KiB. The cache holds the text of
+  the corpus: what is made there can be read by its owner alone.
+
+  Warnings tell what was left out as damaged, what was held out where no whole
+  document could be, and a split smaller than a batch.
 
   Args:
     data: `source`, `path`, `field`, `max_bytes`, `held_out`, `on_error` and
-      `cache` are used.
+      `cache` are used; `batch` and `seq_len` for a warning.
     tokenizer: `tokenizer.Bytes` or `tokenizer.SentencePiece`.
 
   Returns:
     The training split and the held-out split.
 
   Raises:
-    ValueError: as `corpora.read`, or a split would be without a document.
+    ValueError: as `corpora.read` and `corpora.find_cut`; or the corpus changed
+      while it was packed.
+    OSError: the cache cannot be written; the message names the remedy.
   """
   cache = pathlib.Path(data.cache).expanduser()
-  folder = cache / _key(data, tokenizer)
-  cache.mkdir(parents=True, exist_ok=True)
-  with _locked(folder.with_suffix(".lock")):
-    if folder.exists():
-      try:
-        return _open(folder)
-      except CacheDamaged as error:
-        warnings.warn(f"packing anew: {error}", stacklevel=2)
-        shutil.rmtree(folder)
-    partial = folder.with_suffix(f".{platform.node()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed packing
-    partial.mkdir()
+  key = _key(data, tokenizer)
+  with _writing(cache):
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(cache / f"{key}.lock"):
+      splits = _cached(cache / key, data, tokenizer)
+  _warn_of_size(splits, data)
+  return splits
+
+
+def _cached(folder, data, tokenizer) -> tuple[Packed, Packed]:
+  """The cache entry, built first if it is missing or damaged."""
+  if folder.exists():
     try:
-      _build(partial, data, tokenizer)
-      partial.rename(folder)
-    finally:
-      shutil.rmtree(partial, ignore_errors=True)
-    return _open(folder)
+      return _open(folder)
+    except CacheDamaged as error:
+      warnings.warn(f"packing anew: {error}", stacklevel=3)
+      shutil.rmtree(folder)
+  partial = folder.with_suffix(f".{platform.node()}.partial")
+  shutil.rmtree(partial, ignore_errors=True)  # of a killed packing
+  partial.mkdir(mode=0o700)
+  try:
+    _build(partial, data, tokenizer)
+    if _key(data, tokenizer) != folder.name:
+      raise ValueError(
+        f"files of {data.source} corpus {data.path!r} changed while they were "
+        "packed: start again when they are complete"
+      )
+    partial.rename(folder)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+  return _open(folder)
 
 
 def _build(folder: pathlib.Path, data: config.Data, tokenizer) -> None:
-  skipped = collections.Counter()
+  cut = corpora.find_cut(
+    corpora.deduplicated(corpora.read(data)), data.held_out
+  )
+  skipped = corpora.Skipped()
   documents = corpora.deduplicated(corpora.read(data, skipped), skipped)
   dtype = np.min_scalar_type(tokenizer.vocab - 1)
   with contextlib.ExitStack() as stack:
     splits = [
       stack.enter_context(_Writer(folder, name, dtype)) for name in _SPLITS
     ]
-    for document, held_out in corpora.split(documents, data.held_out):
+    for document, held_out in corpora.split(documents, data.held_out, cut):
       ids = tokenizer.encode(document.text)
       ids = np.concatenate(([tokenizer.bos], ids, [tokenizer.eos]))
       splits[held_out].add(ids, len(document.text))
     meta = {s.name: s.summary(tokenizer.fingerprint) for s in splits}
-  counts = [meta[name]["documents"] for name in _SPLITS]
-  if not all(counts):
-    raise ValueError(
-      f"data.held_out {data.held_out} splits {sum(counts)} documents into "
-      f"{counts[0]} for training and {counts[1]} held out; both need one"
-    )
   meta["skipped"] = dict(sorted(skipped.items()))
+  meta["cut"] = str(cut or "")
   (folder / "meta.json").write_text(_sealed(meta))
+  if skipped.places and data.source != "python":
+    counts = ", ".join(f"{n} {reason}" for reason, n in sorted(skipped.items()))
+    places = ", ".join(skipped.places)
+    warnings.warn(
+      f"left out of the corpus: {counts}; the first damaged: {places}",
+      stacklevel=4,
+    )
+  if cut:
+    warnings.warn(
+      f"data.held_out {data.held_out} would leave one split without a document: "
+      f"held out is {cut}",
+      stacklevel=4,
+    )
+
+
+def _warn_of_size(splits: tuple[Packed, Packed], data: config.Data) -> None:
+  wanted = data.batch * data.seq_len
+  small = [
+    f"{name} has {len(split.tokens)} tokens"
+    for name, split in zip(_SPLITS, splits, strict=True)
+    if len(split.tokens) < wanted
+  ]
+  if small:
+    warnings.warn(
+      f"{' and '.join(small)}, fewer than the {wanted} of one batch (data.batch "
+      f"{data.batch} x data.seq_len {data.seq_len}): batches repeat them. Give "
+      "more text, or a smaller batch",
+      stacklevel=3,
+    )
 
 
 class _Writer:
@@ -266,6 +221,7 @@ def _split(folder: pathlib.Path, name: str, meta: dict) -> Packed:
     fingerprint=split["fingerprint"],
     documents=split["documents"],
     skipped=meta["skipped"],
+    cut=meta["cut"],
   )
 
 
@@ -290,8 +246,33 @@ def _key(data: config.Data, tokenizer) -> str:
 
 
 @contextlib.contextmanager
+def _writing(cache: pathlib.Path) -> Iterator[None]:
+  """Tells what to do about a cache that cannot be written."""
+  try:
+    yield
+  except OSError as error:
+    raise OSError(
+      f"the packed corpus cannot be kept in data.cache {cache}: {error}. Free "
+      "space there, or choose another folder with --config.data.cache"
+    ) from error
+
+
+@contextlib.contextmanager
 def _locked(path: pathlib.Path) -> Iterator[None]:
-  """Holds a file's lock; the system frees it when the process dies."""
-  with path.open("w") as file:
+  """Holds a file's lock; the system frees it when the process dies.
+
+  In a cache that several users share, a link planted in its place would have
+  another file opened: links are not followed, and nothing is emptied.
+  """
+  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+  if path.is_symlink():
+    raise ValueError(
+      f"{path} is a link, which this library never makes: remove it, or choose "
+      "a folder of your own with --config.data.cache"
+    )
+  file = os.open(path, flags, 0o600)
+  try:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
+  finally:
+    os.close(file)

@@ -1,0 +1,206 @@
+"""How a file is read: its records, each a text or what is wrong with it.
+
+A record is UTF-8 or a `Damage`; damage that ends a file comes last. A byte
+order mark at the start of a text is part of the text.
+"""
+
+import codecs
+import gzip
+import io
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import zstandard
+from array_record.python import array_record_module
+
+PIECE = 1 << 16  # bytes; a longer text file becomes several documents
+LINE = 1 << 28  # bytes of the longest line of JSON that is read
+NAMES = {  # patterns of the files wanted in a folder
+  "python": r"\.py$",
+  "text": r"",
+  "jsonl": r"\.jsonl(\.gz|\.zst)?$",
+  "array_record": r"\.array_record(-\d+-of-\d+)?$",
+}
+
+
+class Damage(NamedTuple):
+  """Why a record cannot be used."""
+
+  reason: str  # few different ones, to count by
+  detail: str
+
+
+def records(
+  source: str, path: pathlib.Path, field: str
+) -> Iterator[tuple[int | None, bytes | Damage]]:
+  """The records of a file, one at a time.
+
+  Args:
+    source: one of `config.SOURCES`.
+    path: the file; `text` and `jsonl` may be .gz or .zst.
+    field: of `jsonl`, the one that holds the text.
+
+  Yields:
+    (line where it begins, record); for `array_record` its index, for `python`
+    None.
+  """
+  line = None
+  try:
+    for line, record in _READERS[source](path, field):
+      yield line, record
+  except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
+    yield line or 1, Damage(kind, f"no more after it: {error}")
+
+
+def character(text: bytes, end: int) -> int:
+  """The last start of a UTF-8 character at or before `end`.
+
+  No character has more than four bytes: where none starts there, the text is
+  not UTF-8, and `end` is as good a place as any.
+  """
+  for start in range(end, max(end - 4, -1), -1):
+    if text[start] & 0xC0 != 0x80:
+      return start
+  return end
+
+
+def _python(path, field) -> Iterator[tuple[None, bytes | Damage]]:
+  del field
+  yield None, _checked(path.read_bytes(), 1)[1]
+
+
+def _text(path, field) -> Iterator[tuple[int, bytes | Damage]]:
+  del field
+  line, rest = 1, b""
+  with _open(path) as file:
+    while True:
+      rest += file.read(PIECE + 1 - len(rest))
+      end = len(rest)
+      if end > PIECE:
+        end = rest.rfind(b"\n", 0, PIECE) + 1
+        end = end or rest.rfind(b"\r", 0, PIECE) + 1 or character(rest, PIECE)
+      yield _checked(rest[:end], line)
+      line += rest.count(b"\n", 0, end)
+      rest = rest[end:]
+      if not rest:
+        return
+
+
+def _jsonl(path, field) -> Iterator[tuple[int, bytes | Damage]]:
+  with _open(path) as file:
+    lines = iter(lambda: file.readline(LINE + 1), b"")
+    for line, raw in enumerate(lines, 1):
+      if len(raw) > LINE:
+        yield line, Damage("too long", f"a line of more than {LINE} bytes")
+        while raw and not raw.endswith(b"\n"):
+          raw = file.readline(LINE)
+      elif not raw.isspace():
+        yield line, _field(raw, field)
+
+
+def _field(raw: bytes, field: str) -> bytes | Damage:
+  try:
+    record = json.loads(raw.decode("utf-8-sig"))
+  except UnicodeDecodeError as error:
+    return _not_utf8(raw, error)
+  except (ValueError, RecursionError) as error:
+    alone = b"\r" in raw.strip()
+    hint = ": its lines end with carriage returns alone" if alone else ""
+    return Damage("not JSON", f"{error}{hint}")
+  if not isinstance(record, dict) or field not in record:
+    has = sorted(record)[:9] if isinstance(record, dict) else type(record)
+    return Damage("missing field", f"no {field!r} among {str(has)[:200]}")
+  if not isinstance(record[field], str):
+    kind = type(record[field]).__name__
+    return Damage("missing field", f"{field!r} is no string but {kind}")
+  try:
+    return record[field].encode("utf-8")
+  except UnicodeEncodeError as error:
+    return Damage("not UTF-8", str(error))
+
+
+def _array_record(path, field) -> Iterator[tuple[int, bytes | Damage]]:
+  del field
+  try:
+    reader = array_record_module.ArrayRecordReader(str(path))
+    for index in range(reader.num_records()):
+      yield index, _checked(reader.read(), index, counts_lines=False)[1]
+    reader.close()
+  except (RuntimeError, IndexError, ValueError) as error:
+    raise OSError(f"not a whole ArrayRecord file: {error}") from error
+
+
+_READERS = {
+  "python": _python,
+  "text": _text,
+  "jsonl": _jsonl,
+  "array_record": _array_record,
+}
+
+
+def _checked(
+  text: bytes, line: int, counts_lines: bool = True
+) -> tuple[int, bytes | Damage]:
+  """The text, or its damage with the line where UTF-8 breaks."""
+  try:
+    text.decode("utf-8")
+  except UnicodeDecodeError as error:
+    if counts_lines:
+      line += text.count(b"\n", 0, error.start)
+    return line, _not_utf8(text, error)
+  return line, text
+
+
+def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> Damage:
+  if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    return Damage("not UTF-8", "it begins as UTF-16 does: convert the file")
+  return Damage("not UTF-8", str(error))
+
+
+def _open(path: pathlib.Path) -> io.BufferedIOBase:
+  if path.suffix == ".gz":
+    return gzip.open(path)
+  if path.suffix == ".zst":
+    return io.BufferedReader(_Zstandard(path))
+  return path.open("rb")
+
+
+class _Zstandard(io.RawIOBase):
+  """Decompressed bytes of a .zst file of any number of frames.
+
+  `zstandard`'s own stream reader takes a truncated file for a whole one.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._file = path.open("rb")
+    self._frame, self._input, self._output = None, b"", b""
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    while not self._output:
+      self._input = self._input or self._file.read(io.DEFAULT_BUFFER_SIZE)
+      if not self._input:
+        if self._frame is not None:
+          raise EOFError("the file ends inside a zstandard frame")
+        return 0
+      if self._frame is None:
+        limit = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        self._frame = limit.decompressobj()
+      self._output = self._frame.decompress(self._input)
+      self._input = self._frame.unused_data
+      if self._frame.eof:
+        self._frame = None
+    size = min(len(buffer), len(self._output))
+    buffer[:size] = self._output[:size]
+    self._output = self._output[size:]
+    return size
+
+  def close(self) -> None:
+    self._file.close()
+    super().close()

@@ -1,0 +1,98 @@
+"""A split of a corpus as one sequence of tokens, and what is read from it."""
+
+import dataclasses
+
+import numpy as np
+
+from mtp_jax.data import blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """A split as one sequence of tokens; every document is [bos, ids, eos].
+
+  Whatever `pack.pack` returns is checked whenever it is read, block by block: a
+  cache that is damaged while it is in use raises `CacheDamaged` before a
+  damaged token reaches anyone. So every batch that was ever given is sound,
+  and with it every step before the error; nothing is left to verify.
+  """
+
+  tokens: np.ndarray | blocks.Array  # [tokens], unsigned
+  starts: np.ndarray | blocks.Array  # [documents], int64, ascending from 0
+  bytes_per_token: float  # UTF-8 bytes over predicted tokens: all but bos
+  fingerprint: str  # of tokens, starts and tokenizer
+  documents: int
+  skipped: dict[str, int]  # records left out of the corpus, by reason
+  cut: str = ""  # the part of a document held out, where no whole one is
+
+  def windows(self, seq_len: int) -> int:
+    """Number of windows; the last one may be padded."""
+    return -(-len(self.tokens) // seq_len)
+
+  def window(
+    self, index: int, seq_len: int, n_future: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [index T, index T + T + N) and the documents they belong to.
+
+    Args:
+      index: from 0 to `windows(seq_len)` - 1.
+      seq_len: T.
+      n_future: N; 0 leaves out the tokens after the window's end.
+
+    Returns:
+      tokens [T+N], int32, and segments [T+N], int32: index of the document
+      plus 1, and 0 (with token 0) past the end of the data.
+
+    Raises:
+      IndexError: no such window.
+      CacheDamaged: its tokens are not the ones that were packed.
+    """
+    if not 0 <= index < self.windows(seq_len):
+      raise IndexError(
+        f"window {index} of {self.windows(seq_len)} at seq_len {seq_len}"
+      )
+    low = index * seq_len
+    found = self.tokens[low : low + seq_len + n_future]
+    tokens = np.zeros(seq_len + n_future, np.int32)
+    segments = np.zeros_like(tokens)
+    tokens[: len(found)] = found
+    places = np.arange(low, low + len(found))
+    before = self.starts.searchsorted(low, "right")
+    until = self.starts.searchsorted(low + len(found), "left")
+    inside = self.starts[before:until]
+    segments[: len(found)] = before + np.searchsorted(
+      inside, places, side="right"
+    )
+    return tokens, segments
+
+  def excerpts(
+    self, count: int, length: int, size: int, per_document: int = 1
+  ) -> list[np.ndarray]:
+    """First `length` tokens of pieces of `size` tokens, each in one document.
+
+    Args:
+      count: how many, spread evenly over all such pieces.
+      length: tokens of each, at most `size`.
+      size: tokens of a piece; the first begins where its document does.
+      per_document: most pieces of one document.
+
+    Returns:
+      `count` arrays [length].
+
+    Raises:
+      ValueError: there are fewer such pieces.
+    """
+    starts = np.asarray(self.starts)
+    ends = np.append(starts[1:], len(self.tokens))
+    pieces = np.minimum((ends - starts) // size, per_document)
+    number = np.arange(pieces.sum()) - np.repeat(
+      np.cumsum(pieces) - pieces, pieces
+    )
+    starts = np.repeat(starts, pieces) + number * size
+    if len(starts) < count:
+      raise ValueError(
+        f"only {len(starts)} pieces of documents have {size} tokens, but "
+        f"{count} were asked for: ask for fewer or shorter ones"
+      )
+    places = np.linspace(0, len(starts) - 1, count).astype(int)
+    return [np.array(self.tokens[s : s + length]) for s in starts[places]]
