@@ -82,8 +82,7 @@ def fit(
       train_lib.abstract_state(cfg, mesh), expect=workdir_lib.fixed(metadata)
     )
     state = found[0] if found else train_lib.init_state(cfg, mesh)
-    if jax.process_index() == 0:
-      (workdir / "config.json").write_text(config.to_json(cfg))
+    workdir_lib.write_settings(cfg, workdir)
     run = _Run(cfg, mesh, codec, packed, workdir, int(state.step), profile)
     try:
       return run.steps(state, saved, metadata, asked)

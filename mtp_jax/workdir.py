@@ -32,6 +32,7 @@ _FREE = {
   ).split(),
 }
 
+_MODEL = "tokenizer.model"  # the copy in the workdir
 _RELEASE = 3  # seconds that a killed process may take to release its lock
 _VISIBLE = 10  # seconds that a network file system may take to show a file
 
@@ -152,11 +153,15 @@ def load(
   with checkpoint.Checkpoints(workdir / "checkpoints") as saved:
     record = saved.metadata(step)
     cfg = config.from_dict(record["config"])
-    codec = tokenizer(cfg, workdir)
+    copy = workdir / _MODEL  # the original may be gone, or another one by now
+    name = cfg.data.tokenizer
+    if name != "bytes" and copy.exists():
+      name = str(copy)
+    codec = tokenizer_lib.load(name)
     if codec.fingerprint != record["tokenizer"]:
       raise ValueError(
-        f"tokenizer {cfg.data.tokenizer} has fingerprint {codec.fingerprint}; "
-        f"the model was trained with {record['tokenizer']}"
+        f"tokenizer {name} has fingerprint {codec.fingerprint}; the model was "
+        f"trained with {record['tokenizer']}"
       )
     mesh = sharding.make_mesh(
       config.Mesh(data=1, model=1), jax.local_devices()[:1]
@@ -168,30 +173,63 @@ def load(
 def tokenizer(
   cfg: config.Config, workdir: pathlib.Path
 ) -> tokenizer_lib.Tokenizer:
-  """The run's tokenizer; a model file is copied, so that a workdir is whole.
+  """The tokenizer of a run that starts or resumes in `workdir`.
+
+  A workdir keeps a copy of the run's model file. `data.tokenizer` has to name
+  the same model; its file may be gone where it is the name that the run has.
 
   Raises:
-    ValueError: no such tokenizer, or more ids than `model.vocab`.
+    ValueError: no such tokenizer, another one than the run's, or more ids than
+      `model.vocab`.
   """
-  copy = workdir / "tokenizer.model"
-  if cfg.data.tokenizer == "bytes":
-    codec = tokenizer_lib.Bytes()
-  elif copy.exists():
-    codec = tokenizer_lib.load(str(copy))
+  name, copy = cfg.data.tokenizer, workdir / _MODEL
+  if name == "bytes" or not copy.exists():
+    codec = tokenizer_lib.load(name)
   else:
-    codec = tokenizer_lib.load(cfg.data.tokenizer)
-    if jax.process_index() == 0:
-      workdir.mkdir(parents=True, exist_ok=True)
-      partial = copy.with_suffix(".partial")  # others may look for it now
-      shutil.copy(pathlib.Path(cfg.data.tokenizer).expanduser(), partial)
-      partial.rename(copy)
+    codec = tokenizer_lib.load(str(copy))
+    remedy = f"take another workdir, or --config.data.tokenizer={copy}"
+    if pathlib.Path(name).expanduser().exists():
+      fingerprint = tokenizer_lib.load(name).fingerprint
+      if fingerprint != codec.fingerprint:
+        raise ValueError(
+          f"tokenizer {name!r} has fingerprint {fingerprint}, the run in "
+          f"{workdir} has {codec.fingerprint}: {remedy}"
+        )
+    elif name != (known := _tokenizer_name(workdir)):
+      raise ValueError(
+        f"there is no tokenizer {name!r}, and the run in {workdir} began with "
+        f"{known!r}: {remedy}"
+      )
   if cfg.model.vocab < codec.vocab:
     raise ValueError(
       f"model.vocab {cfg.model.vocab} is smaller than the {codec.vocab} ids of "
-      f"tokenizer {cfg.data.tokenizer!r}: set --config.model.vocab="
-      f"{codec.vocab} or more"
+      f"tokenizer {name!r}: set --config.model.vocab={codec.vocab} or more"
     )
   return codec
+
+
+def _tokenizer_name(workdir: pathlib.Path) -> str | None:
+  """`data.tokenizer` of the run in `workdir`, if its config.json is whole."""
+  try:
+    text = (workdir / "config.json").read_text()
+    return json.loads(text)["data"]["tokenizer"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
+  """Writes config.json and, once, a copy of the tokenizer's model file.
+
+  Process 0 writes, when nothing can refuse the run any more.
+  """
+  if jax.process_index():
+    return
+  copy, partial = workdir / _MODEL, workdir / "partial"
+  if cfg.data.tokenizer != "bytes" and not copy.exists():
+    shutil.copy(pathlib.Path(cfg.data.tokenizer).expanduser(), partial)
+    partial.rename(copy)
+  partial.write_text(config.to_json(cfg))
+  partial.rename(workdir / "config.json")
 
 
 def metadata(

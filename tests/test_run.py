@@ -282,14 +282,16 @@ def test_a_tokenizer_model_stays_with_the_run(cfg, tmp_path):
   cfg.train.steps, cfg.train.eval_every = 6, 6
   run.fit(cfg, tmp_path / "w")
   (tmp_path / "m.model").unlink()
-  _, _, codec = workdir.load(tmp_path / "w")
+  run.fit(cfg, tmp_path / "w")  # nothing is left to do
+  (tmp_path / "w").rename(tmp_path / "moved")
+  _, _, codec = workdir.load(tmp_path / "moved")
   assert codec.fingerprint == model.fingerprint
   other = tokenizer.train_sentencepiece(
-    ["another text altogether"], tmp_path / "w/tokenizer.model", 275
+    ["another text altogether"], tmp_path / "moved/tokenizer.model", 275
   )
   assert other.fingerprint != model.fingerprint
   with pytest.raises(ValueError, match=f"was trained with {model.fingerprint}"):
-    workdir.load(tmp_path / "w")
+    workdir.load(tmp_path / "moved")
 
 
 MESHES = """

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from mtp_jax import checkpoint, processes, workdir
+from mtp_jax import checkpoint, config, processes, tokenizer, workdir
 
 HOLDER = """
 import fcntl, os, sys, time
@@ -94,3 +94,56 @@ def test_process_0_tells_the_others_why_it_stops(tmp_path, monkeypatch):
   with pytest.raises(checkpoint.CheckpointError, match="in use by another"):
     with workdir.lock(tmp_path):
       pass
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+  """Two files of SentencePiece models."""
+  folder = tmp_path_factory.mktemp("models")
+  for name, vocab in (("a.model", 290), ("b.model", 285)):
+    text = [f"def f(x):\n  return {name}\n" * 9]
+    tokenizer.train_sentencepiece(text, folder / name, vocab)
+  return folder
+
+
+def settings(name, vocab=300):
+  return config.Config(
+    model=config.Model(vocab=vocab), data=config.Data(tokenizer=str(name))
+  )
+
+
+def test_a_refused_start_leaves_no_tokenizer(models, tmp_path):
+  """So that the next one trains with the tokenizer that it names."""
+  target = tmp_path / "w"
+  with pytest.raises(ValueError, match="model.vocab 280 .* 290 ids"):
+    workdir.tokenizer(settings(models / "a.model", 280), target)
+  assert not target.exists()
+  codec = workdir.tokenizer(settings(models / "b.model"), target)
+  assert (
+    codec.fingerprint == tokenizer.load(str(models / "b.model")).fingerprint
+  )
+
+
+def test_a_run_keeps_its_tokenizer(models, tmp_path):
+  original = tmp_path / "a.model"
+  original.write_bytes((models / "a.model").read_bytes())
+  target = tmp_path / "w"
+  target.mkdir()
+  workdir.write_settings(settings(original), target)
+  assert sorted(p.name for p in target.iterdir()) == [
+    "config.json",
+    "tokenizer.model",
+  ]
+  fingerprint = tokenizer.load(str(original)).fingerprint
+  other = tokenizer.load(str(models / "b.model")).fingerprint
+  line = f"b.model' has fingerprint {other}, the run in .* has {fingerprint}"
+  with pytest.raises(ValueError, match=f"{line}: take another workdir"):
+    workdir.tokenizer(settings(models / "b.model"), target)
+  original.unlink()
+  for name in (original, target / "tokenizer.model", models / "a.model"):
+    codec = workdir.tokenizer(settings(name), target)
+    assert codec.fingerprint == fingerprint
+  with pytest.raises(ValueError) as error:
+    workdir.tokenizer(settings(tmp_path / "typo.model"), target)
+  for text in ("no tokenizer '", "typo.model'", f"began with '{original}'"):
+    assert text in str(error.value)
