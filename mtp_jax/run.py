@@ -13,6 +13,7 @@ from mtp_jax import (
   processes,
   record,
   sharding,
+  storage,
   tokenizer,
 )
 from mtp_jax import train as train_lib
@@ -63,6 +64,7 @@ def fit(
       f"{cfg.train.steps}"
     )
   workdir = pathlib.Path(workdir).expanduser()
+  storage.folder(workdir)  # refuses a path before any work is done
   codec = workdir_lib.tokenizer(cfg, workdir)
   mesh = sharding.make_mesh(cfg.mesh)
   _check_batch(cfg, mesh)

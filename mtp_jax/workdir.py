@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import difflib
 import fcntl
 import json
 import os
@@ -146,10 +147,12 @@ def load(
     moments lie there too.
 
   Raises:
-    checkpoint.CheckpointError: there is no such checkpoint.
+    checkpoint.CheckpointError: there is no such checkpoint, or no such run.
     ValueError: the tokenizer's model file is missing or another one.
   """
   workdir = pathlib.Path(workdir).expanduser()
+  if not (workdir / "checkpoints").is_dir():
+    raise checkpoint.CheckpointError(_no_run(workdir))
   with checkpoint.Checkpoints(workdir / "checkpoints") as saved:
     record = saved.metadata(step)
     cfg = config.from_dict(record["config"])
@@ -168,6 +171,28 @@ def load(
     )
     state, _, _ = saved.restore(train.abstract_state(cfg, mesh), step=step)
   return state.model, cfg, codec
+
+
+def _no_run(workdir: pathlib.Path) -> str:
+  """Says that no run was here, and names runs that may be meant."""
+
+  def runs(folder):
+    return sorted(p.parent for p in folder.glob("*/checkpoints") if p.is_dir())
+
+  path = workdir.absolute()
+  if workdir.is_dir():
+    fault = "has no folder `checkpoints`"
+    nearest = runs(path)
+  else:
+    fault = "is a file" if workdir.exists() else "does not exist"
+    names = {str(p): p for p in runs(path.parent)}
+    nearest = [names[n] for n in difflib.get_close_matches(str(path), names)]
+  above = path.parents[:2]  # `checkpoints` or a step of it was given
+  nearest = [p for p in above if (p / "checkpoints").is_dir()] or nearest
+  line = f"there is no run in {workdir}: it {fault}"
+  if nearest:
+    line += f". Did you mean {' or '.join(map(str, nearest[:3]))}?"
+  return line
 
 
 def tokenizer(

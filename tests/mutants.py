@@ -293,7 +293,7 @@ MUTANTS = [
   ),
   Mutant(
     "a damaged array passes its checksum",
-    "mtp_jax/checkpoint.py",
+    "mtp_jax/reader.py",
     '      if checksum != record["arrays"][name]["checksum"]',
     '      if len(checksum) != len(record["arrays"][name]["checksum"])',
     "test_checkpoint.py::test_falls_back_and_goes_on",
@@ -321,7 +321,7 @@ MUTANTS = [
   ),
   Mutant(
     "a failed save waits for the others",
-    "mtp_jax/checkpoint.py",
+    "mtp_jax/storage.py",
     "if error := sys.exc_info()[1]:",
     "if error := None:",
     "test_checkpoint.py::test_a_thread_that_failed_waits_for_no_one",

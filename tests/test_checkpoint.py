@@ -1,5 +1,7 @@
 """Checkpoints: bit-equal round trips, and no damage that goes unnoticed."""
 
+import errno
+import logging
 import os
 import random
 import re
@@ -13,7 +15,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mtp_jax import checkpoint, record
+from mtp_jax import checkpoint, reader, record, storage
 
 # Reads that orbax abandons when a file is damaged complain when collected.
 pytestmark = pytest.mark.filterwarnings(
@@ -303,6 +305,7 @@ def test_falls_back_and_goes_on(folder, warnings):
     assert saved.steps() == [1, 2]  # reading removes nothing
     saved.save(2, make_state(2), META, wait=True)
     assert restored(folder) == 2
+    assert (folder / "damaged-2").is_dir()
     for step in (1, 2):
       flip_weights(folder, step)
     with pytest.raises(checkpoint.CheckpointError) as error:
@@ -311,7 +314,7 @@ def test_falls_back_and_goes_on(folder, warnings):
       assert text in str(error.value)
 
 
-def test_disk_full(folder):
+def test_disk_full(folder, orbax_lines):
   """A limit on the size of files stands for the full disk: the same call
   fails at the same place (EFBIG for ENOSPC)."""
   big = {"w": jax.random.normal(jax.random.key(0), (499, 503))}
@@ -330,6 +333,7 @@ def test_disk_full(folder):
     assert saved.restore(make_state(0))[2] == 2
     saved.save(4, big, META, wait=True)
     assert raw(saved.restore(big)[0]) == raw(big)
+  assert not orbax_lines  # each thread would tell of it, with a traceback
   assert sorted(os.listdir(folder)) == ["1", "2", "4"]
 
 
@@ -337,17 +341,17 @@ def test_a_thread_that_failed_waits_for_no_one(monkeypatch):
   """orbax's barrier in a `finally`, as its threads come to it."""
   waited = []
   monkeypatch.setattr(
-    checkpoint.multihost,
+    storage.multihost,
     "get_barrier_sync_fn",
     lambda: lambda key, timeout_ms: waited.append((key, timeout_ms)),
   )
-  checkpoint._barrier(key="a", timeout_ms=3)
+  storage.barrier(key="a", timeout_ms=3)
   assert waited == [("a", 3)]
   with pytest.raises(OSError, match="no space"):
     try:
       raise OSError("no space")
     finally:
-      checkpoint._barrier(key="b", timeout_ms=3)
+      storage.barrier(key="b", timeout_ms=3)
   assert waited == [("a", 3)]
 
 
@@ -356,6 +360,181 @@ def test_folder_that_cannot_be_made(tmp_path):
   with checkpoint.Checkpoints(tmp_path / "file" / "steps") as saved:
     with pytest.raises(checkpoint.CheckpointError, match="checkpoint 5 .*file"):
       saved.save(5, make_state(0), META)
+
+
+@pytest.fixture
+def orbax_lines():
+  """What orbax logs from here on, and would print without any setting."""
+  lines, handler = [], logging.Handler(logging.WARNING)
+
+  def emit(line):
+    if "/orbax/" in line.pathname:
+      lines.append(line.getMessage())
+
+  handler.emit = emit
+  logger = logging.getLogger("absl")
+  logger.addHandler(handler)
+  yield lines
+  logger.removeHandler(handler)
+
+
+NAMES = (
+  "lr[3e-4]", "a[b]", "run[0-9]", "[!x]", "[[]", "a[b", "a*b", "a?b", "{a}",
+  " end ", "a%20b", "a#b", "a\nb", "a'b\"c", "$HOME", "a:b", "x/../y", "ü日",
+)  # fmt: skip
+
+
+def test_any_path_can_be_read_back(tmp_path):
+  state = {"w": jnp.arange(5.0)}
+  for name in NAMES:
+    with checkpoint.Checkpoints(tmp_path / name / "c") as saved:
+      saved.save(1, state, {}, wait=True)
+    with checkpoint.Checkpoints(tmp_path / name / "c") as saved:
+      assert raw(saved.restore(state)[0]) == raw(state)
+
+
+def test_paths_that_orbax_cannot_write_to(tmp_path):
+  for name, why in (("a\\b", "a backslash"), ("a\udcff", "not valid UTF-8")):
+    with pytest.raises(ValueError, match=why):
+      checkpoint.Checkpoints(tmp_path / name)
+
+
+def test_a_path_through_a_link_is_the_systems(tmp_path):
+  """link/.. is beside what the link leads to, not beside the link."""
+  (tmp_path / "far" / "home").mkdir(parents=True)
+  (tmp_path / "link").symlink_to(tmp_path / "far" / "home")
+  with checkpoint.Checkpoints(tmp_path / "link" / ".." / "c") as saved:
+    saved.save(1, {"w": jnp.arange(5.0)}, {})
+  assert (tmp_path / "far" / "c" / "1").is_dir()
+
+
+def test_what_cannot_be_read_back_stops_the_first_save(tmp_path, monkeypatch):
+  """As orbax alone saves below a folder with brackets."""
+  monkeypatch.delattr(storage._Path, "glob")
+  state = {"w": jnp.arange(5.0)}
+  line = "checkpoint 1 was saved in .*, but cannot be read back: .*NOT_FOUND"
+  with checkpoint.Checkpoints(tmp_path / "[a]") as saved:
+    with pytest.raises(checkpoint.CheckpointError, match=line):
+      saved.save(1, state, {}, wait=True)
+  with pytest.raises(checkpoint.CheckpointError, match=line):
+    with checkpoint.Checkpoints(tmp_path / "[b]") as saved:
+      saved.save(1, state, {})
+
+
+def chained(error, cause):
+  error.__cause__ = cause
+  return error
+
+
+FAILED_READS = (
+  OSError(errno.EIO, "Input/output error"),
+  OSError(errno.ESTALE, "Stale file handle"),
+  PermissionError(errno.EACCES, "Permission denied"),
+  TimeoutError(),
+  MemoryError(),
+  ValueError("UNKNOWN: Error reading local file [os_error_code='5']"),
+  ValueError("UNAVAILABLE: 503"),
+  RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+  chained(Exception("reading"), ValueError("ABORTED: [os_error_code='116']")),
+)
+
+
+def test_a_failed_read_is_no_damage(folder, monkeypatch):
+  """Not of the record, not of the arrays: the run stops, the step stays."""
+  with checkpoint.Checkpoints(folder) as saved:
+    restore = saved._reader._restore
+    for error in FAILED_READS:
+      for item in ("state", "metadata"):
+
+        def fail(step, error=error, item=item, **items):
+          if step == 2 and item in items:
+            raise error
+          return restore(step, **items)
+
+        monkeypatch.setattr(saved._reader, "_restore", fail)
+        with pytest.raises(checkpoint.CheckpointError) as found:
+          saved.restore(make_state(0))
+        cause = str(error.__cause__ or error)
+        for text in ("checkpoint 2 in ", "could not be read", cause):
+          assert text in str(found.value)
+    monkeypatch.undo()
+    saved.save(3, make_state(3), META)
+    assert saved.steps() == [1, 2, 3]
+
+
+def test_a_folder_that_cannot_be_looked_into(folder, monkeypatch):
+  """It does not count as empty: the run would begin again."""
+  find, listing = os.stat, os.listdir
+
+  def fail(path, *args, **kwargs):
+    if os.fspath(path) in (str(folder), str(folder / "2")):
+      raise PermissionError(errno.EACCES, "Permission denied", path)
+    return {"stat": find, "listdir": listing}[name](path, *args, **kwargs)
+
+  for name in ("stat", "listdir"):
+    with checkpoint.Checkpoints(folder) as saved:
+      with monkeypatch.context() as patch:
+        patch.setattr(os, name, fail)
+        for ask in (lambda: saved.restore(make_state(0)), saved.steps):
+          with pytest.raises(checkpoint.CheckpointError, match="denied"):
+            ask()
+
+
+def test_one_damaged_step_is_kept_aside(folder, warnings):
+  with checkpoint.Checkpoints(folder) as saved:
+    saved.save(3, make_state(3), META)
+  for victims, want in (((2, 3), "damaged-3"), ((4,), "damaged-4")):
+    for step in victims:
+      flip_weights(folder, step)
+    with checkpoint.Checkpoints(folder) as saved:
+      assert saved.restore(make_state(0))[2] == 1
+      saved.save(4, make_state(4), META)
+    assert sorted(os.listdir(folder)) == ["1", "4", want]
+    assert (
+      f"damaged checkpoint {victims[-1]} is set aside as {want}" in warnings[-1]
+    )
+  (folder / "4").rename(folder / "away")
+  (folder / "damaged-4").rename(folder / "4")
+  flip_weights(folder, 4)  # the same bit: it is whole again
+  assert restored(folder) == 4
+
+
+def test_reading_beside_a_run_that_keeps_one(folder, warnings, monkeypatch):
+  """Each step is replaced while it is read, a few times or without end."""
+  with checkpoint.Checkpoints(folder) as saved:
+    left = 3
+
+    def record(step):
+      nonlocal left
+      left -= 1
+      if left < 0:
+        return {"metadata": step}
+      (folder / str(step)).rename(folder / str(step + 1))
+      raise reader.Damaged("its files are gone")
+
+    monkeypatch.setattr(saved._reader, "record", record)
+    assert saved.metadata() == 2 + 3
+    left = 1000
+    with pytest.raises(checkpoint.CheckpointError, match="times a checkpoint"):
+      saved.metadata()
+  assert not warnings  # it was no damage
+
+
+def test_names_that_are_no_steps(folder):
+  (folder / "7").write_text("a file")
+  for name in ("notes", "²", "٣", "007"):
+    (folder / name).mkdir()
+  assert restored(folder) == 2
+  with checkpoint.Checkpoints(folder) as saved:
+    saved.save(3, make_state(3), META)
+    assert saved.steps() == [1, 2, 3]
+
+
+def test_nothing_to_read_is_said_as_it_is(tmp_path):
+  for folder, why in ((tmp_path, "it is empty"), (tmp_path / "a", "no such")):
+    with checkpoint.Checkpoints(folder) as saved:
+      with pytest.raises(checkpoint.CheckpointError, match=why):
+        saved.metadata()
 
 
 def test_reading_leaves_a_running_save_alone(folder):
@@ -370,7 +549,7 @@ def test_reading_leaves_a_running_save_alone(folder):
 
 MESHES = """
 import jax, jax.numpy as jnp, numpy as np, sys
-from mtp_jax import checkpoint, record
+from mtp_jax import checkpoint, reader, record, storage
 P, folder = jax.P, sys.argv[1]
 
 def mesh(*shape):

@@ -152,7 +152,7 @@ def final(target):
   """Every array of the last checkpoint, as its checksum."""
   with checkpoint.Checkpoints(target / "checkpoints") as saved:
     assert saved.steps()[-1] == STEPS
-    return saved._record(STEPS)["arrays"]
+    return saved._reader.record(STEPS)["arrays"]
 
 
 def rows(target, group):

@@ -88,7 +88,7 @@ def final(target):
   """Every array of the last checkpoint, as its checksum."""
   with checkpoint.Checkpoints(target / "checkpoints") as saved:
     assert saved.steps()[-1] == STEPS
-    return saved._record(STEPS)["arrays"]
+    return saved._reader.record(STEPS)["arrays"]
 
 
 def losses(target):
@@ -129,7 +129,7 @@ def test_the_trained_model_comes_back(unbroken, cfg):
   assert a.shape == b.shape and (a != b).any()
   with pytest.raises(checkpoint.CheckpointError, match="no checkpoint 5 in"):
     workdir.load(unbroken, step=5)
-  with pytest.raises(checkpoint.CheckpointError, match="no checkpoint to read"):
+  with pytest.raises(checkpoint.CheckpointError, match="there is no run in"):
     workdir.load(unbroken.parent)
 
 
@@ -268,6 +268,8 @@ def test_settings_that_do_not_fit_are_errors(cfg, tmp_path):
   small.model = dataclasses.replace(cfg.model, vocab=256)
   with pytest.raises(ValueError, match="model.vocab 256 .* 259 ids .*'bytes'"):
     run.fit(small, tmp_path)
+  with pytest.raises(ValueError, match="has a backslash"):
+    run.fit(cfg, tmp_path / "a\\b")
   cfg.mesh.data = 7
   with pytest.raises(ValueError, match="mesh.data=7 x mesh.model=1"):
     run.fit(cfg, tmp_path)

@@ -147,3 +147,27 @@ def test_a_run_keeps_its_tokenizer(models, tmp_path):
     workdir.tokenizer(settings(tmp_path / "typo.model"), target)
   for text in ("no tokenizer '", "typo.model'", f"began with '{original}'"):
     assert text in str(error.value)
+
+
+def test_a_workdir_without_a_run_names_what_may_be_meant(tmp_path):
+  (tmp_path / "runs/mine/checkpoints/375").mkdir(parents=True)
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "file").write_text("")
+  mine = tmp_path / "runs" / "mine"
+  meant = f"Did you mean {mine}?"
+  for path, texts in {
+    "runs/mine/checkpoints": ("has no folder", meant),
+    "runs/mine/checkpoints/375": ("has no folder", meant),
+    "runs/mine/checkpoints/400": ("does not exist", meant),
+    "runs": ("has no folder", meant),
+    "runs/mime": ("does not exist", meant),
+    "file": ("is a file",),
+    "nowhere/at all": ("does not exist",),
+    "empty": ("has no folder `checkpoints`",),
+  }.items():
+    with pytest.raises(checkpoint.CheckpointError) as error:
+      workdir.load(tmp_path / path)
+    assert str(tmp_path / path) in str(error.value)
+    for text in texts:
+      assert text in str(error.value)
+    assert ("Did you mean" in str(error.value)) == (meant in texts)

@@ -1,0 +1,149 @@
+"""Reads steps of a folder of checkpoints, and tells damage from a failed read."""
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from mtp_jax import record as record_lib
+from mtp_jax import storage
+
+
+class Damaged(Exception):
+  """A step is not what was saved; the step before it may be."""
+
+
+class ReadFailed(Exception):
+  """A step could not be looked at; whether it is whole is unknown."""
+
+
+class Reader:
+  """Reads single steps and changes nothing in the folder.
+
+  Among several processes each reads alone. Then all compare, and where one
+  raises, all raise: so all go back to the same step, or all stop.
+
+  Args:
+    folder: a `storage.folder`.
+  """
+
+  def __init__(self, folder: epath.Path):
+    self._folder = folder
+    # Within orbax, a process that finds damage would leave the others waiting.
+    alone, here = ocp.options.MultiprocessingOptions(), jax.process_index()
+    if jax.process_count() > 1:
+      alone = ocp.options.MultiprocessingOptions(
+        primary_host=here,
+        active_processes={here},
+        barrier_sync_key_prefix=f"reader_{here}",
+      )
+    self._manager = ocp.CheckpointManager(
+      folder,
+      options=ocp.CheckpointManagerOptions(
+        save_interval_steps=0,
+        create=False,
+        read_only=True,
+        multiprocessing_options=alone,
+      ),
+    )
+
+  def complete(self) -> list[int]:
+    """Steps that are complete on disk, oldest first.
+
+    Raises:
+      OSError: the folder cannot be listed.
+    """
+    steps = storage.steps(self._folder)  # fails where orbax finds nothing
+    self._manager.reload()
+    return sorted({*steps} & {*self._manager.all_steps()})
+
+  def record(self, step: int) -> dict:
+    """The record of a step (`record.seal`).
+
+    Raises:
+      Damaged, ReadFailed: on this process or on another.
+    """
+
+    def read():
+      if step not in self.complete():
+        raise Damaged("its folder is not marked as complete")
+      record = self._restore(step, metadata=ocp.args.JsonRestore())
+      if (
+        record_lib.seal(record)["seal"] != record["seal"]
+        or record["step"] != step
+      ):
+        raise Damaged("metadata: checksum differs")
+      return record
+
+    return _together(read)
+
+  def arrays(self, step: int, record: dict, targets: dict) -> dict:
+    """Arrays of a step, compared with the checksums in its record.
+
+    Args:
+      step: the step.
+      record: of the step.
+      targets: shape, dtype and sharding by name (`record.targets`), of all
+        arrays or of some.
+
+    Raises:
+      Damaged, ReadFailed: on this process or on another.
+    """
+    args = ocp.args.PyTreeRestore(
+      targets,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
+      partial_restore=len(targets) < len(record["arrays"]),
+    )
+
+    def read():
+      loaded = self._restore(step, state=args)
+      for name in targets:  # orbax leaves a target in place of what it misses
+        if not isinstance(loaded[name], jax.Array):
+          raise Damaged(f"array {name} is missing")
+      return loaded
+
+    loaded = _together(read)
+    found = record_lib.checksums([loaded[name] for name in targets])
+    faults = [
+      f"array {name} has checksum {checksum}, "
+      f"stored is {record['arrays'][name]['checksum']}"
+      for name, checksum in zip(targets, found, strict=True)
+      if checksum != record["arrays"][name]["checksum"]
+    ]
+
+    def compare():
+      if faults:
+        raise Damaged("; ".join(faults))
+
+    _together(compare)
+    return loaded
+
+  def close(self) -> None:
+    self._manager.close()
+
+  def _restore(self, step, **items):
+    (name,) = items
+    args = ocp.args.Composite(**items)
+    return self._manager.restore(step, args=args)[name]
+
+
+def _together(read):
+  """`read()`; where it fails on one process, it raises on all of them."""
+  found, error, kind = None, None, 0
+  try:
+    found = read()
+  except Exception as caught:  # damage surfaces as any type
+    error = caught
+    kind = 1 if storage.is_damage(error) else 2
+  kinds = np.array([kind])
+  if jax.process_count() > 1:
+    kinds = multihost_utils.process_allgather(kinds).reshape(-1)
+  worst = kinds.max()
+  if worst:
+    text = f"not readable on processes {np.flatnonzero(kinds == worst)}"
+    if kind == worst:
+      is_ours = isinstance(error, Damaged)
+      text = str(error) if is_ours else storage.line(error)
+    raise (Damaged if worst == 1 else ReadFailed)(text) from error
+  return found

@@ -1,0 +1,201 @@
+"""What lies between checkpoints and the disk: paths, listings, orbax, faults.
+
+Nothing here knows what a checkpoint holds.
+"""
+
+import contextlib
+import errno
+import glob
+import logging
+import os
+import pathlib
+import re
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from etils import epath
+from orbax.checkpoint import multihost
+
+_STEP = re.compile("0|[1-9][0-9]*")
+_ASIDE = re.compile("damaged-[0-9]+")
+
+# Numbers of operating system errors that tell of the files' contents: a name
+# inside a damaged file leads nowhere. Every other number tells of the device,
+# the network, the permissions or the memory.
+_CONTENT = (
+  errno.ENOENT,
+  errno.ENOTDIR,
+  errno.EISDIR,
+  errno.EINVAL,
+  errno.ENAMETOOLONG,
+)
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in tensorstore's messages
+# Status codes of tensorstore, object stores and XLA.
+_STATUS = re.compile(
+  "\\b(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|"
+  "UNAUTHENTICATED|ABORTED|CANCELLED): "
+)
+
+
+class _Path(type(epath.Path("."))):
+  """A path whose own characters are no pattern.
+
+  orbax merges the files of its processes by `folder.glob("ocdbt.process_*")`.
+  etils would take "[3]" in the folder's own name for a set of characters, find
+  nothing, and orbax would leave a checkpoint that cannot be read.
+  """
+
+  def glob(self, pattern: str) -> Iterator[epath.Path]:
+    if "://" in str(self):
+      return super().glob(pattern)
+    return (self / name for name in glob.glob(pattern, root_dir=self))
+
+
+def folder(path: str | pathlib.Path) -> epath.Path:
+  """The absolute path of a folder of checkpoints.
+
+  Raises:
+    ValueError: tensorstore cannot write below such a path.
+  """
+  text = str(path)
+  if "://" not in text:
+    local = pathlib.Path(text).expanduser().absolute()
+    # As the system reads "link/..", which is not what precedes "link".
+    text = str(local.resolve() if ".." in local.parts else local)
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"path {text!r} is not valid UTF-8; take another folder"
+    ) from error
+  if "\\" in text:
+    raise ValueError(
+      f"path {text} has a backslash, which tensorstore reads as a slash; take "
+      "another folder"
+    )
+  return _Path(text)
+
+
+def steps(folder: epath.Path) -> list[int]:
+  """Steps by the names of their folders, oldest first, complete or not.
+
+  Raises:
+    OSError: the folder cannot be listed.
+  """
+  try:
+    entries = list(folder.iterdir())
+  except FileNotFoundError:
+    return []
+  # "²".isdigit() is true, and so is "٣".isdecimal(): neither is a step's name.
+  named = [entry for entry in entries if _STEP.fullmatch(entry.name)]
+  return sorted(int(entry.name) for entry in named if _is_folder(entry))
+
+
+def _is_folder(path: epath.Path) -> bool:
+  """`path.is_dir()`, which answers no where it was not allowed to look."""
+  if "://" in str(path):
+    return path.is_dir()
+  try:
+    return stat.S_ISDIR(os.stat(path).st_mode)
+  except FileNotFoundError:  # removed since it was listed
+    return False
+
+
+def set_aside(folder: epath.Path, steps: Iterable[int]) -> None:
+  """Renames the newest damaged step to damaged-STEP; removes older ones.
+
+  What a fault of the disk made look like damage can so be renamed back. One
+  step stays aside at a time: more would fill the disk.
+  """
+  newest = max(steps)
+  for entry in list(folder.iterdir()):
+    if _ASIDE.fullmatch(entry.name):
+      entry.rmtree()
+  for step in steps:
+    path = folder / str(step)
+    if step == newest:
+      path.rename(folder / f"damaged-{step}")
+    else:
+      path.rmtree()
+
+
+def is_damage(error: BaseException) -> bool:
+  """Whether a failed read tells of the contents of files.
+
+  If not, it tells of the disk, the network, rights or memory, and the same
+  read may succeed later.
+  """
+  seen = []
+  while error and error not in seen:
+    seen.append(error)
+    if isinstance(error, MemoryError):
+      return False
+    codes = [int(code) for code in _OS_ERROR.findall(str(error))]
+    if isinstance(error, OSError) and error.errno:
+      codes.append(error.errno)
+    elif isinstance(error, TimeoutError) or _STATUS.search(str(error)):
+      return False
+    if not set(codes) <= set(_CONTENT):
+      return False
+    error = error.__cause__ or error.__context__
+  return True
+
+
+def line(error: BaseException) -> str:
+  """The cause of an error in one line of readable length."""
+  while error.__cause__:
+    error = error.__cause__
+  text = " ".join(f"{type(error).__name__}: {error}".split())
+  return text if len(text) < 600 else f"{text[:400]} ... {text[-160:]}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Inside, orbax logs nothing: what goes wrong is raised as well.
+
+  A full disk is logged with a traceback by each of its threads.
+  """
+
+  def ours(record: logging.LogRecord) -> bool:
+    return (
+      "/orbax/checkpoint/" not in record.pathname or absl_logging.vlog_is_on(1)
+    )
+
+  logger = absl_logging.get_absl_logger()
+  logger.addFilter(ours)
+  try:
+    yield
+  finally:
+    logger.removeFilter(ours)
+
+
+def open_writer(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
+  """A manager that makes the folder, removes what killed saves left, and keeps
+  the newest `keep` steps."""
+  several = jax.process_count() > 1
+  return ocp.CheckpointManager(
+    folder,
+    options=ocp.CheckpointManagerOptions(
+      max_to_keep=keep,
+      cleanup_tmp_directories=True,
+      async_options=ocp.AsyncOptions(
+        barrier_sync_fn=barrier if several else None
+      ),
+    ),
+  )
+
+
+def barrier(*, key: str, timeout_ms: int) -> None:
+  """orbax's barrier for threads that save, skipped by one whose save failed.
+
+  orbax enters this barrier in a `finally` block even after an error; the other
+  processes never arrive there, so the error would surface only after the
+  ten-minute timeout.
+  """
+  if error := sys.exc_info()[1]:
+    raise error
+  multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
