@@ -26,6 +26,9 @@ _MAX_BYTES = flags.DEFINE_integer(
   "max_bytes", 20_000_000, "Read no more of the corpus; 0: read it all."
 )
 _HELD_OUT = flags.DEFINE_float("held_out", 0.02, "Share not trained on.")
+_ON_ERROR = flags.DEFINE_enum(
+  "on_error", "raise", ("raise", "skip"), "What to do about damaged records."
+)
 flags.mark_flag_as_required("output")
 
 
@@ -38,36 +41,45 @@ def main(argv: list[str]) -> None:
     field=_FIELD.value,
     max_bytes=_MAX_BYTES.value,
     held_out=_HELD_OUT.value,
+    on_error=_ON_ERROR.value,
   )
   try:
     data.check()
-    trained = tokenizer.train_sentencepiece(
-      _texts(data, held_out=False), _OUTPUT.value, _VOCAB.value
-    )
-  except ValueError as error:
-    raise app.UsageError(str(error)) from error
+    _train(data)
+  except ValueError as error:  # the library knows no flags but a config's
+    raise ValueError(str(error).replace("--config.data.", "--")) from error
+
+
+def _train(data: config.Data) -> None:
+  cut = corpora.find_cut(
+    corpora.deduplicated(corpora.read(data)), data.held_out
+  )
+  skipped = corpora.Skipped()
+  trained = tokenizer.train_sentencepiece(
+    _texts(data, skipped, cut, held_out=False), _OUTPUT.value, _VOCAB.value
+  )
   if trained.vocab < _VOCAB.value:
     logging.warning("the corpus supports only %d ids", trained.vocab)
+  if skipped.places and data.source != "python":
+    logging.warning("left out of the corpus: %s", skipped)
   documents = size = tokens = 0
-  for text in _texts(data, held_out=True):
+  for text in _texts(data, corpora.Skipped(), cut, held_out=True):
     ids = trained.encode(text)
     if trained.decode_bytes(ids) != text:
       raise RuntimeError(f"lossy on held-out document {documents}")
     documents, size = documents + 1, size + len(text)
     tokens += len(ids)
   print(f"{_OUTPUT.value}: {trained.vocab} ids, {trained.fingerprint}")
-  if not documents:
-    print("no document fell into the held-out share: nothing was verified")
-    return
   print(
-    f"{documents} held-out documents, {size} bytes: all come back exactly, "
+    f"{documents} held-out documents{f' ({cut})' if cut else ''}, {size} "
+    "bytes: all come back exactly, "
     f"{size / tokens:.3f} bytes per token"
   )
 
 
-def _texts(data: config.Data, held_out: bool):
-  documents = corpora.deduplicated(corpora.read(data))
-  for document, is_held_out in corpora.split(documents, data.held_out):
+def _texts(data, skipped, cut, held_out: bool):
+  documents = corpora.deduplicated(corpora.read(data, skipped), skipped)
+  for document, is_held_out in corpora.split(documents, data.held_out, cut):
     if is_held_out == held_out:
       yield document.text
 

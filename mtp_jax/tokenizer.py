@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -67,7 +68,7 @@ class SentencePiece:
   never by id); where it defines no `bos`, `eos` stands in as well.
 
   Args:
-    path: the `.model` file.
+    path: the `.model` file; `~` is the home folder.
 
   Raises:
     ValueError: the file is missing, is no model, or defines no end id.
@@ -75,7 +76,7 @@ class SentencePiece:
 
   def __init__(self, path: str | os.PathLike):
     try:
-      model = pathlib.Path(path).read_bytes()
+      model = pathlib.Path(path).expanduser().read_bytes()
       if not model:
         raise RuntimeError("the file is empty")
       self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -104,11 +105,8 @@ class SentencePiece:
     Raises:
       ValueError: the text has no UTF-8 form; the message says where.
     """
-    raw = _utf8(text) if isinstance(text, str) else text
-    try:
-      text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-      raise ValueError(f"SentencePiece takes UTF-8 only: {error}") from error
+    raw = _utf8(text) if isinstance(text, str) else _checked(text)
+    text = raw.decode("utf-8")
     if self._mark is None or self._adds_space or _SPACE not in text:
       return np.array(self._processor.encode(text), np.int32)
     first, *rest = self._processor.encode(text.split(_SPACE))
@@ -152,41 +150,76 @@ def train_sentencepiece(
 
   Args:
     documents: texts, UTF-8 where bytes; read once, one at a time.
-    path: the `.model` file to write; it appears whole or not at all.
+    path: the `.model` file to write, in a folder that is made if missing. It
+      appears whole or not at all, and that it can be written is seen before
+      the training.
     vocab: ids wanted, the 256 bytes and 4 specials included. A small corpus
       may support fewer: the returned tokenizer's `vocab` tells.
 
   Raises:
-    ValueError: no text, or a vocabulary too small for its characters.
+    ValueError: no text, a vocabulary too small for its characters, or a path
+      that is a folder; and whatever reading `documents` raises.
+    OSError: the file cannot be written.
   """
-  path, model = pathlib.Path(path), io.BytesIO()
-  try:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=_sentences(documents),
-      model_writer=model,
-      vocab_size=vocab,
-      model_type="bpe",
-      byte_fallback=True,
-      normalization_rule_name="identity",
-      add_dummy_prefix=False,
-      remove_extra_whitespaces=False,
-      allow_whitespace_only_pieces=True,
-      hard_vocab_limit=False,
-      unk_id=0,
-      bos_id=1,
-      eos_id=2,
-      pad_id=3,
-      minloglevel=2,
-    )
-  except RuntimeError as error:
+  path = pathlib.Path(path).expanduser()
+  if path.is_dir():
     raise ValueError(
-      f"SentencePiece cannot learn {vocab} ids from this text: {error}"
-    ) from error
+      f"{path} is a folder: name the file to write, such as {path}/code.model"
+    )
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-  partial.write_bytes(model.getvalue())
-  os.replace(partial, path)
+  model, failed = io.BytesIO(), []
+
+  def sentences():
+    try:
+      yield from _sentences(documents)
+    except Exception as error:  # the trainer would wrap it in its own
+      failed.append(error)
+      raise
+
+  try:
+    with partial.open("wb") as file:
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences(),
+        model_writer=model,
+        vocab_size=vocab,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        hard_vocab_limit=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=3,
+        minloglevel=2,
+      )
+      file.write(model.getvalue())
+    os.replace(partial, path)
+  except RuntimeError as error:
+    if failed:
+      raise failed[0] from None
+    raise ValueError(
+      f"SentencePiece cannot learn {vocab} ids from this text: "
+      f"{_in_words(str(error))}"
+    ) from error
+  finally:
+    partial.unlink(missing_ok=True)
   return SentencePiece(path)
+
+
+def _in_words(error: str) -> str:
+  """What the trainer's error means, where that is known."""
+  if "sentences_.empty()" in error:
+    return "there is no text"
+  if numbers := re.search(r"required_chars\. \d+ vs (\d+)", error):
+    return (
+      f"its characters, the 256 bytes and the 4 specials need {numbers[1]}: "
+      "ask for more"
+    )
+  return error
 
 
 Tokenizer = Bytes | SentencePiece
@@ -236,20 +269,34 @@ def load(name: str) -> Tokenizer:
 
 
 def _sentences(documents: Iterable[str | bytes]) -> Iterator[str]:
-  """Documents cut at line ends into what the trainer accepts."""
+  """Documents cut into what the trainer accepts.
+
+  It drops in silence a sentence of more than 4192 bytes, and one that holds
+  U+0000 or U+2585. So texts are cut at line ends, where a line is longer
+  before a space, and where there is none between two characters. Those two
+  characters alone are left out: byte pieces write them.
+  """
   for text in documents:
-    text = text.decode("utf-8") if isinstance(text, bytes) else text
-    start, size = 0, 0
-    position = 0
-    for line in text.splitlines(keepends=True):
-      length = len(line.encode())
-      if size and size + length > _SENTENCE:
-        yield text[start:position]
-        start, size = position, 0
-      position += len(line)
-      size += length
-    if size:
-      yield text[start:]
+    raw = _utf8(text) if isinstance(text, str) else _checked(text)
+    for part in re.split(b"\0|\xe2\x96\x85", raw):
+      start = 0
+      while start < len(part):
+        end = min(start + _SENTENCE, len(part))
+        if end < len(part):
+          end = (
+            part.rfind(b"\n", start, end) + 1
+            or max(part.rfind(b" ", start + 1, end), 0)
+            or _character(part, end)
+          )
+        yield part[start:end].decode("utf-8")
+        start = end
+
+
+def _character(raw: bytes, end: int) -> int:
+  """The last start of a character at or before `end`."""
+  while raw[end] & 0xC0 == 0x80:
+    end -= 1
+  return end
 
 
 def _piece_bytes(processor, index: int) -> bytes:
@@ -268,6 +315,14 @@ def _utf8(text: str) -> bytes:
     return text.encode("utf-8")
   except UnicodeEncodeError as error:
     raise ValueError(f"text has no UTF-8 form: {error}") from error
+
+
+def _checked(raw: bytes) -> bytes:
+  try:
+    raw.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise ValueError(f"SentencePiece takes UTF-8 only: {error}") from error
+  return raw
 
 
 def _inside(ids: Ids, vocab: int) -> np.ndarray:

@@ -9,6 +9,8 @@ import hypothesis
 import numpy as np
 import pytest
 import sentencepiece
+from absl import flags
+from absl.testing import flagsaver
 from hypothesis import strategies as st
 
 from mtp_jax import tokenizer
@@ -196,6 +198,55 @@ def test_vocabulary_too_small_leaves_no_file(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+WORD = "splendid"
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    f"{WORD} " * 9000,  # one line of 81,000 bytes
+    WORD * 9000,  # without a space
+    f"{WORD}\0\n{WORD}\u2585" * 100,  # characters that the trainer refuses
+    f"{WORD}\u65e5" * 9000,
+  ],
+)
+def test_nothing_is_lost_to_the_trainer(tmp_path, text):
+  codec = tokenizer.train_sentencepiece([text], tmp_path / "m", 300)
+  pieces = [codec.decode_bytes([i]) for i in range(codec.vocab)]
+  assert any(WORD.encode() in piece for piece in pieces)
+  assert codec.decode_bytes(codec.encode(text)) == text.encode()
+  parts = list(tokenizer._sentences([text]))
+  assert max(len(part.encode()) for part in parts) <= 4000
+  if text.count(" "):
+    assert all(part.endswith(WORD) for part in parts[:-1])
+
+
+def test_the_output_is_looked_at_before_the_training(tmp_path, monkeypatch):
+  def never(*args, **kwargs):
+    raise AssertionError
+
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "file").touch()
+  with monkeypatch.context() as patch:
+    patch.setattr(sentencepiece.SentencePieceTrainer, "train", never)
+    with pytest.raises(ValueError, match="is a folder: name the file"):
+      tokenizer.train_sentencepiece([SOURCE], "~", 300)
+    with pytest.raises(OSError, match="file"):
+      tokenizer.train_sentencepiece([SOURCE], "~/file/code.model", 300)
+  codec = tokenizer.train_sentencepiece(["abab"], "~/new/code.model", 300)
+  assert tokenizer.SentencePiece("~/new/code.model").vocab == codec.vocab
+
+
+def test_an_error_while_reading_documents_is_passed_on(tmp_path):
+  def documents():
+    yield SOURCE
+    raise ValueError("d.jsonl:3: not JSON")
+
+  with pytest.raises(ValueError, match="^d.jsonl:3: not JSON$"):
+    tokenizer.train_sentencepiece(documents(), tmp_path / "m", 300)
+  assert not list(tmp_path.iterdir())
+
+
 def test_load_names_what_it_cannot_load(tmp_path, trained):
   assert isinstance(tokenizer.load("bytes"), tokenizer.Bytes)
   with pytest.raises(ValueError, match="'byte' is neither 'bytes' nor"):
@@ -221,7 +272,39 @@ def test_the_training_program_proves_its_model_lossless(tmp_path):
   assert done.returncode == 0, done.stderr
   assert "all come back exactly" in done.stdout
   assert tokenizer.load(f"{tmp_path}/.out/code.model").vocab == 400
-  absent = [*command, f"--path={tmp_path}/absent"]
-  done = subprocess.run(absent, capture_output=True, text=True, cwd=root)
-  assert done.returncode == 1 and "does not exist" in done.stderr
-  assert "Traceback" not in done.stderr
+  (tmp_path / "bad.txt").write_bytes(b"\xff")
+  for change, words in {
+    f"--path={tmp_path}/absent": "^error: .* does not exist",
+    "--max_bytes=0": r"^error: .*bad.txt:1: not UTF-8: .*\(--on_error=skip\)",
+    f"--output={tmp_path}": "^error: .* is a folder: name the file",
+  }.items():
+    extra = ["--on_error=skip"] if "output" in change else []
+    with pytest.raises(SystemExit, match=words) as error:
+      call_program([*command[3:], change, *extra])
+    assert "\n" not in str(error.value)
+
+
+def call_program(arguments):
+  """The training program in this process."""
+  from experiments import program, train_tokenizer
+
+  with flagsaver.flagsaver():
+    flags.FLAGS(["train_tokenizer", *arguments])
+    return program.mendable(train_tokenizer.main)(["train_tokenizer"])
+
+
+def test_a_damaged_corpus_can_be_skipped(tmp_path, capsys, caplog):
+  """One text file, of which the end is held out, beside a damaged one."""
+  (tmp_path / "a.txt").write_text(SOURCE)
+  (tmp_path / "b.txt").write_bytes(b"\xff")
+  model = tmp_path / ".out" / "a" / "code.model"
+  arguments = ["--source=text", f"--path={tmp_path}", "--vocab=400"]
+  arguments += [f"--output={model}", "--held_out=0.001"]
+  with pytest.raises(SystemExit, match="b.txt:1: not UTF-8"):
+    call_program(arguments)
+  assert not model.exists()
+  call_program([*arguments, "--on_error=skip"])
+  out = capsys.readouterr().out
+  assert "1 held-out documents (the last " in out and "exactly" in out
+  assert "1 not UTF-8; the first damaged" in caplog.text
+  assert tokenizer.load(str(model)).vocab == 400

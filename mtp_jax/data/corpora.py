@@ -46,6 +46,10 @@ class Skipped(collections.Counter):
     if len(self.places) < 3:
       self.places.append(str(place))
 
+  def __str__(self) -> str:
+    counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self.items()))
+    return f"{counts}; the first damaged: {', '.join(self.places) or 'none'}"
+
 
 def read(
   data: config.Data, skipped: Skipped | None = None

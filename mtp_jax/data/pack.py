@@ -111,12 +111,7 @@ def _build(folder: pathlib.Path, data: config.Data, tokenizer) -> None:
   meta["cut"] = str(cut or "")
   (folder / "meta.json").write_text(_sealed(meta))
   if skipped.places and data.source != "python":
-    counts = ", ".join(f"{n} {reason}" for reason, n in sorted(skipped.items()))
-    places = ", ".join(skipped.places)
-    warnings.warn(
-      f"left out of the corpus: {counts}; the first damaged: {places}",
-      stacklevel=4,
-    )
+    warnings.warn(f"left out of the corpus: {skipped}", stacklevel=4)
   if cut:
     warnings.warn(
       f"data.held_out {data.held_out} would leave one split without a document: "
