@@ -320,6 +320,7 @@ def test_a_head_that_has_not_read_the_drafts_is_not_asked(kind):
 # --- Sliding windows, smaller caches and drafts -------------------------------
 
 
+@jax.jit
 def banded(net, tokens, window):
   """The uncached model that looks back over `window` tokens, itself included."""
   T = tokens.shape[1]
@@ -341,7 +342,7 @@ def test_a_ring_equals_a_band(net, tokens, tree, monkeypatch):
   """Windows and prompts that wrap round, rows at odds, nothing beyond sight."""
   monkeypatch.setattr(network, "CHUNK", 7)  # a ring of 13 positions
   decoder = prepare.decoder(net, sliding_window=6)
-  want = np.asarray(jax.jit(functools.partial(banded, window=6))(net, tokens))
+  want = np.asarray(banded(net, tokens, 6))
   cache = decoder.empty_cache(B, S, 3)
   assert cache[0][0].shape[2] == 13 and decoder.room(cache) is None
 
@@ -381,6 +382,45 @@ def test_a_ring_equals_a_band(net, tokens, tree, monkeypatch):
       ):
         np.testing.assert_allclose(got_here, want_here, rtol=0, atol=ATOL)
     start = kept + 1
+
+
+DEEP = [[0], [1], [0, 0], [1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+  "tree",
+  [tree_lib.from_paths([*DEEP, [1, 0, 0, 0], [1, 0, 0, 1]]), tree_lib.chain(5)],
+  ids=["tree", "chain"],
+)
+def test_drafts_deeper_than_the_window(tree, window):
+  """A node sees the tokens before it on its path, not the nodes before it."""
+  net = create(shape("parallel", n_future=5, layers=6))
+  decoder = prepare.decoder(net, sliding_window=window)
+  tokens = np.random.default_rng(3).integers(0, 31, (B, 16)).astype(np.int32)
+  memory = decoder.absorb(
+    decoder.empty_cache(B, S, 5), tokens, ZERO, keep=LENGTHS
+  )
+  drafts = np.random.default_rng(window).integers(0, 31, (B, tree.size))
+  memory = decoder.absorb(
+    memory.cache, drafts.astype(np.int32), LENGTHS, tree=tree
+  )
+  judged = decoder.predict(memory, 0, places(tree.size))
+  node = np.full(B, tree.size - 1, np.int32)  # a deepest one
+  drafted = decoder.draft(decoder.commit(memory, node), 5)
+  texts = np.zeros((tree.size, B, 21), np.int32)
+  for m, b in np.ndindex(tree.size, B):
+    path = drafts[b, tree.path[m][: tree.depth[m] + 1]]
+    text = [*tokens[b, : LENGTHS[b]], *path]
+    texts[m, b, : len(text)] = text
+  want = np.asarray(banded(net, texts.reshape(-1, 21), window))
+  want = want.reshape(5, tree.size, B, 21, 31)
+  for m, b in np.ndindex(tree.size, B):
+    here = want[:, m, b, LENGTHS[b] + tree.depth[m]]
+    np.testing.assert_allclose(judged[b, m], here[0], rtol=0, atol=ATOL)
+  for b in range(B):
+    here = want[1:, -1, b, LENGTHS[b] + tree.depth[-1]]
+    np.testing.assert_allclose(drafted[b], here, rtol=0, atol=ATOL)
 
 
 def test_smaller_caches(net, tokens):

@@ -128,7 +128,7 @@ class Network:
       keep: [B] tokens of a prompt's window that are its own; the rest is
         padding, which a ring must not take.
     """
-    places = jnp.arange(tokens.shape[1])[None]
+    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     ctx = self._context(start, tokens.shape[1], places, cache, tree)
     memory = Memory(cache, (), start, tree)
     x = self.embed[tokens].astype(self.cfg.dtype)
@@ -192,7 +192,7 @@ class Network:
     memory = dataclasses.replace(
       _at(memory, path), cache=tuple(cache), tree=None
     )
-    places = jnp.arange(tree.heads)[None]
+    places = jnp.arange(tree.heads, dtype=jnp.int32)[None]
     ctx = self._context(memory.start, tree.heads, places, cache, None)
     order, judging = self._order(cache)
     memory = _at(self._read(memory, order[judging:], ctx), depth[:, None])
@@ -281,6 +281,11 @@ class Network:
       )[..., 0]
     if self.sliding_window:
       mask &= held[:, None] >= 0
+      if tree is not None:
+        # A draft's slot follows its number, its position its depth.
+        node = jnp.clip(held - start[:, None], 0, width - 1)
+        placed = start[:, None] + jnp.asarray(tree.depth)[node]
+        held = jnp.where(held < start[:, None], held, placed)
       mask &= held[:, None] > positions[..., None] - self.sliding_window
     attend = jax.tree_util.Partial(cache_lib.attend, mask)
     return layers.context(positions, attend, self.cfg)
