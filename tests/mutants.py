@@ -244,7 +244,7 @@ MUTANTS = [
   Mutant(
     "end token inside an accepted block passed over",
     "mtp_jax/decode/blockwise.py",
-    "count = jnp.where(stops.any(1), stops.argmax(1) + 1, count)",
+    "count = jnp.where(stops.any(1), first, count)",
     "count = jnp.where(stops.any(1), count, count)",
     "test_blockwise.py"
     "::test_a_stop_inside_an_accepted_block_ends_the_row_there",

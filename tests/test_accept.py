@@ -851,10 +851,15 @@ def test_lossless_candidates_come_from_the_filtered_law():
     (accept.Typical(epsilon=0), tree_lib.chain(3), "epsilon=0 has to be above"),
     (accept.Typical(delta=-1.0), tree_lib.chain(3), "delta=-1.0 has to be"),
     (accept.Typical(temperature=0.0), tree_lib.chain(3), "temperature=0.0 has"),
+    (accept.Typical(temperature=1e-40), tree_lib.chain(3), "temperature=1e-40"),
+    (accept.Typical(epsilon="1"), tree_lib.chain(3), "epsilon='1' is not a"),
+    (accept.TopK(2.0), tree_lib.chain(3), "k=2.0 is not an integer"),
+    (accept.TopK(2, True), tree_lib.chain(3), "block=True is not an integer"),
+    (accept.Forced(1.0), tree_lib.chain(3), "count=1.0 is not an integer"),
     (
       accept.Lossless(sampling.Sampler(temperature=0)),
       tree_lib.chain(3),
-      "temperature=0 has to be above 0",
+      "temperature=0 has to be from 1e-06",
     ),
     (
       accept.Lossless(),

@@ -109,10 +109,10 @@ class Mock:
 
 def mock_text(prompt, vocab, max_new, stop=None):
   """What the mock's head 1 writes, in plain Python."""
-  text = list(prompt)
+  text, stops = list(prompt), np.atleast_1d(-1 if stop is None else stop)
   while len(text) < len(prompt) + max_new:
     text.append(sum((t + 1) * (s + 1) for s, t in enumerate(text)) % vocab)
-    if text[-1] == stop:
+    if text[-1] in stops:
       break
   return text[len(prompt) :]
 
@@ -181,6 +181,43 @@ def test_a_stop_inside_an_accepted_block_ends_the_row_there():
       assert stop not in text[:-1]
       inside += len(counts) > 0 and counts[-1] < 5 and text[-1] == stop
   assert inside >= 13
+
+
+@pytest.mark.parametrize("heads", ["chain", "tree"])
+def test_any_of_several_stops_ends_a_row(heads):
+  mock, ends = Mock(np.full((3, 79), 5), 13, 5), set()
+  for stop in ([4, 7], [11, 2, 0], np.arange(5, 10)):
+    got = check_mock(mock, PROMPTS, {"chain": 5, "tree": TREE}[heads], 23, stop)
+    ends |= {int(text[-1]) for text in got.tokens if len(text) < 23}
+  assert len(ends) > 3
+
+
+class Broken(Mock):
+  """Its logits are not finite where a text begins with 9."""
+
+  def predict(self, memory, head, at):
+    logits = super().predict(memory, head, at)
+    spoilt = memory.cache[0][:, 0] == 9
+    return jnp.where(spoilt[:, None, None], jnp.nan, logits)
+
+
+jax.tree_util.register_dataclass(Broken, ["wanted"], ["vocab", "n_future"])
+
+
+@pytest.mark.parametrize("rule", ["greedy", "drawn"])
+def test_logits_that_are_not_finite_end_the_text_with_an_error(rule):
+  rule = accept.GREEDY if rule == "greedy" else accept.Lossless()
+  mock = Broken(np.full((3, 79), 5), 13, 5)
+  with pytest.raises(
+    ValueError, match="text 1 .*not finite at its new token 0"
+  ):
+    decode.generate(
+      mock, PROMPTS, heads=3, max_new=23, rule=rule, stop=list(range(13))
+    )
+  tokens, lengths = padded([[9, 1], [3, 9], [2]])
+  tree = tree_lib.chain(3)
+  state = decode.start(mock, tokens, lengths, tree=tree, max_new=23, rule=rule)
+  assert state.done.tolist() == [True, False, False]  # it does not write on
 
 
 @pytest.mark.parametrize("k", [1, 5])

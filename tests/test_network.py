@@ -466,7 +466,7 @@ def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
 @pytest.mark.parametrize(
   "settings, words",
   [
-    ({"sliding_window": 0}, "sliding_window=0"),
+    ({"sliding_window": 0}, "sliding_window=0 is too small"),
     ({"cache_dtype": "int4"}, "cache_dtype='int4' is none of float32"),
     ({"draft_dtype": "float16"}, "draft_dtype='float16' is none of None"),
   ],

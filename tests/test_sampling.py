@@ -193,15 +193,24 @@ def test_a_changed_number_compiles_nothing():
 @pytest.mark.parametrize(
   "numbers, words",
   [
-    ({"temperature": 0}, "temperature=0 has to be above 0"),
-    ({"temperature": -0.5}, "temperature=-0.5 has to be above 0"),
-    ({"temperature": math.nan}, "temperature=nan has to be above 0"),
+    ({"temperature": 0}, "temperature=0 has to be from 1e-06"),
+    ({"temperature": -0.5}, "temperature=-0.5 has to be from 1e-06"),
+    ({"temperature": math.nan}, "temperature=nan has to be from 1e-06"),
     ({"top_k": 0}, "top_k=0 has to be at least 1"),
     ({"top_p": 0.0}, "top_p=0.0 has to be above 0, at most 1"),
     ({"top_p": 1.01}, "top_p=1.01 has to be above 0, at most 1"),
     ({"min_p": -0.1}, "min_p=-0.1 has to be from 0 to 1"),
     ({"min_p": 1.5}, "min_p=1.5 has to be from 0 to 1"),
-    ({"penalty": 0}, "penalty=0 has to be above 0"),
+    ({"penalty": 0}, "penalty=0 has to be from 1e-06"),
+    ({"temperature": 1e-38}, "temperature=1e-38 has to be .*accept.GREEDY"),
+    ({"temperature": math.inf}, "temperature=inf has to be"),
+    ({"temperature": "1"}, "temperature='1' is not a number"),
+    ({"temperature": True}, "temperature=True is not a number"),
+    ({"top_k": 2.5}, "top_k=2.5 is not an integer"),
+    ({"top_k": 2**31}, "top_k=2147483648 has to be"),
+    ({"top_p": math.nan}, "top_p=nan has to be above 0"),
+    ({"penalty": 1e-40}, "penalty=1e-40 has to be"),
+    ({"penalty": math.inf}, "penalty=inf has to be from 1e-06"),
   ],
 )
 def test_numbers_out_of_bounds(numbers, words):
@@ -209,10 +218,29 @@ def test_numbers_out_of_bounds(numbers, words):
     sampling.Sampler(**{"temperature": 0.7, **numbers}).check()
 
 
-def test_numbers_at_their_bounds():
-  sampling.Sampler().check()
-  sampling.Sampler(1e-3, 1, 1.0, 0.0, 0.1).check()
-  sampling.Sampler(min_p=1.0).check()
+BOUNDS = {
+  "temperature": (1e-6, 1e6),
+  "top_k": (1, 2**31 - 1),
+  "top_p": (1e-300, 1e-45, 1.0),
+  "min_p": (0.0, 1e-45, 1.0),
+  "penalty": (1e-6, 1e6),
+}
+
+
+@pytest.mark.parametrize(
+  "numbers",
+  [{}, *({name: x} for name, values in BOUNDS.items() for x in values)],
+  ids=str,
+)
+def test_numbers_at_their_bounds(numbers):
+  """What `check` lets through is a distribution, whatever the logits."""
+  sampler = sampling.Sampler(**numbers)
+  sampler.check()
+  p = np.asarray(probabilities(sampler, *rows()))
+  assert (p >= 0).all()
+  np.testing.assert_allclose(p.sum(-1), 1, rtol=1e-6)
+  if numbers.get("top_p", 1) < 1:  # the likeliest, and those tied with it
+    np.testing.assert_array_equal(p > 0, p == p.max(-1, keepdims=True))
 
 
 # --- Draws ------------------------------------------------------------------

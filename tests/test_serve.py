@@ -10,7 +10,7 @@ from mtp_jax.decode import accept, blockwise, choose, prepare, sampling, serve
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
-from tests.test_blockwise import TREE, Mock, mock_text
+from tests.test_blockwise import TREE, Broken, Mock, mock_text
 
 SIZES = (5, 1, 13, 29, 2, 17, 3, 3, 11, 16, 7)
 PROMPTS = [np.random.default_rng(n).integers(0, 13, n).tolist() for n in SIZES]
@@ -166,6 +166,26 @@ def test_errors_name_the_value(mock, settings, words):
   } | settings
   with pytest.raises(ValueError, match=words):
     serve.generate_all(mock, **settings)
+
+
+def test_a_row_that_is_not_finite_does_not_spoil_the_others():
+  """Their texts are handed out; then the error names the one."""
+  mock = Broken(np.broadcast_to(np.arange(79) % 5 + 1, (1, 79)), 13, 5)
+  texts = [mock_text(p, 13, MAX_NEW, [7, 4]) for p in PROMPTS]
+  good = {i for i, p in enumerate(PROMPTS) if p[0] != 9}
+  found = {}
+  with pytest.raises(ValueError, match="the logits of text 5 are not finite"):
+    serve.generate_all(
+      mock,
+      PROMPTS,
+      slots=2,
+      heads=3,
+      max_new=MAX_NEW,
+      stop=[7, 4],
+      on_text=found.__setitem__,
+    )
+  assert found.keys() == good and 0 < len(good) < len(PROMPTS)
+  assert all(found[i].tokens.tolist() == texts[i] for i in good)
 
 
 def test_a_ring_serves_too():

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.decode import sampling
+from mtp_jax.decode import checks, sampling
 from mtp_jax.decode import tree as tree_lib
 
 
@@ -86,9 +86,9 @@ class TopK(_Best):
   block: int = dataclasses.field(default=1, metadata={"static": True})
 
   def check(self, tree):
-    if self.k < 1:
+    if checks.integer("k", self.k) < 1:
       raise ValueError(f"k={self.k}: the best token at least has to stand")
-    if not 1 <= self.block <= len(tree.spine):
+    if not 1 <= checks.integer("block", self.block) <= len(tree.spine):
       raise ValueError(f"block={self.block} is outside 1..{len(tree.spine)}")
 
   def accept(self, tree, judged, keys):
@@ -117,15 +117,20 @@ class Typical(_Best):
   temperature: float = 1.0
 
   def check(self, tree):
-    for name in ("epsilon", "delta", "temperature"):
-      if not getattr(self, name) > 0:
+    for name in ("epsilon", "delta"):
+      if not checks.number(name, getattr(self, name)) > 0:
         raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
+    sampling.Sampler(temperature=self.temperature).check()
 
   def accept(self, tree, judged, keys):
-    log_p = jax.nn.log_softmax(judged.logits / self.temperature)
+    epsilon, delta, temperature = (
+      jnp.asarray(x, jnp.float32)
+      for x in (self.epsilon, self.delta, self.temperature)
+    )
+    log_p = jax.nn.log_softmax(judged.logits / temperature)
     p = jnp.exp(log_p)
     entropy = -jnp.where(p > 0, p * log_p, 0).sum(-1)
-    least = jnp.minimum(self.epsilon, self.delta * jnp.exp(-entropy))
+    least = jnp.minimum(epsilon, delta * jnp.exp(-entropy))
     chosen = _scores(tree, judged._replace(logits=log_p))
     chosen = jnp.where(tree.depth > 0, chosen, 0)
     path = jnp.where(tree.sees, chosen[:, None], 0).sum(-1)
@@ -159,7 +164,7 @@ class Forced:
   def check(self, tree):
     self.rule.check(tree)
     most = len(tree.spine) - 1
-    if not 0 <= self.count <= most:
+    if not 0 <= checks.integer("count", self.count) <= most:
       raise ValueError(f"count={self.count} is outside 0..{most}")
 
   def propose(self, logits, count, seen, keys):
@@ -214,7 +219,9 @@ class Lossless:
   def accept(self, tree, judged, keys):
     luck = jax.vmap(jax.random.split)(keys)
     shape = tree.drafts, tree.width
-    u = jax.vmap(lambda k: jax.random.uniform(k, shape))(luck[:, 0])
+    u = jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(
+      luck[:, 0]
+    )
 
     def target(node, seen):
       return self.sampler.probabilities(_at(judged.logits, node), seen)
@@ -247,7 +254,7 @@ def walk(
   node = jnp.zeros(len(u), jnp.int32)
   walking = jnp.ones(len(u), bool)
   p = target(node, seen)
-  chances = jnp.full(u.shape, jnp.nan)
+  chances = jnp.full(u.shape, jnp.nan, u.dtype)
   for d in range(tree.drafts):
     q = None if drafts.law is None else drafts.law[:, d]
     here, stepped = node, jnp.zeros_like(walking)

@@ -21,7 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.decode import accept, prompts
+from mtp_jax.decode import accept, checks, prompts
 from mtp_jax.decode import cache as cache_lib
 from mtp_jax.decode import network as network_lib
 from mtp_jax.decode import tree as tree_lib
@@ -35,11 +35,11 @@ class State:
   tokens: jax.Array  # [B, S] prompts and what was written after them
   length: jax.Array  # [B] tokens so far; the cache holds length - 1 of them
   end: jax.Array  # [B] length at which a row is full
-  stop: jax.Array  # [B] end token, -1: none
+  stop: jax.Array  # [B, E] end tokens; -1 is none
   key: jax.Array  # [B, 2] uint32, each row's own randomness
   drafts: accept.Drafts
   seen: jax.Array | None  # [B, V] bool, where the rule asks for it
-  done: jax.Array  # [B] stopped at an end token or at `end`
+  done: jax.Array  # [B] at an end token, at `end`, or at logits not finite
   passes: jax.Array  # [B] decoding passes so far, the prompt's not counted
   written_in: jax.Array  # [B, S] pass that wrote a token; 0: the prompt's
   logprob: jax.Array  # [B, S] of each written token under head 1, nats
@@ -68,10 +68,13 @@ def begin(
     tree: topology of the drafts.
     size: S, at least P + max_new + M: a last window may reach past the end.
     max_new: [] or [B] int32, most tokens to write.
-    stop: [] or [B] int32 id of the end token; -1 for none.
+    stop: [] or [E] int32 ids of end tokens; -1 is none.
     key: [B, 2] uint32, raw keys of the rows.
   """
   B, P = prompt.tokens.shape
+  stop = jnp.broadcast_to(
+    jnp.atleast_1d(jnp.asarray(stop, jnp.int32)), (B, jnp.size(stop))
+  )
   tokens = jnp.zeros((B, size), jnp.int32).at[:, :P].set(prompt.tokens)
   seen = None
   if getattr(rule.sampler, "penalty", None) is not None:
@@ -95,11 +98,11 @@ def begin(
     tokens=_put(tokens, token[:, None], prompt.length, one),
     length=prompt.length + 1,
     end=prompt.length + max_new,
-    stop=jnp.broadcast_to(stop, (B,)),
+    stop=stop,
     key=key,
     drafts=_draft(rule, tree, prompt.drafts, seen, keys[:, 1]),
     seen=seen,
-    done=(token == stop) | jnp.broadcast_to(max_new <= 1, (B,)),
+    done=_ends(token[:, None], stop, logprob)[:, 0] | (max_new <= 1),
     passes=jnp.zeros((B,), jnp.int32),
     written_in=blank(jnp.int32),
     logprob=_put(blank(jnp.float32), logprob, prompt.length, one),
@@ -137,12 +140,14 @@ def advance(network, rule, state: State) -> State:
   # The path's tokens, the free one behind them, and how many of these count.
   path = jnp.asarray(tree.path)[node]  # [B, k]
   depth = jnp.asarray(tree.depth)[node]
-  place = jnp.arange(tree.heads)
+  place = jnp.arange(tree.heads, dtype=jnp.int32)
   fresh = jnp.pad(window[rows, path[:, 1:]], ((0, 0), (0, 1)))
   fresh = jnp.where(place == depth[:, None], token[:, None], fresh)
   count = jnp.minimum(depth + 1, state.end - state.length)
-  stops = (fresh == state.stop[:, None]) & (place < count[:, None])
-  count = jnp.where(stops.any(1), stops.argmax(1) + 1, count)
+  logprob, margin = _score(judged, path, fresh)
+  stops = _ends(fresh, state.stop, logprob) & (place < count[:, None])
+  first = stops.argmax(1).astype(jnp.int32) + 1
+  count = jnp.where(stops.any(1), first, count)
   count = jnp.where(state.done, 0, count)
   keep = place < count[:, None]
 
@@ -158,7 +163,6 @@ def advance(network, rule, state: State) -> State:
   active = ~state.done
   passes = state.passes + active
   length = state.length + count
-  logprob, margin = _score(judged, path, fresh)
   put = functools.partial(_put, start=state.length, keep=keep)
   return dataclasses.replace(
     state,
@@ -206,6 +210,8 @@ def grow(network, state: State) -> State:
   return dataclasses.replace(state, cache=network.grow(state.cache, slots))
 
 
+_MOST = 2**30  # tokens: positions are int32
+
 # As a notebook or a server calls them: shapes compile once, the state's
 # buffers are donated.
 begin_jit = jax.jit(begin, static_argnames=("tree", "size"))
@@ -223,10 +229,11 @@ def plan(
 
   Raises:
     ValueError: heads outside 1..N, a tree too deep, wide or large, max_new
-      below 1, a rule's bad number.
+      below 1, a rule's bad number, or what is no integer.
   """
   tree = heads
   if not isinstance(heads, tree_lib.Tree):
+    heads = checks.integer("heads", heads)
     if not 1 <= heads <= network.n_future:
       raise ValueError(f"heads={heads} is outside 1..{network.n_future}")
     tree = tree_lib.chain(heads)
@@ -245,14 +252,21 @@ def plan(
       f"a tree of {tree.width} candidates per head, but the vocabulary has "
       f"{network.vocab}"
     )
-  if max_new < 1:
+  if checks.integer("max_new", max_new) < 1:
     raise ValueError(f"max_new={max_new} writes nothing; give at least 1")
+  if max_new > _MOST:
+    raise ValueError(f"max_new={max_new} exceeds {_MOST}")
   rule.check(tree)
   return tree
 
 
-def row_keys(seed: int, numbers: jax.Array) -> jax.Array:
-  """Raw keys [B, 2] of texts `numbers` [B], whatever batch they are in."""
+def row_keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:
+  """Raw keys [B, 2] of texts `numbers` [B], whatever batch they are in.
+
+  Args:
+    seed: [] uint32, from `checks.seed`.
+    numbers: [B] integers.
+  """
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
     jax.random.key(seed), jnp.asarray(numbers, jnp.uint32)
   )
@@ -275,6 +289,16 @@ def _draft(rule, tree, logits, seen, keys):
 def _judge(window, logits, drafts, seen):
   best = logits.argmax(-1).astype(jnp.int32)
   return accept.Judged(window, logits, best, drafts, seen)
+
+
+def _ends(token, stop, logprob):
+  """Whether a text ends with its token: tokens [B, k], stops [B, E].
+
+  So it does where the token's logits were not finite: all that followed would
+  be worthless, and `generate.text` says so.
+  """
+  ends = (token[..., None] == stop[:, None]).any(-1)
+  return ends | jnp.isnan(logprob)
 
 
 def _score(judged, path, fresh):

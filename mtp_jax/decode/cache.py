@@ -72,7 +72,7 @@ def put(old, new, start, *, ring: bool = False, keep=None):
       lambda a, b, s: jax.lax.dynamic_update_slice_in_dim(a, b, s, 1)
     )(old, new, start)
   S, W = old.shape[2], new.shape[2]
-  place = jnp.arange(W)
+  place = jnp.arange(W, dtype=jnp.int32)
   slot = (start[:, None] + place) % S
   if keep is not None:
     slot = jnp.where(place < keep[:, None], slot, S)
@@ -148,7 +148,7 @@ def held(
   In a ring it is the last one that came there, once a window of `width` has
   been written from `start` [B] on; below 0 there was none.
   """
-  slot = jnp.arange(slots)[None]
+  slot = jnp.arange(slots, dtype=jnp.int32)[None]
   if not ring:
     return slot
   last = start[:, None] + width - 1

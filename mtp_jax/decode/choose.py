@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from mtp_jax.decode import accept, blockwise, generate
+from mtp_jax.decode import accept, blockwise, checks, generate
 from mtp_jax.decode import tree as tree_lib
 
 CANDIDATES = 10  # ranks of a head's candidates that are counted
@@ -46,11 +46,12 @@ def choose(
   *,
   batch: int,
   max_new: int,
-  stop: int | None = None,
+  stop: int | Sequence[int] | None = None,
   rule=accept.GREEDY,
   seed: int = 0,
 ) -> Option:
   """What `best` makes of `options` for prompts like these."""
+  batch = checks.integer("batch", batch, 1)  # before prompts are decoded
   chances = acceptance(
     network, prompts, max_new=max_new, stop=stop, rule=rule, seed=seed
   )
@@ -76,7 +77,7 @@ def acceptance(
   prompts: Sequence[Sequence[int]],
   *,
   max_new: int,
-  stop: int | None = None,
+  stop: int | Sequence[int] | None = None,
   rule=accept.GREEDY,
   seed: int = 0,
 ) -> np.ndarray:
@@ -164,7 +165,13 @@ def seconds_per_pass(
     repeats: turns of each tree.
     cache_len: positions of the cache; None: as many as the tokens need.
     rule: whose work a pass does; no draft stands.
+
+  Raises:
+    ValueError: batch, length or repeats below 1.
   """
+  batch = checks.integer("batch", batch, 1)
+  length = checks.integer("length", length, 1)
+  repeats = checks.integer("repeats", repeats, 1)
   rule = accept.Forced(0, rule)
   tokens = np.zeros((batch, length), np.int32)
   lengths = np.full((batch,), length, np.int32)

@@ -1,13 +1,13 @@
 """From lists of ids to texts and what they took: the host's side."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.decode import accept, blockwise
+from mtp_jax.decode import accept, blockwise, checks
 from mtp_jax.decode import cache as cache_lib
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
@@ -104,7 +104,7 @@ def generate(
   *,
   heads: int | tree_lib.Tree,
   max_new: int,
-  stop: int | None = None,
+  stop: int | Sequence[int] | None = None,
   rule=accept.GREEDY,
   seed: int = 0,
   cache_len: int | None = None,
@@ -121,17 +121,22 @@ def generate(
     prompts: sequences of token ids, of any lengths.
     heads: k, from 1 (ordinary decoding) to N, or a tree of drafts.
     max_new: most tokens to write per prompt.
-    stop: id of the end token, or None.
+    stop: id of the end token, or several of them, for all rows; None: every
+      text has max_new tokens.
     rule: what stands, from `accept`.
-    seed: of the rules that draw; row i's text depends on (seed, i) alone.
+    seed: of the rules that draw, from 0 to 2**32 - 1; row i's text depends on
+      (seed, i) alone.
     cache_len: positions of the cache; None: as many as turn out to be needed,
       the cache growing by half with the texts.
 
   Raises:
     ValueError: an empty prompt, an id outside the vocabulary, heads outside
       1..N, max_new below 1, a rule's bad number, or a prompt that with
-      max_new and a window exceeds cache_len.
+      max_new and a window exceeds cache_len. Afterwards: logits that are not
+      finite; names the text.
   """
+  if cache_len is not None:
+    cache_len = checks.integer("cache_len", cache_len)
   tree = blockwise.plan(network, rule, heads, max_new=max_new)
   tokens, lengths = prompts_lib.pad(
     prompts, network.vocab, cache_len=cache_len, reserve=max_new + tree.size
@@ -150,7 +155,9 @@ def generate(
   while True:
     state = blockwise.run(network, rule, state)
     if state.done.all():
-      return Result(collect(state, lengths), tree)
+      texts = collect(state, lengths)
+      finite(enumerate(texts))
+      return Result(texts, tree)
     state = blockwise.grow(network, state)
 
 
@@ -161,7 +168,7 @@ def start(
   *,
   tree: tree_lib.Tree,
   max_new: int,
-  stop: int | None = None,
+  stop: int | Sequence[int] | None = None,
   rule=accept.GREEDY,
   seed: int = 0,
   cache_len: int | None = None,
@@ -172,8 +179,11 @@ def start(
     tokens, lengths: from `prompts.pad`; the rest as for `generate`.
 
   Raises:
-    ValueError: a cache_len that a last window would leave.
+    ValueError: a bad stop or seed, or a cache_len that a last window would
+      leave.
   """
+  stop = checks.stop_ids(stop, network.vocab)
+  seed = checks.seed(seed)
   B, P = tokens.shape
   needed = P + max_new + tree.size  # a last window may reach past the end
   if cache_len is not None and cache_len < needed:
@@ -191,7 +201,7 @@ def start(
     tree=tree,
     size=size,
     max_new=jnp.int32(max_new),
-    stop=jnp.int32(-1 if stop is None else stop),
+    stop=stop,
     key=blockwise.row_keys(seed, np.arange(B)),
   )
 
@@ -229,6 +239,22 @@ def collect(state: blockwise.State, lengths: np.ndarray) -> list[Text]:
     text({n: a[b] for n, a in host.items()}, length)
     for b, length in enumerate(lengths)
   ]
+
+
+def finite(texts: Iterable[tuple[int, Text]]) -> None:
+  """Raises ValueError that names texts whose logits were not finite.
+
+  A row ends at the first such token, whose log-probability is then nan.
+  """
+  bad = [(i, t) for i, t in texts if np.isnan(t.logprob).any()]
+  if bad:
+    i, text = bad[0]
+    others = f", and {len(bad) - 1} more texts" if bad[1:] else ""
+    raise ValueError(
+      f"the logits of text {i} are not finite at its new token "
+      f"{np.isnan(text.logprob).argmax()}{others}: the model's weights hold "
+      "NaN, or its dtype overflows; take an earlier checkpoint, or float32"
+    )
 
 
 def text(row: dict[str, np.ndarray], length: int) -> Text:

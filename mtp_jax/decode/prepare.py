@@ -9,7 +9,7 @@ from flax import nnx
 
 from mtp_jax import sharding
 from mtp_jax.decode import cache as cache_lib
-from mtp_jax.decode import int8, network
+from mtp_jax.decode import checks, int8, network
 from mtp_jax.model import model
 
 
@@ -41,17 +41,18 @@ def decoder(
     mesh: tensor parallel over its axis 'model', rows over 'data'.
 
   Raises:
-    ValueError: the model has fewer ids than `vocab`; an unknown dtype;
+    ValueError: the model has fewer ids than `vocab`, or none are wanted; a
+      sliding_window below 1; an unknown dtype;
       draft_dtype where head 1 stands behind the others (anticausal), or int8
       on a mesh; sizes that the mesh does not divide.
   """
   cfg = net.cfg
-  vocab = cfg.vocab if vocab is None else vocab
+  vocab = checks.integer("vocab", cfg.vocab if vocab is None else vocab, 1)
   cache_dtype = cfg.dtype if cache_dtype is None else cache_dtype
   if vocab > cfg.vocab:
     raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
-  if sliding_window is not None and sliding_window < 1:
-    raise ValueError(f"sliding_window={sliding_window} lets no token be seen")
+  if sliding_window is not None:
+    sliding_window = checks.integer("sliding_window", sliding_window, 1)
   _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
   _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
   if draft_dtype and cfg.head == "anticausal":

@@ -5,6 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from mtp_jax.decode import checks
+
+# Beyond these a float32 logit may become infinite, or a number 0.
+_LEAST, _MOST = 1e-6, 1e6
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -32,16 +37,25 @@ class Sampler:
 
   def check(self) -> None:
     """Raises ValueError that names the number and its bounds."""
+    between = f"from {_LEAST:g} to {_MOST:g}"
     bounds = {
-      "temperature": (lambda x: x > 0, "above 0 (for 0 use accept.Greedy)"),
-      "top_k": (lambda x: x >= 1, "at least 1"),
+      "temperature": (
+        lambda x: _LEAST <= x <= _MOST,
+        f"{between} (0 is greedy decoding: accept.GREEDY)",
+      ),
+      "top_k": (lambda x: 1 <= x < 2**31, "at least 1, and below 2**31"),
       "top_p": (lambda x: 0 < x <= 1, "above 0, at most 1"),
       "min_p": (lambda x: 0 <= x <= 1, "from 0 to 1"),
-      "penalty": (lambda x: x > 0, "above 0"),
+      "penalty": (lambda x: _LEAST <= x <= _MOST, between),
     }
     for name, (good, words) in bounds.items():
       value = getattr(self, name)
-      if value is not None and not good(value):
+      if value is None:
+        continue
+      found = checks.number(name, value)
+      if name == "top_k":
+        found = checks.integer(name, value)
+      if not good(found):
         raise ValueError(f"{name}={value} has to be {words}")
 
   def probabilities(
@@ -54,26 +68,32 @@ class Sampler:
       seen: [..., V] bool, tokens of the text so far; only for `penalty`.
     """
     logits = logits.astype(jnp.float32)
-    if self.penalty is not None:
-      low = jnp.where(logits > 0, logits / self.penalty, logits * self.penalty)
+    temperature, top_p, min_p, penalty = (
+      None if x is None else jnp.asarray(x, jnp.float32)
+      for x in (self.temperature, self.top_p, self.min_p, self.penalty)
+    )
+    if penalty is not None:
+      low = jnp.where(logits > 0, logits / penalty, logits * penalty)
       logits = jnp.where(seen, low, logits)
-    if self.temperature is not None:
-      logits = logits / self.temperature
+    if temperature is not None:
+      logits = logits / temperature
     # One sort serves top-k and top-p: both keep what reaches a threshold.
     least = jnp.full_like(logits[..., :1], -jnp.inf)
-    if self.top_k is not None or self.top_p is not None:
+    if self.top_k is not None or top_p is not None:
       ranked = -jnp.sort(-logits, -1)
       if self.top_k is not None:
         last = jnp.clip(jnp.asarray(self.top_k) - 1, 0, logits.shape[-1] - 1)
         least = jnp.take(ranked, last, axis=-1)[..., None]
-      if self.top_p is not None:
+      if top_p is not None:
         kept = jax.nn.softmax(jnp.where(ranked >= least, ranked, -jnp.inf))
         before = jnp.cumsum(kept, -1) - kept
-        inside = (before < self.top_p) & (ranked >= least)
+        inside = (before < top_p) & (ranked >= least)
         least = jnp.where(inside, ranked, jnp.inf).min(-1, keepdims=True)
-    if self.min_p is not None:
+        # A share too small for a float32 still keeps the likeliest.
+        least = jnp.minimum(least, ranked[..., :1])
+    if min_p is not None:
       best = logits.max(-1, keepdims=True)
-      least = jnp.maximum(least, best + jnp.log(self.min_p))
+      least = jnp.maximum(least, best + jnp.log(min_p))
     return jax.nn.softmax(jnp.where(logits >= least, logits, -jnp.inf))
 
 
@@ -95,7 +115,7 @@ def draw_distinct(
   """
 
   def row(probabilities, key):
-    noise = jax.random.gumbel(key, probabilities.shape)
+    noise = jax.random.gumbel(key, probabilities.shape, probabilities.dtype)
     return best(jnp.log(probabilities) + noise, count)
 
   return jax.vmap(row)(probabilities, keys)

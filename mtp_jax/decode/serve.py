@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.decode import accept, blockwise, choose, generate
+from mtp_jax.decode import accept, blockwise, checks, choose, generate
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
 
@@ -29,7 +29,7 @@ def generate_all(
   slots: int,
   heads: int | tree_lib.Tree | str,
   max_new: int,
-  stop: int | None = None,
+  stop: int | Sequence[int] | None = None,
   rule=accept.GREEDY,
   seed: int = 0,
   samples: int = 1,
@@ -51,22 +51,25 @@ def generate_all(
     heads: k, a tree of drafts, or 'auto': what `choose.choose` finds fastest
       on the first prompts.
     max_new: most tokens to write per prompt.
-    stop: id of the end token, or None.
+    stop: id of the end token, several of them, or None.
     rule: what stands, from `accept`.
-    seed: of the rules that draw; text i depends on (seed, i) alone.
+    seed: of the rules that draw, from 0 to 2**32 - 1; text i depends on
+      (seed, i) alone.
     samples: texts per prompt. They share one reading of it.
-    on_text: called with (i, text) as texts are finished, in any order.
+    on_text: called with (i, text) as texts are finished, in any order; not
+      with a text whose logits were not finite.
 
   Returns:
     The texts: text i is sample i % samples of prompt i // samples.
 
   Raises:
     ValueError: as `generate.generate`; slots or samples below 1, or slots
-      that a mesh does not divide.
+      that a mesh does not divide. After all texts: logits that were not
+      finite in some; names the first.
   """
-  for name, value in (("slots", slots), ("samples", samples)):
-    if value < 1:
-      raise ValueError(f"{name}={value} writes nothing; give at least 1")
+  slots = checks.integer("slots", slots, 1)
+  samples = checks.integer("samples", samples, 1)
+  stops, seed = checks.stop_ids(stop, network.vocab), checks.seed(seed)
   if slots % network.row_step:
     raise ValueError(
       f"slots={slots} do not divide by the {network.row_step} devices of axis "
@@ -89,22 +92,23 @@ def generate_all(
   tree = blockwise.plan(network, rule, heads, max_new=max_new)
   texts = {}
   for i, text in _serve(
-    network, prompts, slots, tree, max_new, stop, rule, seed, samples
+    network, prompts, slots, tree, max_new, stops, rule, seed, samples
   ):
     texts[i] = text
-    if on_text is not None:
+    if on_text is not None and not np.isnan(text.logprob).any():
       on_text(i, text)
+  generate.finite(sorted(texts.items()))
   return generate.Result([texts[i] for i in range(len(texts))], tree)
 
 
 def _serve(
-  network, prompts, slots, tree, max_new, stop, rule, seed, samples
+  network, prompts, slots, tree, max_new, stops, rule, seed, samples
 ) -> Iterator[tuple[int, generate.Text]]:
   width = prompts_lib.width(max(map(len, prompts)))
   size, cache_len = generate.sizes(width, tree, max_new, None)
   groups = _read_all(network, prompts, samples, tree, cache_len)
   prompt, ready = next(groups)
-  state = _empty(network, rule, prompt, slots, tree, size, cache_len)
+  state = _empty(network, rule, prompt, stops, slots, tree, size, cache_len)
   waiting = len(prompts) * samples  # texts that have not begun
   rows = [None] * slots  # (text number, prompt length) in each row
   finished = ([], None)  # rows whose copied texts have not been fetched
@@ -132,9 +136,9 @@ def _serve(
         sources,
         places,
         numbers.astype(np.uint32),
-        seed=jnp.uint32(seed & 0xFFFFFFFF),
+        seed=seed,
         max_new=jnp.int32(max_new),
-        stop=jnp.int32(-1 if stop is None else stop),
+        stop=stops,
       )
     live = np.array([row is not None for row in rows])
     if live.any():
@@ -180,14 +184,14 @@ def _rounded(count: int, step: int) -> int:
 @functools.partial(
   jax.jit, static_argnames=("slots", "tree", "size", "cache_len")
 )
-def _empty(network, rule, prompt, slots, tree, size, cache_len):
+def _empty(network, rule, prompt, stops, slots, tree, size, cache_len):
   """A state of `slots` rows that are done."""
 
   def make(prompt):
     row = jax.tree.map(lambda a: a[:1], prompt)
     key = jnp.zeros((1, 2), jnp.uint32)
     return blockwise.begin(
-      rule, row, tree=tree, size=size, max_new=1, stop=-1, key=key
+      rule, row, tree=tree, size=size, max_new=1, stop=stops, key=key
     )
 
   row = jax.eval_shape(make, prompt)

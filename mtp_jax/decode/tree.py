@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from mtp_jax.decode import checks
+
 Path = tuple[int, ...]
 
 
@@ -120,7 +122,7 @@ def chain(heads: int, candidates: int = 1) -> Tree:
   Raises:
     ValueError: heads below 1.
   """
-  if heads < 1:
+  if checks.integer("heads", heads) < 1:
     raise ValueError(f"heads={heads}: head 1 at least has to decode")
   return Tree(tuple((0,) * i for i in range(1, heads)), candidates)
 
@@ -129,10 +131,13 @@ def from_paths(paths: Iterable[Sequence[int]]) -> Tree:
   """A tree from lists of ranks in any order, such as Medusa's choice lists.
 
   Raises:
-    ValueError: a negative rank, a node named twice or as the empty path, or
-      one whose parent is missing.
+    ValueError: a rank that is negative or no integer, a node named twice or
+      as the empty path, or one whose parent is missing.
   """
-  nodes = sorted((tuple(map(int, p)) for p in paths), key=lambda p: (len(p), p))
+  nodes = sorted(
+    (tuple(checks.integer("rank", r) for r in p) for p in paths),
+    key=lambda p: (len(p), p),
+  )
   known = {()}
   for node in nodes:
     if not node or min(node) < 0:
@@ -164,9 +169,11 @@ def build(acceptance: np.ndarray, size: int) -> Tree:
     ValueError: size below 1, or chances that are none.
   """
   acceptance = np.asarray(acceptance, float)
-  if size < 1:
+  if checks.integer("size", size) < 1:
     raise ValueError(f"size={size}: the root alone is one node")
-  if not ((acceptance >= 0).all() and (acceptance.sum(-1) <= 1 + 1e-6).all()):
+  if acceptance.ndim != 2 or not (
+    (acceptance >= 0).all() and (acceptance.sum(-1) <= 1 + 1e-6).all()
+  ):
     raise ValueError(f"these are not chances: {acceptance.tolist()}")
   # A rank after a likelier one of the same head: siblings stay without gaps,
   # as sampled drafts need it.

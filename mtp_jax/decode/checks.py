@@ -1,0 +1,75 @@
+"""Settings that a caller gives, checked before any work is done."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+_STOPS = 4  # width of the array of end tokens: so many share a program
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+  """`value`, an integer of any kind, as an int.
+
+  Raises:
+    ValueError: a bool, a float, a text, or less than `least`.
+  """
+  try:
+    if isinstance(value, bool | np.bool_):
+      raise TypeError
+    found = operator.index(value)
+  except TypeError:
+    raise ValueError(f"{name}={value!r} is not an integer") from None
+  if least is not None and found < least:
+    raise ValueError(f"{name}={found} is too small; give at least {least}")
+  return found
+
+
+def number(name: str, value: Any) -> float:
+  """`value`, a number of any kind, as a float; ValueError for anything else."""
+  try:
+    if isinstance(value, bool | np.bool_ | str | bytes):
+      raise TypeError
+    return float(value)
+  except (TypeError, ValueError, OverflowError):
+    raise ValueError(f"{name}={value!r} is not a number") from None
+
+
+def seed(value: Any) -> np.uint32:
+  """A seed of 32 bits; JAX would drop or extend any others silently.
+
+  Raises:
+    ValueError: not an integer from 0 to 2**32 - 1.
+  """
+  found = integer("seed", value)
+  if not 0 <= found < 2**32:
+    raise ValueError(f"seed={found} is outside 0..{2**32 - 1}")
+  return np.uint32(found)
+
+
+def stop_ids(stop: int | Sequence[int] | None, vocab: int) -> np.ndarray:
+  """End tokens [E] int32, padded with -1 to a multiple of four.
+
+  Args:
+    stop: one id, several, or None.
+    vocab: V.
+
+  Raises:
+    ValueError: not ids, or an id that is never written; names it.
+  """
+  if stop is None:
+    stop = []
+  elif isinstance(stop, str | bytes) or np.ndim(stop) > 1:
+    raise ValueError(f"stop={stop!r} is not an id or a list of ids")
+  elif np.ndim(stop) == 0:
+    stop = [stop]
+  ids = [integer("stop", i) for i in stop]
+  for i in ids:
+    if not 0 <= i < vocab:
+      raise ValueError(
+        f"stop={i} is outside the vocabulary 0..{vocab - 1}: no text would "
+        "end there; None writes on to max_new"
+      )
+  width = max(_STOPS, -(-len(ids) // _STOPS) * _STOPS)
+  return np.array(ids + [-1] * (width - len(ids)), np.int32)
