@@ -57,6 +57,7 @@ def fit(
     Diverged: `train.max_bad_steps` non-finite steps in a row.
     processes.PeerLost: another process of the run is gone.
   """
+  pipeline.refuse_in_worker()
   cfg.check()
   if profile and profile.start > cfg.train.steps:
     raise ValueError(

@@ -512,6 +512,36 @@ def test_batches_are_the_same_for_any_number_of_workers(packed, workers):
       equal(next(stream), wanted)
 
 
+UNGUARDED = """
+import numpy as np
+from mtp_jax.data import pipeline
+
+packed = pipeline.Packed(np.arange(99), np.array([0]), 1.0, "", 1, {})
+next(pipeline.batches(
+  packed, batch=1, seq_len=7, n_future=1, seed=0, workers=1
+))
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+  (tmp_path / "script.py").write_text(UNGUARDED)
+  done = subprocess.run(
+    [sys.executable, str(tmp_path / "script.py")],
+    env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert done.returncode == 1
+  guard = "must do its work under if __name__ == '__main__': because every"
+  worker, *_, error = done.stderr.strip().splitlines()
+  assert (
+    worker.startswith("A script that sets data.workers") and guard in worker
+  )
+  assert error.startswith("ChildProcessError: ") and guard in error
+  assert done.stderr.count("Traceback") == 1  # the script's own
+
+
 def test_an_epoch_gives_every_window_once_in_an_order_of_its_own(packed):
   count = packed.windows(7)
   rows = []

@@ -6,6 +6,7 @@ grain shuffles the windows anew for every epoch. Nothing but the step needs to
 be saved for a run to go on, on any number of processes.
 """
 
+import multiprocessing
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +18,11 @@ from mtp_jax.data import pack as _pack
 
 Packed, pack = _pack.Packed, _pack.pack
 CacheDamaged = _pack.CacheDamaged
+
+_UNGUARDED = (
+  "A script that sets data.workers above 0 must do its work under "
+  "if __name__ == '__main__': because every worker process imports the script"
+)
 
 
 def batches(
@@ -52,6 +58,7 @@ def batches(
 
   Raises:
     ValueError: batch is not divisible by processes, or there is no data.
+    ChildProcessError: from the iterator: a worker process has ended.
     CacheDamaged: from the iterator, in place of the first batch whose tokens
       have changed on the disk; all batches before it are sound.
   """
@@ -59,12 +66,39 @@ def batches(
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   stream = steps[start:].to_iter_dataset(ahead)
   if workers:
+    refuse_in_worker()
     if not flags.FLAGS.is_parsed():  # a notebook; grain reads its flags
       flags.FLAGS.mark_as_parsed()
     stream = stream.mp_prefetch(
       grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
     )
+    return _from_workers(iter(stream), workers)
   return iter(stream)
+
+
+def refuse_in_worker() -> None:
+  """Ends a worker that, being started, runs its parent's script again.
+
+  A worker process imports the script that started it. Where the script has no
+  `if __name__ == "__main__":`, the worker would do all its work once more.
+  """
+  # multiprocessing sets it while a new process imports the script.
+  if getattr(multiprocessing.current_process(), "_inheriting", False):
+    sys.exit(_UNGUARDED)
+
+
+def _from_workers(stream, workers: int) -> Iterator[dict[str, np.ndarray]]:
+  try:
+    yield from stream
+  except RuntimeError as error:
+    if "process was terminated" not in str(error):
+      raise
+    line = str(error).split(". ")[0]
+    raise ChildProcessError(
+      f"one of data.workers={workers} processes ended before its time "
+      f"({line}). {_UNGUARDED}. Otherwise look for its own lines above, and "
+      "whether the machine has memory for so many"
+    ) from None
 
 
 def batch_at(
