@@ -1,5 +1,6 @@
 """How every program here starts: flags to a checked config, errors in a line."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import logging
@@ -8,8 +9,13 @@ import os
 import pathlib
 import platform
 import re
+import select
+import signal
+import socket
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -128,26 +134,90 @@ def define_processes() -> Callable[[], None]:
 def start(main: Callable[[list[str]], None]) -> None:
   """`app.run`, with what the user can mend said in one line, exit code 1.
 
-  A process among several that fails leaves at once: to leave the ordinary way
-  it would wait for the others, which wait for it.
+  Ctrl-C ends with 130, a closed pipe (`| head`) with 141, both without a
+  traceback. What a terminal's encoding lacks is replaced, and a warning is a
+  line. A program that fails leaves at once: the ordinary way waits for the
+  other processes of a run, which wait for it, and crashes where JAX computes.
   """
+  if sys.stdout:
+    sys.stdout.reconfigure(errors="replace")
+  warnings.formatwarning = lambda message, *_, **__: (
+    f"warning: {' '.join(str(message).split())}\n"
+  )
+  _watch_interrupts()
   try:
     app.run(mendable(main), flags_parser=mendable(_parse))
   except BaseException as error:
-    if not jax.distributed.is_initialized():
-      raise
-    if getattr(error, "code", 1):
-      if isinstance(error, SystemExit):
-        print(error, file=sys.stderr)
-      else:
-        traceback.print_exception(error)
-      for worker in multiprocessing.active_children():  # grain's
-        worker.kill()
-      sys.stdout.flush()
-      sys.stderr.flush()
-      os._exit(1)
-    jax.distributed.shutdown()
+    if code := _exit_code(error):
+      _leave(code)
+    if jax.distributed.is_initialized():
+      jax.distributed.shutdown()
     raise
+
+
+def _exit_code(error: BaseException) -> int:
+  """The program's exit code; says why, where it is not 0."""
+  if isinstance(error, KeyboardInterrupt):
+    print("interrupted", file=sys.stderr)
+    return 128 + signal.SIGINT
+  if not isinstance(error, SystemExit):
+    traceback.print_exception(error)
+    return 1
+  if isinstance(error.code, str):
+    print(error, file=sys.stderr)
+    return 1
+  if error.code == 1 and isinstance(error.__context__, BrokenPipeError):
+    return _PIPE  # rich's answer to it
+  return error.code or 0
+
+
+def _leave(code: int) -> None:
+  for worker in multiprocessing.active_children():  # grain's
+    worker.kill()
+  for stream in filter(None, (sys.stdout, sys.stderr)):
+    with contextlib.suppress(OSError):
+      stream.flush()
+  os._exit(code)
+
+
+def _interrupt(number, frame):
+  raise KeyboardInterrupt
+
+
+def _watch_interrupts() -> None:
+  """Makes Ctrl-C end the program where Python does not run, as in compilers.
+
+  Python runs a signal's handler after the C++ call that it interrupts, which
+  may be a minute later. A thread hears of each signal at once: it gives the
+  main thread three seconds to leave by KeyboardInterrupt, and then ends the
+  program. A signal that the training loop has taken over is left to the loop;
+  the same one a second time ends the program at once.
+  """
+  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # Not Python's own, which asyncio would replace for a while.
+    signal.signal(signal.SIGINT, _interrupt)
+  reader, writer = socket.socketpair()
+  writer.setblocking(False)
+  signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+
+  threading.Thread(
+    target=_end_at_interrupts, args=(reader, writer), daemon=True
+  ).start()
+
+
+def _end_at_interrupts(reader: socket.socket, writer: socket.socket) -> None:
+  seen = set()
+  while True:
+    number = reader.recv(1)[0]
+    if number not in (signal.SIGINT, signal.SIGTERM):
+      continue
+    if number not in seen:
+      seen.add(number)
+      if signal.getsignal(number) is not _interrupt:
+        continue
+      select.select([reader], [], [], 3)
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -175,6 +245,7 @@ def _worth_saying(line: logging.LogRecord) -> bool:
   return line.levelno >= least
 
 
+_PIPE = 128 + 13  # what a shell calls the end by SIGPIPE
 _MENDABLE = (
   app.UsageError,
   ValueError,
@@ -190,12 +261,25 @@ def mendable(fun: Callable) -> Callable:
 
   def call(argv):
     try:
-      return fun(argv)
+      result = fun(argv)
+      if sys.stdout:
+        sys.stdout.flush()
+      return result
     except _MENDABLE as error:
+      if isinstance(error, BrokenPipeError) and _reader_left():
+        sys.exit(_PIPE)
       absl_logging.debug("where it happened", exc_info=True)  # --verbosity=1
       sys.exit(f"error: {error}")
 
   return call
+
+
+def _reader_left() -> bool:
+  """Whether the broken pipe is the program's output, and not a worker's."""
+  output = select.poll()
+  for number in (1, 2):
+    output.register(number, 0)
+  return any(event & select.POLLERR for _, event in output.poll(0))
 
 
 def machine() -> dict[str, str]:

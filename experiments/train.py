@@ -4,7 +4,8 @@
     --workdir=runs/quickstart --config.model.n_future=4
 
 Started again on the same workdir it goes on from the last checkpoint. SIGTERM
-and Ctrl-C save the step and exit with 0. --profile=100:5 traces steps 100 to
+and Ctrl-C save the step and exit with 0; before the first step is compiled
+they just end it, and so does the second of a kind. --profile=100:5 traces steps 100 to
 104 into the workdir. In several processes: experiments/launch/.
 """
 

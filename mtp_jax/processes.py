@@ -122,36 +122,57 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     error = error.__cause__ or error.__context__
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-  """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts.
+class StopEvent(threading.Event):
+  """Set by SIGTERM or Ctrl-C from `watch` on.
 
-  Among several processes JAX's own handler of SIGTERM makes all of them stop
-  at the same step, and Ctrl-C is passed on to it.
+  Before `watch`, both signals act as they do without it. After it, the first
+  sets the event, and the same signal a second time acts as before again.
   """
-  asked = threading.Event()
-  if threading.current_thread() is not threading.main_thread():
-    yield asked
-    return
-  several = jax.process_count() > 1
-  numbers = (signal.SIGINT,) if several else (signal.SIGTERM, signal.SIGINT)
-  old = {number: signal.getsignal(number) for number in numbers}
 
-  def ask(number, frame):
+  def __init__(self):
+    super().__init__()
+    self._several = jax.process_count() > 1
+    self._old = {}  # handlers by signal
+    self._seen = set()
+
+  def watch(self) -> None:
+    """Takes the signals over; nothing happens the second time.
+
+    Among several processes JAX's own handler of SIGTERM makes all of them stop
+    at the same step, and Ctrl-C is passed on to it.
+    """
+    if self._old or threading.current_thread() is not threading.main_thread():
+      return
+    for number in (signal.SIGINT, signal.SIGTERM)[: 1 if self._several else 2]:
+      self._old[number] = signal.signal(number, self._ask)
+
+  def release(self) -> None:
+    """Gives the signals back."""
+    for number, handler in self._old.items():
+      signal.signal(number, handler)
+    self._old = {}
+
+  def _ask(self, number, frame):
     del frame
+    if number in self._seen:
+      self.release()
+      signal.raise_signal(number)
+      return
+    self._seen.add(number)
+    self.set()
     logging.info("signal %d: saving and stopping after this step", number)
-    asked.set()
-    signal.signal(signal.SIGINT, old[signal.SIGINT])
-    if several:
+    if self._several:
       signal.raise_signal(signal.SIGTERM)
 
-  for number in old:
-    signal.signal(number, ask)
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[StopEvent]:
+  """A `StopEvent`, to be watched once there is something to save."""
+  asked = StopEvent()
   try:
     yield asked
   finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
+    asked.release()
 
 
 def told_to_stop(asked: threading.Event, step: int) -> bool:

@@ -36,7 +36,8 @@ def fit(
   """Trains, or goes on training, in `workdir`.
 
   Starts from the newest whole checkpoint there. SIGTERM (and the first
-  Ctrl-C) saves the current step and returns. The run is a function of `cfg`
+  Ctrl-C) saves the current step and returns, once the first step is compiled;
+  before, there is nothing to save, and signals act as without this function. The run is a function of `cfg`
   alone: stopped, killed and resumed anywhere, it ends with the same bits.
 
   Args:
@@ -130,6 +131,7 @@ class _Run:
         with self.clock.waiting():
           batch = self._place(next(batches))
         state, found = step_fn(state, batch)
+      asked.watch()  # compiled; until now there was nothing to save
       self._check(step - 1, previous)  # one step late: the device goes on
       previous = found
       self.clock.step()

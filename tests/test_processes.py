@@ -429,11 +429,37 @@ def test_ctrl_c_among_several_is_a_sigterm(monkeypatch):
     )
   }
   try:
-    with processes.stop_signals():
+    with processes.stop_signals() as asked:
+      asked.watch()
       signal.raise_signal(signal.SIGINT)
       assert heard == ["SIGTERM"]
       with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def test_signals_are_taken_over_once_there_is_something_to_save():
+  heard = []
+  old = {
+    number: signal.signal(number, lambda number, _: heard.append(number))
+    for number in (signal.SIGTERM, signal.SIGINT)
+  }
+  try:
+    for number in old:
+      heard.clear()
+      with processes.stop_signals() as asked:
+        signal.raise_signal(number)
+        assert heard == [number] and not asked.is_set()
+        asked.watch()
+        asked.watch()
+        signal.raise_signal(number)
+        assert heard == [number] and asked.is_set()
+        signal.raise_signal(number)  # a second time: as without the event
+        assert heard == [number, number]
+      signal.raise_signal(number)
+      assert heard == [number] * 3
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -270,6 +271,83 @@ def test_flags_reach_the_run(call, tmp_path):
   assert found["train"]["head_weights"] == [1.0, 0.5]
   assert found["train"]["loss"] == "formula"
   assert list((tmp_path / "w/profile").rglob("*.xplane.pb"))
+
+
+PROGRAM = r"""
+import contextlib, hashlib, sys, warnings
+import rich.console
+from experiments import program
+from mtp_jax import processes
+
+def compile():  # like a compiler: long, not in Python
+  print("compiling", flush=True)
+  hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+
+def train():
+  with processes.stop_signals() as asked:
+    asked.watch()
+    compile()
+
+def write():
+  while True:
+    print("text")
+
+def show():
+  while True:
+    rich.console.Console().print("text")
+
+def say():
+  warnings.warn("the first\nof two lines")
+  print("na\u00efve \u4e2d \udc80")
+
+program.start(lambda argv: globals()[argv[1]]())
+"""
+
+
+def started(name, **variables):
+  return subprocess.Popen(
+    [sys.executable, "-c", PROGRAM, name],
+    env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def test_ctrl_c_ends_a_program_where_python_does_not_run():
+  process = started("compile")
+  assert process.stdout.readline() == b"compiling\n"
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=10)
+  assert (process.returncode, err) == (130, b"interrupted\n")
+
+
+@pytest.mark.parametrize("number, code", [(2, 130), (15, 143)])
+def test_the_second_signal_to_a_training_ends_it_at_once(number, code):
+  process = started("train")
+  assert process.stdout.readline() == b"compiling\n"
+  process.send_signal(number)
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(0.5)  # it would save after this step
+  process.send_signal(number)
+  _, err = process.communicate(timeout=2)
+  assert (process.returncode, err) == (code, b"interrupted\n")
+
+
+def test_a_closed_pipe_and_a_poor_encoding_are_no_errors():
+  """Side by side: most of their time is the imports."""
+  processes = {
+    name: started(name, PYTHONIOENCODING="latin-1")
+    for name in ("write", "show", "say")
+  }
+  for name in ("write", "show"):
+    assert processes[name].stdout.readline() == b"text\n"
+    processes[name].stdout.close()
+    assert processes[name].wait(10) == 141
+    assert processes[name].stderr.read() == b""
+  out, err = processes["say"].communicate(timeout=10)
+  assert processes["say"].returncode == 0
+  assert out == b"na\xefve ? ?\n"
+  assert err == b"warning: the first of two lines\n"
 
 
 def test_a_path_flag_knows_the_home_folder(monkeypatch):
