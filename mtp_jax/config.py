@@ -112,6 +112,12 @@ class Data:
     for name in ("tokenizer", "cache"):
       if not getattr(self, name):
         raise ValueError(f"data.{name} is empty; leave it out for its default")
+    for name in ("path", "tokenizer", "cache"):
+      try:
+        pathlib.Path(getattr(self, name)).expanduser()
+      except RuntimeError as error:  # ~nobody
+        value = getattr(self, name)
+        raise ValueError(f"data.{name} is {value!r}: {error}") from error
     fields.share(self, "held_out", 0 < self.held_out < 1)
 
 

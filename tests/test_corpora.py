@@ -223,6 +223,8 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path):
   kept = texts("text", corpus, skipped := corpora.Skipped())
   assert sorted(kept) == ["b/deep/a:1", "inner/a:1"]
   assert skipped == {"no file": 2, "link": 2}
+  for name in ("gone", "pipe", "all"):
+    assert any(place.endswith(f"/{name}") for place in skipped.places), name
 
 
 def test_what_is_no_file_and_no_folder_is_refused(tmp_path):
@@ -410,3 +412,19 @@ def test_whole_documents_are_held_out_where_there_are_any():
     corpora.find_cut(some[:3], 0.99)
   long = [*some[:3], document(b"a line\n" * 99)]
   assert corpora.find_cut(long, 1e-9).at == 7 * 89
+
+
+@pytest.mark.parametrize("field", ["path", "tokenizer", "cache"])
+def test_a_home_that_is_no_ones_is_named(field):
+  data = config.Data(**{field: "~no-such-user/x"})
+  with pytest.raises(ValueError, match=f"data.{field} is '~no-such-user/x'"):
+    data.check()
+
+
+def test_no_name_of_a_folder_is_a_pattern(tmp_path):
+  folder = tmp_path / "a[0:1]*?" / "x.jsonl"
+  folder.mkdir(parents=True)
+  array_record(folder / "[0:9].array_record", [b"one", b"two"])
+  (folder / "[b].jsonl").write_text('{"text": "three"}')
+  assert list(texts("array_record", folder).values()) == [b"one", b"two"]
+  assert list(texts("jsonl", tmp_path).values()) == [b"three"]

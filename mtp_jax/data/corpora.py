@@ -39,16 +39,16 @@ class Skipped(collections.Counter):
 
   def __init__(self, *counts):
     super().__init__(*counts)
-    self.places: list[str] = []  # at most 3, of damaged records alone
+    self.places: list[str] = []  # at most 3; not of empty or equal records
 
-  def damaged(self, reason: str, place: object) -> None:
+  def add(self, reason: str, place: object) -> None:
     self[reason] += 1
     if len(self.places) < 3:
       self.places.append(str(place))
 
   def __str__(self) -> str:
     counts = ", ".join(f"{n} {reason}" for reason, n in sorted(self.items()))
-    return f"{counts}; the first damaged: {', '.join(self.places) or 'none'}"
+    return f"{counts}; the first: {', '.join(self.places) or 'none'}"
 
 
 def read(
@@ -245,7 +245,7 @@ def _damaged(data, skipped, damage: formats.Damage, where: object) -> None:
       "is damaged, counted, with data.on_error='skip' "
       "(--config.data.on_error=skip)"
     )
-  skipped.damaged(damage.reason, where)
+  skipped.add(damage.reason, where)
 
 
 def _files(data, skipped) -> list[tuple[str, pathlib.Path]]:
@@ -312,13 +312,14 @@ def _walk(data, root: pathlib.Path, skipped, without: tuple[str, ...] = ()):
           if path.is_file():
             yield path.relative_to(root).as_posix(), path
           else:
-            skipped["no file"] += 1
-    follow = {p for p in links if p.resolve() not in around}
-    if data.source == "python":
-      follow.clear()
-    if passed := len(links) - len(follow):
-      skipped["link"] += passed
-    starts = sorted(follow)
+            skipped.add("no file", path)
+    follow = []
+    for link in sorted(links) if data.source != "python" else []:
+      if link.resolve() in around:
+        skipped.add("link", link)
+      else:
+        follow.append(link)
+    starts = follow
 
 
 def _digest(name: str) -> bytes:
