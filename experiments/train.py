@@ -9,6 +9,9 @@ they just end it, and so does the second of a kind. --profile=100:5 traces steps
 104 into the workdir. In several processes: experiments/launch/.
 """
 
+import shlex
+
+import jax
 from absl import app, flags
 
 from experiments import program
@@ -28,7 +31,12 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   _join()
   cfg = _CONFIG.value.check()
-  run.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))
+  state = run.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))
+  if int(state.step) == cfg.train.steps and jax.process_index() == 0:
+    workdir = shlex.quote(f"--workdir={_WORKDIR.value}")
+    print("next, the best trees of drafts, and a text:")
+    print(f"  python -m experiments.tune_tree {workdir}")
+    print(f"  python -m experiments.generate {workdir} --prompt='import os'")
 
 
 def _steps(text: str) -> range:

@@ -1,17 +1,12 @@
-"""What a run writes down: CSV, TensorBoard events, a progress bar."""
+"""What a run measures of itself: time, FLOP/s, a profile."""
 
 import contextlib
-import csv
-import os
 import pathlib
-import sys
 import time
 from collections.abc import Iterator
 
 import jax
-import rich.console
-import rich.progress
-import tensorboardX
+from absl import logging
 
 from mtp_jax import config
 from mtp_jax.model import model
@@ -27,121 +22,6 @@ PEAK_FLOPS = {
   "TPU v5": 459e12,
   "TPU v6 lite": 918e12,
 }
-
-
-_MARK = "--- step "
-
-
-class Writer:
-  """Numbers by step, into one CSV per group and TensorBoard events.
-
-  A resumed run goes on in the same files: rows after the step that it starts
-  from are those of a run that was cut off, and are dropped.
-
-  Args:
-    folder: made if it is not there.
-    start: step that the run starts from.
-    active: False writes nothing (processes other than the first).
-  """
-
-  def __init__(self, folder: pathlib.Path, start: int, active: bool = True):
-    self._folder, self._start, self._active = folder, start, active
-    self._files = {}
-    if active:
-      folder.mkdir(parents=True, exist_ok=True)
-      self._events = tensorboardX.SummaryWriter(
-        str(folder / "tensorboard"), purge_step=start + 1
-      )
-
-  def write(self, group: str, step: int, values: dict[str, float]) -> None:
-    """Appends a row to `group`.csv and to the events, and flushes both."""
-    if not self._active:
-      return
-    if group not in self._files:
-      self._files[group] = self._open(group, ["step", *values])
-    file, rows = self._files[group]
-    rows.writerow({"step": step} | {k: f"{v:.9g}" for k, v in values.items()})
-    file.flush()
-    for name, value in values.items():
-      self._events.add_scalar(f"{group}/{name}", value, step)
-    self._events.flush()
-
-  def write_text(self, group: str, step: int, text: str) -> None:
-    """Adds a text to the events, and to the file `group`.txt."""
-    if self._active:
-      self._events.add_text(group, f"```\n{text}\n```", step)
-      path = self._folder / f"{group}.txt"
-      old = path.read_text().split(_MARK)[1:] if path.exists() else []
-      kept = [part for part in old if int(part.split("\n")[0]) < step]
-      parts = [*kept, f"{step}\n{text}\n"]
-      path.write_text("".join(_MARK + part for part in parts))
-
-  def close(self) -> None:
-    """Closes all files."""
-    for file, _ in self._files.values():
-      file.close()
-    if self._active:
-      self._events.close()
-
-  def _open(self, group, names):
-    path = self._folder / f"{group}.csv"
-    kept = []
-    if path.exists():
-      rows = csv.DictReader(path.read_text().splitlines())
-      whole = [r for r in rows if None not in r.values() and r["step"]]
-      kept = [r for r in whole if int(r["step"]) <= self._start]
-      names += [n for n in rows.fieldnames or () if n not in names]
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-      rows = csv.DictWriter(file, names)
-      rows.writeheader()
-      rows.writerows(kept)
-    os.replace(partial, path)
-    file = path.open("a", newline="")
-    return file, csv.DictWriter(file, names)
-
-
-class Progress:
-  """A bar on a terminal; elsewhere a line per report."""
-
-  def __init__(self, total: int, start: int, active: bool = True):
-    self._console = rich.console.Console(
-      file=sys.stdout, soft_wrap=True, quiet=not active
-    )
-    self._total, self._bar = total, None
-    if self._console.is_terminal:
-      self._bar = rich.progress.Progress(
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.fields[note]}"),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("left"),
-        rich.progress.TimeRemainingColumn(),
-        console=self._console,
-      )
-      self._task = self._bar.add_task("", total=total, completed=start, note="")
-      self._bar.start()
-
-  def advance(self, step: int) -> None:
-    """Moves the bar to `step`."""
-    if self._bar:
-      self._bar.update(self._task, completed=step)
-
-  def report(self, step: int, note: str) -> None:
-    """Shows `note` beside the bar, or as a line."""
-    if self._bar:
-      self._bar.update(self._task, completed=step, note=note)
-    else:
-      self.say(f"step {step}/{self._total}  {note}")
-
-  def say(self, text: str) -> None:
-    """Prints a line that stays."""
-    self._console.print(text, markup=False, highlight=False)
-
-  def close(self) -> None:
-    """Leaves the terminal as it was."""
-    if self._bar:
-      self._bar.stop()
 
 
 class Clock:
@@ -219,8 +99,9 @@ class Trace:
       yield
       return
     if not self._running:
-      jax.profiler.start_trace(self._folder)
-      self._running = True
+      with self._surviving():
+        jax.profiler.start_trace(self._folder)
+        self._running = True
     with jax.profiler.StepTraceAnnotation("train", step_num=number):
       yield
 
@@ -234,7 +115,16 @@ class Trace:
     """Writes what was traced, if anything was."""
     if self._running:
       self._running = False
-      jax.profiler.stop_trace()
+      with self._surviving():
+        jax.profiler.stop_trace()
+
+  @contextlib.contextmanager
+  def _surviving(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, RuntimeError) as error:
+      self._steps = range(0)
+      logging.warning("no profile: %s. The run goes on", error)
 
 
 def flops_per_token(cfg: config.Model, seq_len: int) -> float:

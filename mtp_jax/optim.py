@@ -10,6 +10,11 @@ from mtp_jax import config
 def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
   """Linear warm-up to `cfg.peak`, cosine to `cfg.end * cfg.peak` at `steps`.
 
+  A function of the updates made so far: steps with a finite gradient. So a run
+  that goes on with more steps, or other rates, takes from its next step on
+  the rate that the new schedule has there. Where it had come to the end of
+  its cosine, a longer one raises the rate again.
+
   Reference: the paper, table S13 and its caption.
   """
   return optax.warmup_cosine_decay_schedule(

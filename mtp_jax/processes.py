@@ -103,17 +103,23 @@ def watched(when_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    chain = [e for e in _chain(error) if not isinstance(e, OSError)]
-    text = " ".join(map(str, chain))  # a file system has words like JAX's
-    if jax.process_count() == 1 or not _SIGNS.search(text):
+    if not is_loss(error):
       raise
     when_lost()
+    text = " ".join(map(str, _chain(error)))
     raise PeerLost(
       f"process {jax.process_index()} of {jax.process_count()} stops: another "
       "process is gone, or cannot be reached. What it wrote last tells why. "
       "Start all of them again, as before or another number: the run goes on "
       f"from its newest checkpoint. (JAX said: {' '.join(text.split())[:200]})"
     ) from error
+
+
+def is_loss(error: BaseException) -> bool:
+  """Whether JAX's runtime says with `error` that a peer is gone."""
+  # A file system has words like JAX's.
+  chain = [str(e) for e in _chain(error) if not isinstance(e, OSError)]
+  return jax.process_count() > 1 and bool(_SIGNS.search(" ".join(chain)))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

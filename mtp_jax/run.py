@@ -1,26 +1,26 @@
 """A run in a workdir: the loop around the training step, and what it keeps."""
 
+import contextlib
 import json
 import pathlib
 
 import jax
-import numpy as np
 
 from mtp_jax import (
   checkpoint,
   config,
+  evaluations,
+  logs,
   metrics,
   processes,
   record,
+  report,
   sharding,
   storage,
-  tokenizer,
 )
 from mtp_jax import train as train_lib
 from mtp_jax import workdir as workdir_lib
 from mtp_jax.data import pipeline
-from mtp_jax.decode import generate, prepare
-from mtp_jax.evaluate import held_out
 
 
 class Diverged(Exception):
@@ -37,13 +37,16 @@ def fit(
 
   Starts from the newest whole checkpoint there. SIGTERM (and the first
   Ctrl-C) saves the current step and returns, once the first step is compiled;
-  before, there is nothing to save, and signals act as without this function. The run is a function of `cfg`
-  alone: stopped, killed and resumed anywhere, it ends with the same bits.
+  before, there is nothing to save, and signals act as without this function.
+  The run is a function of `cfg` alone: stopped, killed and resumed anywhere, it
+  ends with the same bits.
+  Says on standard output what it does (`report`); nothing that it says or
+  logs, no evaluation and no sample can end it.
 
   Args:
     cfg: the run's settings.
     workdir: takes config.json, checkpoints/, train.csv, held_out.csv,
-      sample.txt, tensorboard/, profile/, a copy of a SentencePiece model and
+      samples/, tensorboard/, profile/, a copy of a SentencePiece model and
       `lock`, which keeps other runs out. Several processes
       (`processes.join`) share it.
     profile: steps, counted from 1, that `jax.profiler` traces.
@@ -53,9 +56,12 @@ def fit(
 
   Raises:
     ValueError: settings that do not fit each other, the data or the devices.
+    pipeline.CacheDamaged: the packed corpus changed on the disk; every step
+      before it was trained on sound data.
     checkpoint.CheckpointError: the workdir holds another run, is in use by
       one, cannot be written, or is not shared by all processes.
-    Diverged: `train.max_bad_steps` non-finite steps in a row.
+    Diverged: `train.max_bad_steps` non-finite steps in a row, or the run
+      ends with one.
     processes.PeerLost: another process of the run is gone.
   """
   pipeline.refuse_in_worker()
@@ -70,10 +76,16 @@ def fit(
   codec = workdir_lib.tokenizer(cfg, workdir)
   mesh = sharding.make_mesh(cfg.mesh)
   _check_batch(cfg, mesh)
-  packed = pipeline.pack(cfg.data, codec)
+  like = train_lib.abstract_state(cfg, mesh)
+  evaluations.check(cfg, mesh, like.model)
+  progress = report.Progress(jax.process_index() == 0)
+  with progress.doing("reading the corpus, which is packed once"):
+    packed = pipeline.pack(cfg.data, codec)
   metadata = workdir_lib.metadata(cfg, codec, packed)
   with processes.watched():
     _check_agreement(metadata)
+  for line in report.settings(cfg, packed, mesh):
+    progress.say(line)
   with (
     workdir_lib.lock(workdir),
     checkpoint.Checkpoints(
@@ -82,41 +94,71 @@ def fit(
     processes.stop_signals() as asked,
     processes.watched(saved.abandon),
   ):
-    found = saved.restore(
-      train_lib.abstract_state(cfg, mesh), expect=workdir_lib.fixed(metadata)
-    )
+    found = saved.restore(like, expect=workdir_lib.fixed(metadata))
     state = found[0] if found else train_lib.init_state(cfg, mesh)
+    start = int(state.step)
+    if start > cfg.train.steps:
+      raise ValueError(
+        f"{workdir} is at step {start} already, past train.steps "
+        f"{cfg.train.steps}: set --config.train.steps={start} or more"
+      )
     workdir_lib.write_settings(cfg, workdir)
-    run = _Run(cfg, mesh, codec, packed, workdir, int(state.step), profile)
+    if found:
+      progress.say(f"going on from step {start}")
+      for line in workdir_lib.changes(found[1], metadata):
+        progress.say(line)
+    else:
+      progress.say(f"a new run in {workdir}")
+    run = _Run(
+      cfg, mesh, codec, packed, workdir, start, profile, progress, saved
+    )
     try:
-      return run.steps(state, saved, metadata, asked)
+      return run.steps(state, metadata, asked)
     finally:
       run.close()
 
 
 class _Run:
-  """The loop of `fit`: steps, reports, measures, saves."""
+  """The loop of `fit`: steps, reports, saves, measures."""
 
-  def __init__(self, cfg, mesh, codec, packed, workdir, start, profile):
-    self.cfg, self.mesh, self.codec = cfg, mesh, codec
+  def __init__(
+    self, cfg, mesh, codec, packed, workdir, start, profile, progress, saved
+  ):
+    self.cfg, self.mesh, self.workdir = cfg, mesh, workdir
     self.train, self.held_out = packed
-    self.start = start
+    self.start, self.progress, self.saved = start, progress, saved
     self.block = sharding.reader(mesh, jax.process_index())
     first = jax.process_index() == 0
-    self.writer = metrics.Writer(workdir, start, first)
-    self.progress = metrics.Progress(cfg.train.steps, start, first)
+    self.writer = logs.Writer(workdir, start, first)
     self.clock = metrics.Clock(cfg.model, cfg.data)
     self.trace = metrics.Trace(workdir / "profile", profile, first)
+    self.evaluations = evaluations.Evaluations(
+      cfg,
+      mesh,
+      codec,
+      self.held_out,
+      self._held_out_batch,
+      self.writer,
+      progress,
+    )
 
   def close(self):
     self.trace.close()
     self.progress.close()
-    self.writer.close()
 
-  def steps(self, state, saved, metadata, asked):
+  def steps(self, state, metadata, asked):
     cfg = self.cfg.train
-    if self.start:
-      self.progress.say(f"going on from step {self.start}")
+    due = self._due(self.start, cfg.eval_every)
+    if due and self.evaluations.lacks(self.start):  # stopped before it
+      self.evaluations.run(self.start, state.model)
+    if self.start == cfg.steps:
+      self.progress.say(
+        f"finished already, with train.steps {cfg.steps}. To go on, set "
+        f"--config.train.steps={2 * cfg.steps}, for example: the learning rate "
+        "then follows the longer schedule from here on"
+      )
+      return state
+    self.progress.start(cfg.steps, self.start)
     batches = pipeline.batches(
       self.train,
       **self._rows(self.cfg.data.batch),
@@ -125,12 +167,16 @@ class _Run:
       start=self.start,
     )
     step_fn = train_lib.compile_step(self.cfg, self.mesh)
-    previous = None
+    previous, unsaved = None, False
     for step in range(self.start + 1, cfg.steps + 1):
       with self.trace.step(step):
-        with self.clock.waiting():
+        with (
+          self._rescuing(step - 1, state, previous, metadata),
+          self.clock.waiting(),
+        ):
           batch = self._place(next(batches))
-        state, found = step_fn(state, batch)
+        with self._compiling(step):
+          state, found = step_fn(state, batch)
       asked.watch()  # compiled; until now there was nothing to save
       self._check(step - 1, previous)  # one step late: the device goes on
       previous = found
@@ -139,19 +185,26 @@ class _Run:
         self.trace.end(step, found)
       self.progress.advance(step)
       stop = processes.told_to_stop(asked, step)
-      if step % cfg.log_every == 0 or step == cfg.steps:
+      if self._due(step, cfg.log_every):
         self._report(step, found)
-      if step % cfg.eval_every == 0 or step == cfg.steps:
-        with self.clock.paused():
-          self._measure(step, state.model)
-      if step % cfg.save_every == 0 or step == cfg.steps or stop:
+      # Before the evaluation: what fails there loses no step.
+      unsaved |= self._due(step, cfg.save_every) or stop
+      if unsaved:
         self._check(step, found)
-        with self.clock.paused():
-          saved.save(step, state, metadata, wait=stop)
+        unsaved = int(found["bad"]) > 0  # not within a row of bad steps
+        if not unsaved:
+          with self.clock.paused():
+            self.saved.save(step, state, metadata, wait=stop)
       if stop:
-        self.progress.say(f"told to stop: step {step} is saved")
+        self._say_stopped(step, unsaved)
         break
-    self._check(int(state.step), previous)
+      if self._due(step, cfg.eval_every):
+        with self.clock.paused():
+          self.evaluations.run(step, state.model)
+    else:
+      self._check(step, found, most=1)
+      self.saved.wait()
+      self.progress.say(report.end(self.workdir, step))
     return state
 
   def _rows(self, batch):
@@ -174,15 +227,64 @@ class _Run:
       for name, rows in batch.items()
     }
 
-  def _check(self, step, found):
-    if found is None or int(found["bad"]) < self.cfg.train.max_bad_steps:
+  def _held_out_batch(self, index):
+    # As many rows at once as a step holds: the whole batch might not fit.
+    rows = self._rows(self.cfg.data.batch // self.cfg.train.accumulate)
+    return self._place(pipeline.batch_at(self.held_out, index, **rows, seed=0))
+
+  def _due(self, step, every):
+    return step > 0 and (step % every == 0 or step == self.cfg.train.steps)
+
+  def _compiling(self, step):
+    if step > self.start + 1:
+      return contextlib.nullcontext()
+    return self.progress.doing("compiling the training step")
+
+  @contextlib.contextmanager
+  def _rescuing(self, step, state, found, metadata):
+    """Where reading the batch after `step` fails, saves `step` first.
+
+    Among several processes only one may fail, and none can save alone.
+    """
+    try:
+      yield
+    except Exception as error:
+      if jax.process_count() == 1 and found and not int(found["bad"]):
+        self.saved.save(step, state, metadata, wait=True)
+      if isinstance(error, pipeline.CacheDamaged):
+        raise pipeline.CacheDamaged(
+          f"{error}. All steps up to {step} were trained on sound data; "
+          f"{self._newest()}. Start again: the corpus is packed anew"
+        ) from error
+      raise
+
+  def _say_stopped(self, step, unsaved):
+    if not unsaved:
+      self.progress.say(f"told to stop: step {step} is saved")
+      return
+    self.progress.say(
+      f"told to stop: step {step} is not saved, since its loss or gradient "
+      f"was not finite; {self._newest()}"
+    )
+
+  def _newest(self):
+    steps = self.saved.steps()
+    if not steps:
+      return "there is no checkpoint yet"
+    return f"the newest checkpoint is that of step {steps[-1]}"
+
+  def _check(self, step, found, most=None):
+    bad = int(found["bad"]) if found else 0
+    if bad < (most or self.cfg.train.max_bad_steps):
       return
     raise Diverged(
       f"step {step}: loss {float(found['loss'])} or gradient norm "
-      f"{float(found['grad_norm'])} was not finite {int(found['bad'])} steps "
-      "in a row. The parameters are those before them; no step after the last "
-      "checkpoint was saved. Lower optim.peak, raise optim.warmup, or look at "
-      "the data of these steps"
+      f"{float(found['grad_norm'])} was not finite {bad} steps in a row. They "
+      f"changed no parameter and were not saved; {self._newest()}. Start again "
+      "on this workdir with a lower optim.peak, a longer optim.warmup, or, if "
+      "such steps are to be passed over, more train.max_bad_steps; or look at "
+      "the data of these steps. Where the next steps are not finite either, "
+      "remove that checkpoint, and the run goes on from the one before"
     )
 
   def _report(self, step, found):
@@ -191,7 +293,7 @@ class _Run:
     values = {"loss": found["loss"], "grad_norm": found["grad_norm"]}
     values["learning_rate"] = found["learning_rate"]
     values["skipped_steps"] = found["skipped"]
-    values |= self._per_head(found["nats"], self.train) | rate
+    values |= evaluations.per_head(found["nats"], self.train) | rate
     self.writer.write("train", step, values)
     line = f"loss {found['loss']:.3f}  head 1 {found['nats'][0]:.3f} nats"
     if rate["tokens_per_second"]:
@@ -202,52 +304,6 @@ class _Run:
     if "flop_utilisation" in rate:
       line += f"  {rate['flop_utilisation']:.1%} of peak"
     self.progress.report(step, line)
-
-  def _per_head(self, nats, packed):
-    """Nats per token and bits per byte of each head, by name."""
-    bits = nats / np.log(2) / packed.bytes_per_token
-    values = {f"nats_{i}": x for i, x in enumerate(nats, 1)}
-    return values | {f"bits_per_byte_{i}": x for i, x in enumerate(bits, 1)}
-
-  def _measure(self, step, net):
-    # As many rows at once as a step holds: the whole batch might not fit.
-    parts = self.cfg.train.accumulate
-    rows = self._rows(self.cfg.data.batch // parts)
-    batches = (
-      self._place(pipeline.batch_at(self.held_out, i, **rows, seed=0))
-      for i in range(self.cfg.train.eval_batches * parts)
-    )
-    kernel = train_lib.attention_kernel(self.cfg.model, self.mesh)
-    found = held_out.measure(net, batches, kernel=kernel)
-    values = self._per_head(found["nats"], self.held_out)
-    accuracy = found["accuracy"]
-    values |= {f"accuracy_{i}": x for i, x in enumerate(accuracy, 1)}
-    values["tokens_per_forward_greedy"] = found["greedy"]
-    values["tokens_per_forward_sampled"] = found["sampled"]
-    self.writer.write("held_out", step, values)
-    bits = [values[f"bits_per_byte_{i}"] for i in (1, len(accuracy))]
-    self.progress.say(
-      f"held out at step {step}: {bits[0]:.3f} bits per byte (head 1), "
-      f"{bits[1]:.3f} (head {len(accuracy)}); "
-      f"{found['greedy']:.2f} tokens per forward predicted"
-    )
-    if self.cfg.train.sample_tokens:
-      self._sample(step, net)
-
-  def _sample(self, step, net):
-    """Continues the first half window of the held-out text."""
-    prompt = self.held_out.window(0, max(1, self.cfg.data.seq_len // 2), 0)[0]
-    written = generate.generate(
-      prepare.decoder(net, self.codec.vocab),
-      [prompt],
-      heads=self.cfg.decode.heads or self.cfg.model.n_future,
-      max_new=self.cfg.train.sample_tokens,
-      stop=self.codec.eos,
-    )
-    given, *new = tokenizer.decode_parts(
-      self.codec, [prompt, written.tokens[0]]
-    )
-    self.writer.write_text("sample", step, f"{given}[...]{''.join(new)}")
 
 
 def _check_batch(cfg, mesh):

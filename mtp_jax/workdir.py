@@ -23,14 +23,22 @@ from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.data import pipeline
 from mtp_jax.model import model
 
-# What may differ between a run and the checkpoint that it goes on from: where
-# things lie and how often they are written, not what is computed.
+# Fields that may change when a run goes on from a checkpoint, although they
+# change what is computed: a run that diverged needs other rates, and one that
+# has finished more steps. `changes` says what they were.
+_RATES = {
+  "optim": ("peak", "warmup", "end"),
+  "train": ("steps", "max_bad_steps"),
+}
+# The other fields that may: where files lie, and how often they are written.
 _FREE = {
   "data": ("path", "cache", "workers", "tokenizer"),
   "model": ("attention",),
+  "optim": _RATES["optim"],
   "train": (
     "log_every eval_every eval_batches sample_tokens save_every keep loss_block"
-  ).split(),
+  ).split()
+  + list(_RATES["train"]),
 }
 
 _MODEL = "tokenizer.model"  # the copy in the workdir
@@ -285,6 +293,18 @@ def fixed(metadata: dict) -> dict:
     if section not in ("mesh", "decode")
   }
   return metadata | {"config": sections}
+
+
+def changes(stored: dict, metadata: dict) -> list[str]:
+  """What is computed otherwise than before the checkpoint, a line each."""
+  old, new = stored["config"], metadata["config"]
+  return [
+    f"{section}.{name} was {old[section].get(name)!r} until here, and is "
+    f"{new[section][name]!r} from here on"
+    for section, names in _RATES.items()
+    for name in names
+    if old[section].get(name) != new[section][name]
+  ]
 
 
 def shared(metadata: dict) -> dict:

@@ -1,88 +1,13 @@
-"""Writers: what a cut-off run left behind does not stay."""
+"""Measures of a run: FLOPs, time, a profile."""
 
-import csv
 import gzip
 import json
-import struct
 
 import jax
 import pytest
-from tensorboardX.proto import event_pb2
 
 from mtp_jax import config, metrics
 from mtp_jax.model import model
-
-
-def rows(path):
-  with path.open() as file:
-    return list(csv.DictReader(file))
-
-
-def events(folder):
-  """(step, tag, value) of the event files in the order of their making."""
-  found = []
-  for path in sorted(folder.iterdir()):
-    raw = path.read_bytes()
-    while raw:
-      (size,) = struct.unpack("<Q", raw[:8])
-      event = event_pb2.Event.FromString(raw[12 : 12 + size])
-      found += [(event.step, v.tag, v) for v in event.summary.value]
-      raw = raw[16 + size :]
-  return found
-
-
-def test_csv_and_events_hold_the_numbers(tmp_path):
-  writer = metrics.Writer(tmp_path / "w", 0)
-  writer.write("train", 10, {"loss": 1.5, "nats_1": 0.25})
-  writer.write("train", 20, {"loss": 1.25, "nats_1": 1 / 3})
-  writer.write("held_out", 20, {"loss": 7})
-  writer.write_text("sample", 20, "a text")
-  assert rows(tmp_path / "w/train.csv") == [  # before it is closed
-    {"step": "10", "loss": "1.5", "nats_1": "0.25"},
-    {"step": "20", "loss": "1.25", "nats_1": "0.333333333"},
-  ]
-  writer.close()
-  assert rows(tmp_path / "w/held_out.csv") == [{"step": "20", "loss": "7"}]
-  assert "step 20\na text" in (tmp_path / "w/sample.txt").read_text()
-  found = events(tmp_path / "w/tensorboard")
-  scalars = {(s, t): v.simple_value for s, t, v in found}
-  assert scalars[10, "train/loss"] == 1.5
-  assert scalars[20, "held_out/loss"] == 7
-  assert (20, "sample/text_summary") in scalars
-
-
-def test_a_resumed_run_goes_on_where_the_checkpoint_is(tmp_path):
-  writer = metrics.Writer(tmp_path, 0)
-  for step in (10, 20, 30):
-    writer.write("train", step, {"loss": step})
-  writer.close()
-  with (tmp_path / "train.csv").open("a") as file:
-    file.write("40,")  # killed while it wrote
-  writer = metrics.Writer(tmp_path, 20)
-  writer.write("train", 30, {"loss": 31})
-  writer.close()
-  assert [(r["step"], r["loss"]) for r in rows(tmp_path / "train.csv")] == [
-    ("10", "10"),
-    ("20", "20"),
-    ("30", "31"),
-  ]
-
-
-def test_other_processes_write_nothing(tmp_path):
-  writer = metrics.Writer(tmp_path / "w", 0, active=False)
-  writer.write("train", 1, {"loss": 1})
-  writer.write_text("sample", 1, "text")
-  writer.close()
-  assert not (tmp_path / "w").exists()
-
-
-def test_progress_writes_lines_where_there_is_no_terminal(capsys):
-  progress = metrics.Progress(20, 5)
-  progress.advance(6)
-  progress.report(10, "loss [1.5]")
-  progress.close()
-  metrics.Progress(20, 5, active=False).say("nothing")
-  assert capsys.readouterr().out == "step 10/20  loss [1.5]\n"
 
 
 @pytest.mark.parametrize("head", config.HEAD_KINDS)

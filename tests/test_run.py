@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,16 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax import checkpoint, config, metrics, run, tokenizer, workdir
+from mtp_jax import (
+  checkpoint,
+  config,
+  metrics,
+  optim,
+  processes,
+  run,
+  tokenizer,
+  workdir,
+)
 
 # Reads that orbax abandons when a file is damaged complain when collected.
 pytestmark = pytest.mark.filterwarnings(
@@ -63,14 +73,18 @@ def cfg(home):
   return config.load(home / "config.json")
 
 
-def start(home, target):
-  env = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "PYTHONUNBUFFERED": "1",
-  }
+def start(home, target, **variables):
+  env = (
+    os.environ
+    | variables
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+      "PYTHONUNBUFFERED": "1",
+    }
+  )
   command = [sys.executable, "-c", PROGRAM, home / "config.json", target]
   return subprocess.Popen(
     command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -82,6 +96,12 @@ def finish(home, target):
   out, err = process.communicate(timeout=300)
   assert process.returncode == 0, err[-3000:]
   return out
+
+
+def read_steps(process, number):
+  """Waits until it has said so many steps; before come its settings."""
+  while number:
+    number -= process.stdout.readline().startswith("step ")
 
 
 def final(target):
@@ -116,7 +136,9 @@ def test_writes_what_it_found(unbroken, cfg):
     assert 0.9 < bits * np.log(2) / nats < 1.1
     assert nats < np.log(259)
   assert 1 <= float(rows[1]["tokens_per_forward_greedy"]) <= 3
-  assert "step 50" in (unbroken / "sample.txt").read_text()
+  names = [p.name for p in (unbroken / "samples").iterdir()]
+  assert sorted(names) == ["000025.txt", "000050.txt"]
+  assert "[...]" in (unbroken / "samples/000050.txt").read_text("utf-8")
   assert list((unbroken / "tensorboard").iterdir())
 
 
@@ -141,8 +163,7 @@ def test_killed_25_times_it_ends_with_the_same_bits(home, unbroken):
     if rng.random() < 0.15:  # before the first step
       time.sleep(rng.uniform(0.5, 3))
     else:
-      for _ in range(rng.randrange(1, 5)):
-        process.stdout.readline()
+      read_steps(process, rng.randrange(1, 5))
       time.sleep(rng.uniform(0, 0.08))
     process.kill()
     process.communicate()
@@ -165,10 +186,27 @@ def test_the_same_config_gives_the_same_losses(home, unbroken):
   assert final(home / "again") == final(unbroken)
 
 
+def test_64_bits_and_a_poor_locale_change_nothing(home, unbroken, tmp_path):
+  """From a checkpoint of 32 bits; every program but the sample's runs."""
+  target = tmp_path / "w"
+  shutil.copytree(unbroken, target)
+  for step in (STEPS, STEPS - SAVE_EVERY):
+    shutil.rmtree(target / f"checkpoints/{step}")
+  variables = dict(JAX_ENABLE_X64="1", PYTHONUTF8="0", LC_ALL="C")
+  process = start(home, target, **variables)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err[-3000:]
+  assert final(target).keys() == final(unbroken).keys()
+  assert "finished at step 50; " in out
+  for a, b in zip(
+    losses(target).items(), losses(unbroken).items(), strict=True
+  ):
+    assert a[0] == b[0] and float(a[1]) == pytest.approx(float(b[1]), rel=1e-3)
+
+
 def test_sigterm_saves_and_exits_with_0(home, unbroken):
   process = start(home, home / "stopped")
-  for _ in range(7):
-    process.stdout.readline()
+  read_steps(process, 7)
   process.send_signal(signal.SIGTERM)
   begin = time.monotonic()
   out, err = process.communicate(timeout=60)
@@ -198,11 +236,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over(home, unbroken, tmp_path):
 
 
 def test_another_config_is_refused_by_its_fields(unbroken, cfg):
-  cfg.model.width, cfg.train.steps, cfg.train.log_every = 24, 60, 7
+  cfg.model.width, cfg.optim.clip, cfg.train.log_every = 24, 2.0, 7
   with pytest.raises(checkpoint.CheckpointError) as error:
     run.fit(cfg, unbroken)
   assert "model.width: 20 in the first, 24 in the second" in str(error.value)
-  assert "train.steps: 50 in the first, 60 in the second" in str(error.value)
+  assert "optim.clip: 1.0 in the first, 2.0 in the second" in str(error.value)
   assert "log_every" not in str(error.value)
   assert config.load(unbroken / "config.json").model.width == 20
 
@@ -223,20 +261,125 @@ def test_another_corpus_is_refused(unbroken, cfg, tmp_path):
     run.fit(cfg, unbroken)
 
 
-def test_divergence_stops_and_keeps_what_was_good(cfg, tmp_path, monkeypatch):
-  cfg.train.head_weights = (1.0, float("inf"), 1.0)
-  monkeypatch.setattr(config.Train, "check", lambda self: None)
+def test_divergence_stops_and_goes_on_with_other_rates(
+  cfg, tmp_path, monkeypatch, capsys
+):
+  cfg.optim.peak, cfg.optim.warmup, cfg.train.save_every = 1e30, 1, 1
+  cfg.train.steps, cfg.train.log_every, cfg.train.sample_tokens = 9, 2, 0
+  told = processes.told_to_stop
+  monkeypatch.setattr(processes, "told_to_stop", lambda asked, step: step == 4)
+  assert int(run.fit(cfg, tmp_path).bad) == 2
+  said = "step 4 is not saved, since its loss or gradient was not finite; the "
+  assert (
+    f"{said}newest checkpoint is that of step 2\n" in capsys.readouterr().out
+  )
+  monkeypatch.setattr(processes, "told_to_stop", told)
   with pytest.raises(run.Diverged) as error:
     run.fit(cfg, tmp_path)
-  for text in ("not finite 4 steps in a row", "Lower optim.peak", "inf"):
+  for text in (
+    "step 6: loss 16.", "not finite 4 steps in a row", "lower optim.peak",
+    "newest checkpoint is that of step 2.",
+  ):  # fmt: skip
     assert text in str(error.value)
   with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
-    assert saved.steps() == [2]
+    assert saved.steps() == [1, 2]
     state, _, _ = saved.restore(
       jax.tree.map(np.asarray, run.train_lib.init_state(cfg, one_device()))
     )
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.model))
-  assert int(state.skipped) == 2
+  assert int(state.skipped) == 0
+  # As it advises: 2 was the step that went too far.
+  shutil.rmtree(tmp_path / "checkpoints/2")
+  cfg.optim.peak, cfg.train.steps, cfg.train.max_bad_steps = 1e-3, 8, 2
+  assert int(run.fit(cfg, tmp_path).step) == 8
+  out = capsys.readouterr().out
+  assert (
+    "going on from step 1\noptim.peak was 1e+30 until here, and is 0.001 from here on\n"
+    in out
+  )
+  assert "train.steps was 9 until here, and is 8 from here on\n" in out
+  assert "finished at step 8" in out
+  with (tmp_path / "train.csv").open() as file:
+    row = list(csv.DictReader(file))[1]
+  # The updates made so far and the new settings give the rate, nothing else.
+  want = float(optim.schedule(cfg.optim, 8)(3))
+  assert row["step"] == "4" and float(row["learning_rate"]) == pytest.approx(
+    want
+  )
+  cfg.train.steps = 7
+  with pytest.raises(ValueError, match="at step 8 already, past train.steps 7"):
+    run.fit(cfg, tmp_path)
+
+
+def test_a_finished_run_says_how_to_go_on(unbroken, cfg, tmp_path, capsys):
+  """And measures what it was killed before."""
+  shutil.copytree(unbroken, tmp_path / "w")
+  file = tmp_path / "w/held_out.csv"
+  whole = file.read_text("utf-8")
+  file.write_text("".join(whole.splitlines(keepends=True)[:-1]), "utf-8")
+  cfg.train.sample_tokens = 0
+  run.fit(cfg, tmp_path / "w")
+  assert file.read_text("utf-8") == whole
+  out = capsys.readouterr().out
+  assert "held out at step 50: " in out
+  assert "finished already, with train.steps 50. To go on, set --config." in out
+  run.fit(cfg, tmp_path / "w")
+  assert "held out at" not in capsys.readouterr().out
+
+
+def test_what_fails_in_a_run_costs_no_step(cfg, tmp_path, monkeypatch, caplog):
+  """Evaluations and samples are said once; a damaged corpus stops the run at
+  the batch that it would spoil, and the step before is saved."""
+  order, batches = [], run.pipeline.batches
+
+  class Checkpoints(checkpoint.Checkpoints):
+    def save(self, step, *args, **kwargs):
+      order.append(step)
+      super().save(step, *args, **kwargs)
+
+  def measure(*_, **__):
+    order.append("measure")
+    raise RuntimeError("no memory for this")
+
+  def generate(*_, **__):
+    raise TypeError("int64 where int32 belongs")
+
+  def damaged(*args, **kwargs):
+    found = batches(*args, **kwargs)
+    yield from (next(found) for _ in range(5))
+    for path in (tmp_path / "cache").rglob("train.tokens"):
+      path.write_bytes(bytes(path.stat().st_size))
+    yield from found
+
+  monkeypatch.setattr(checkpoint, "Checkpoints", Checkpoints)
+  monkeypatch.setattr(run.evaluations.held_out, "measure", measure)
+  monkeypatch.setattr(run.evaluations.generate, "generate", generate)
+  monkeypatch.setattr(run.pipeline, "batches", damaged)
+  cfg.data.cache = str(tmp_path / "cache")
+  cfg.train.eval_every = cfg.train.save_every = 4
+  with pytest.raises(run.pipeline.CacheDamaged) as error:
+    run.fit(cfg, tmp_path / "w")
+  *order, last = order
+  assert order[:2] == [4, "measure"] and order[2:] in ([], [8, "measure"])
+  # Some batches were read ahead.
+  assert 5 <= last <= 11
+  assert f"up to {last} were trained on sound data" in str(error.value)
+  assert f"checkpoint is that of step {last}. Start again" in str(error.value)
+  assert [m for m in caplog.messages if "failed" in m] == [
+    "the evaluation at step 4 failed: RuntimeError: no memory for this. The "
+    "run goes on; this is not said again",
+    "the sample at step 4 failed: TypeError: int64 where int32 belongs. The "
+    "run goes on; this is not said again",
+  ]
+
+
+def test_windows_too_short_to_evaluate_are_refused_at_once(
+  cfg, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(run.pipeline, "pack", None)  # not even read
+  cfg.data.seq_len, cfg.model.n_future = 4, 8
+  with pytest.raises(ValueError, match="at least 8 tokens for 8 heads, not 4"):
+    run.fit(cfg, tmp_path)
 
 
 def one_device():
@@ -252,7 +395,7 @@ def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
     ones = np.ones(cfg.model.n_future)
     return {"nats": ones, "accuracy": ones, "greedy": 1.0, "sampled": 1.0}
 
-  monkeypatch.setattr(run.held_out, "measure", measure)
+  monkeypatch.setattr(run.evaluations.held_out, "measure", measure)
   cfg.train.steps = cfg.train.eval_every = 6
   cfg.train.sample_tokens = 0
   for parts in (1, 3):

@@ -95,7 +95,10 @@ def score(
   N = net.cfg.n_future
   B, T = tokens.shape[0], tokens.shape[1] - N
   if T < N:
-    raise ValueError(f"windows of {T} tokens hold no draft of {N} heads")
+    raise ValueError(
+      f"evaluation needs windows of at least {N} tokens for {N} heads, not "
+      f"{T}: raise data.seq_len or lower model.n_future"
+    )
   targets = loss.future_targets(tokens, segments, N)
   ctx = layers.training_context(segments[:, :T], net.cfg, kernel)
   hidden = net.heads(net.run_trunk(tokens[:, :T], ctx), ctx)
