@@ -32,11 +32,12 @@ mutants: $(VENV)/installed
 	$(BIN)/python -m tests.mutants
 
 # All at once: the demo's corpus is what is installed, and stays what it is.
-$(VENV)/installed: requirements.txt requirements-dev.txt
+# This package adds no Python file to it: installed editable, it is a .pth.
+$(VENV)/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -r requirements.txt -r requirements-dev.txt "$(JAX)"
+	  -r requirements.txt -r requirements-dev.txt "$(JAX)" -e .
 	touch $@
 
 clean:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import re
+import runpy
 import select
 import signal
 import socket
@@ -153,6 +154,12 @@ def start(main: Callable[[list[str]], None]) -> None:
     if jax.distributed.is_initialized():
       jax.distributed.shutdown()
     raise
+
+
+def console() -> None:
+  """What `mtp-train` and its like do: `python -m experiments.train`."""
+  name = pathlib.Path(sys.argv[0]).stem.removeprefix("mtp-").replace("-", "_")
+  runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
 
 
 def _exit_code(error: BaseException) -> int:

@@ -1,5 +1,6 @@
 """Programs as a user types them: settings, and errors in one line."""
 
+import importlib
 import inspect
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from absl import flags
@@ -348,6 +350,24 @@ def test_a_closed_pipe_and_a_poor_encoding_are_no_errors():
   assert processes["say"].returncode == 0
   assert out == b"na\xefve ? ?\n"
   assert err == b"warning: the first of two lines\n"
+
+
+def test_a_console_script_is_its_program(call, monkeypatch):
+  with (ROOT / "pyproject.toml").open("rb") as file:
+    scripts = tomllib.load(file)["project"]["scripts"]
+  names = "train generate tune_tree train_tokenizer plan".split()
+  ran = []
+  monkeypatch.setattr(
+    program.runpy, "run_module", lambda name, **_: ran.append(name)
+  )
+  for script, function in scripts.items():
+    module, _, name = function.partition(":")
+    monkeypatch.setattr(sys, "argv", [f"/usr/bin/{script}", "--help"])
+    getattr(importlib.import_module(module), name)()
+  assert ran == [f"experiments.{name}" for name in names]
+  for module in ran:
+    code, out, err = call("--help", module=module)
+    assert (code, err) == (0, "") and f"python -m {module} " in out
 
 
 def test_a_path_flag_knows_the_home_folder(monkeypatch):

@@ -1,0 +1,1 @@
+"""Runs: a file each, or a name in a file, with get_config()."""

@@ -1,0 +1,1 @@
+"""The paper's training runs, a file per family."""
