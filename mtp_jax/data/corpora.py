@@ -121,13 +121,15 @@ def is_held_out(text: bytes, share: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-  """One document that is trained on up to a place and held out from there."""
+  """One document that is trained on up to a place, and held out from there."""
 
   document: Document
   at: int  # bytes
 
   def __str__(self) -> str:
     size = len(self.document.text)
+    if not self.at:
+      return f"{self.document.name}, {size} bytes"
     return f"the last {size - self.at} of {size} bytes of {self.document.name}"
 
 
@@ -137,8 +139,9 @@ def find_cut(documents: Iterable[Document], held_out: float) -> Cut | None:
   One text file of a megabyte is 18 documents, and as a rule none of them
   falls into a share of 0.02. Then the longest document (of equal ones, the
   first) is cut: the held-out share of the whole corpus is taken off its end,
-  at most half of it, at a line end where there is one. It is a function of
-  the documents alone.
+  at most half of it, at a line end where there is one. Where all documents
+  are too short to be cut, it is held out as a whole. That is a function of the
+  documents alone.
 
   Args:
     documents: deduplicated. Read until both splits have one, which for a
@@ -149,9 +152,9 @@ def find_cut(documents: Iterable[Document], held_out: float) -> Cut | None:
     The cut; None if both splits have whole documents.
 
   Raises:
-    ValueError: one split would be empty, and no document is long enough.
+    ValueError: the corpus is one document, too short to be cut.
   """
-  sides, total, count = set(), 0, 0
+  sides, total, count = set(), 0, 0  # total: bytes
   longest = Document("", b"")
   for document in documents:
     sides.add(is_held_out(document.text, held_out))
@@ -160,12 +163,13 @@ def find_cut(documents: Iterable[Document], held_out: float) -> Cut | None:
     total, count = total + len(document.text), count + 1
     longest = max(longest, document, key=lambda d: len(d.text))
   text = longest.text
+  if len(text) < 2 * _LEAST and count > 1:
+    return Cut(longest, 0)
   if len(text) < 2 * _LEAST:
     raise ValueError(
-      f"data.held_out {held_out} leaves one split of {count} documents "
-      f"({total} bytes in all) empty, and the longest has {len(text)} bytes: "
-      f"fewer than the {2 * _LEAST} that can be cut into a part for training "
-      "and a held-out one. Give more text"
+      f"data.held_out {held_out} leaves one split empty: the corpus is one "
+      f"document of {len(text)} bytes, fewer than the {2 * _LEAST} that can be "
+      "cut into a part for training and a held-out one. Give more text"
     )
   size = min(max(_LEAST, round(held_out * total)), len(text) // 2)
   at = len(text) - size
@@ -197,7 +201,8 @@ def split(
         (document.text[: cut.at], False),
         (document.text[cut.at :], True),
       ):
-        yield Document(document.name, text), side
+        if text:
+          yield Document(document.name, text), side
 
 
 def _documents(data, found, skipped) -> Iterator[Document]:

@@ -177,7 +177,7 @@ class _Zstandard(io.RawIOBase):
 
   def __init__(self, path: pathlib.Path):
     self._file = path.open("rb")
-    self._frame, self._input, self._output = None, b"", b""
+    self._frame, self._input, self._output = None, b"", memoryview(b"")
 
   def readable(self) -> bool:
     return True
@@ -192,7 +192,8 @@ class _Zstandard(io.RawIOBase):
       if self._frame is None:
         limit = zstandard.ZstdDecompressor(max_window_size=1 << 31)
         self._frame = limit.decompressobj()
-      self._output = self._frame.decompress(self._input)
+      # A view: slices of bytes would copy all that is left at every read.
+      self._output = memoryview(self._frame.decompress(self._input))
       self._input = self._frame.unused_data
       if self._frame.eof:
         self._frame = None
