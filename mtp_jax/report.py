@@ -115,6 +115,7 @@ def settings(
   device, shape = mesh.devices.flat[0], mesh.shape
   processes = jax.process_count()
   counts = model.count_parameters(cfg.model)
+  cut = f" ({packed[1].cut})" if packed[1].cut else ""
   source = f"{cfg.data.source} {cfg.data.path}".rstrip()
   skipped = ", ".join(f"{n:,} {why}" for why, n in packed[0].skipped.items())
   tokens = cfg.data.batch * cfg.data.seq_len
@@ -128,7 +129,7 @@ def settings(
     f"of them not embeddings; {cfg.model.n_future} {cfg.model.head} heads",
     f"corpus: {source}; left out of it: {skipped or 'nothing'}",
     f"  to train on: {_size(packed[0])}",
-    f"  held out: {_size(packed[1])}",
+    f"  held out: {_size(packed[1])}{cut}",
     f"steps: {cfg.train.steps:,} of {tokens:,} tokens, {epochs:.3g} epochs",
   ]
 

@@ -1,14 +1,17 @@
 """What a run says: it fits the terminal, and cannot end the run."""
 
+import dataclasses
 import io
 import os
 import re
 import sys
 
+import numpy as np
 import pytest
 import rich.console
 
-from mtp_jax import report
+from mtp_jax import config, report, sharding
+from mtp_jax.data import pack
 
 
 def test_progress_writes_lines_where_there_is_no_terminal(capsys):
@@ -76,3 +79,15 @@ def test_a_full_disk_under_the_output_ends_nothing(monkeypatch, caplog):
   assert len(caplog.messages) == 1 and "No space left" in caplog.text
   with pytest.raises(OSError):
     stream.close()
+
+
+def test_the_first_lines_say_what_was_held_out_and_left_out():
+  cfg = config.Config()
+  whole = pack.Packed(np.arange(7), np.array([0]), 1.0, "", 1, {"not UTF-8": 3})
+  part = dataclasses.replace(whole, cut="the last 5 of 99 bytes of book.txt:1")
+  mesh = sharding.make_mesh(cfg.mesh)
+  for split, end in ((whole, "tokens"), (part, f"tokens ({part.cut})")):
+    lines = report.settings(cfg, (whole, split), mesh)
+    assert any(x.endswith("left out of it: 3 not UTF-8") for x in lines)
+    (line,) = (x for x in lines if "held out" in x)
+    assert line.endswith(end)
