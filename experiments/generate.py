@@ -3,18 +3,30 @@
   python -m experiments.generate --workdir=runs/quickstart \\
     --prompt_file=prompt.txt
 
+The prompt is --prompt, --prompt_file, or standard input; in a terminal without
+any of them, line after line is read and continued (--interactive). Ctrl-C
+stops a text, and at an empty line the program; so does Ctrl-D.
+
 The text appears pass by pass, each pass adding 1 to k tokens. Decoding is
 greedy, and the text the one that --heads=1, ordinary decoding, writes, unless
 --temperature says otherwise: then it is drawn as ordinary sampling draws it.
 --tree=16 drafts by the tree of 16 nodes that `experiments.tune_tree` found.
-The last line counts tokens per forward pass and tokens per second, the first
-compilation left out; a text that outgrows its cache compiles once more.
+
+Standard output holds what was written, without the prompt: to a file as it is,
+in a terminal with control characters as escapes such as \\x1b. All else goes to
+standard error; its last line leaves the first pass of each program, which
+compiles, out of the speed. Texts end before a --stop string, behind a
+--stop_id, and at the tokenizer's end token.
 """
 
+import dataclasses
 import itertools
 import json
+import platform
+import re
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -23,27 +35,33 @@ from absl import app, flags
 
 from experiments import program
 from mtp_jax import tokenizer, workdir
-from mtp_jax.decode import (
-  accept,
-  blockwise,
-  network,
-  prepare,
-  prompts,
-  sampling,
-)
-from mtp_jax.decode import generate as generate_lib
+from mtp_jax.decode import accept, blockwise, checks, prepare, sampling
+from mtp_jax.decode import stream as stream_lib
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.model import model
 
 _WORKDIR = program.define_path("workdir", None, "Folder of a training run.")
+_STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; else the last.")
 _PROMPT_FILE = program.define_path(
   "prompt_file", None, "File whose whole text is the prompt; - for stdin."
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "The prompt itself.")
+_INTERACTIVE = flags.DEFINE_bool(
+  "interactive", None, "Continue each line of standard input by itself."
+)
 _HEADS = flags.DEFINE_integer(
   "heads", None, "Heads k, 1 is ordinary decoding, 0 all; else the run's."
 )
 _MAX_NEW = flags.DEFINE_integer(
   "max_new", None, "Most tokens to write; else the run's."
+)
+_STOP = flags.DEFINE_multi_string(
+  "stop",
+  [],
+  r"The text ends before this string, of which \n, \t and \\ are escapes.",
+)
+_STOP_ID = flags.DEFINE_multi_integer(
+  "stop_id", [], "The text ends behind this token."
 )
 _TREE = flags.DEFINE_integer(
   "tree", None, "Nodes of a tree of drafts from the workdir's tree.json."
@@ -54,113 +72,198 @@ _TOP_P = flags.DEFINE_float("top_p", None, "Draw from this share.")
 _MIN_P = flags.DEFINE_float("min_p", None, "Least share of the likeliest.")
 _PENALTY = flags.DEFINE_float("penalty", None, "Of repeating a token.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
+_NUM_SAMPLES = flags.DEFINE_integer(
+  "num_samples", 1, "Texts to draw, each below a line that numbers it."
+)
 _WINDOW = flags.DEFINE_integer(
   "sliding_window",
   None,
   "Look back over so many tokens only: texts without end.",
 )
 flags.mark_flag_as_required("workdir")
-flags.mark_flags_as_mutual_exclusive(["prompt", "prompt_file"], required=True)
+flags.mark_flags_as_mutual_exclusive(["prompt", "prompt_file", "interactive"])
 flags.mark_flags_as_mutual_exclusive(["heads", "tree"])
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  text = _prompt()
-  net, cfg, codec = workdir.load(_WORKDIR.value)
-  heads = cfg.decode.heads if _HEADS.value is None else _HEADS.value
-  drafts = heads or cfg.model.n_future
-  if _TREE.value is not None:
-    drafts = _tuned_tree(_TREE.value)
-  max_new = cfg.decode.max_new if _MAX_NEW.value is None else _MAX_NEW.value
-  prompt = np.concatenate([[codec.bos], codec.encode(text)])
+  # What may be wrong is found before the model is read.
+  rule, stops = _rule(), [_unescaped(text) for text in _STOP.value]
+  tree = None if _TREE.value is None else _tuned_tree(_TREE.value)
+  given = _PROMPT.value is not None or _PROMPT_FILE.value is not None
+  interactive = _INTERACTIVE.value or (not given and sys.stdin.isatty())
+  text = b"" if interactive else _prompt()
+  cfg, codec = workdir.settings(_WORKDIR.value, _STEP.value)
+  settings = _settings(cfg, codec, rule, tree)
+  prompt = _ids(codec, text)
+
+  net, _, _, step = workdir.load_step(_WORKDIR.value, _STEP.value)
   decoder = prepare.decoder(net, codec.vocab, sliding_window=_WINDOW.value)
-  rule = _rule()
-
-  def decode():
-    return stream(
-      decoder,
-      prompt,
-      heads=drafts,
-      max_new=max_new,
-      stop=codec.eos,
-      rule=rule,
-      seed=_SEED.value,
-    )
-
-  for _ in itertools.islice(decode(), 2):
-    pass  # one pass over the prompt and one after it: both are compiled now
-  counts, start = [], time.perf_counter()
-
-  def counted():
-    for tokens in decode():
-      counts.append(len(tokens))
-      yield tokens
-
-  for new in characters(codec, prompt, counted()):
-    print(new, end="", flush=True)
-  seconds = time.perf_counter() - start
-  print(f"\n\n{_figures(counts, seconds)}")
-
-
-def stream(
-  decoder: network.Network,
-  prompt: np.ndarray,
-  *,
-  heads: int | tree_lib.Tree,
-  max_new: int,
-  stop: int,
-  rule=accept.GREEDY,
-  seed: int = 0,
-) -> Iterator[np.ndarray]:
-  """The new tokens so far, after the prompt's pass and after each further one.
-
-  Equals `generate.generate` of one prompt, told while it happens.
-  """
-  tree = blockwise.plan(decoder, rule, heads, max_new=max_new)
-  tokens, lengths = prompts.pad([prompt], decoder.vocab)
-  state = generate_lib.start(
-    decoder,
-    tokens,
-    lengths,
-    tree=tree,
-    max_new=max_new,
-    stop=stop,
-    rule=rule,
-    seed=seed,
+  drafts, size = settings["heads"], sum(a.size for a in jax.tree.leaves(net))
+  kind = "chain" if drafts.is_chain else "tree"
+  _note(
+    f"{_WORKDIR.value} at step {step}: {size / 1e6:.1f} million parameters on "
+    f"{program.processor()}; drafts: {kind} of {drafts.size}\n"
   )
-  while True:
-    row, length, done = jax.device_get(
-      (state.tokens[0], state.length[0], state.done[0])
-    )
-    yield row[len(prompt) : length]
-    if done:
+
+  def write(prompt, seed):
+    _write(decoder, codec, prompt, stops, settings | {"seed": seed})
+
+  if not interactive:
+    write(prompt, _SEED.value)
+  for turn in itertools.count() if interactive else ():
+    try:
+      line = _line()
+    except (EOFError, KeyboardInterrupt):
+      _note("\n")
       return
-    room = decoder.room(state.cache)
-    if room is not None and length - 1 + tree.size > room:
-      state = blockwise.grow(decoder, state)
-    state = blockwise.advance_jit(decoder, rule, state)
+    try:
+      write(_ids(codec, line), (_SEED.value + turn) % 2**32)
+      if not sys.stdout.isatty():
+        print(flush=True)
+    except KeyboardInterrupt:
+      _note("\n(stopped)\n")
+    except ValueError as error:  # of this line: the next may be better
+      _note(f"error: {error}\n")
 
 
-def characters(
-  codec, prompt: np.ndarray, passes: Iterable[np.ndarray]
-) -> Iterator[str]:
-  """What each pass adds to the text; half a character waits for its rest.
+def _settings(cfg, codec, rule, tree) -> dict:
+  """Arguments of `stream.stream`, checked against a decoder without weights."""
+  decoder = jax.eval_shape(
+    lambda key: prepare.decoder(
+      model.Model(cfg.model, key), codec.vocab, sliding_window=_WINDOW.value
+    ),
+    jax.random.key(0),
+  )
+  heads = cfg.decode.heads if _HEADS.value is None else _HEADS.value
+  max_new = cfg.decode.max_new if _MAX_NEW.value is None else _MAX_NEW.value
+  tree = tree or heads or cfg.model.n_future
+  found = {
+    "heads": blockwise.plan(decoder, rule, tree, max_new=max_new),
+    "max_new": max_new,
+    "stop": [codec.eos, *_STOP_ID.value],
+    "rule": rule,
+    "samples": checks.integer("num_samples", _NUM_SAMPLES.value, 1),
+  }
+  checks.seed(_SEED.value)
+  checks.stop_ids(found["stop"], codec.vocab)
+  if found["samples"] > 1 and rule is accept.GREEDY:
+    raise ValueError(
+      f"--num_samples={found['samples']}: greedy decoding writes the same text "
+      "each time; give a --temperature"
+    )
+  return found
 
-  Args:
-    codec: the tokenizer.
-    prompt: ids before the new ones: a token's bytes may depend on them.
-    passes: from `stream`.
-  """
 
-  def added():
-    done = 0
-    for tokens in passes:
-      yield tokens[done:]
-      done = len(tokens)
+@dataclasses.dataclass
+class _Count:
+  """What a text took: all passes, and those behind their program's first."""
 
-  return tokenizer.decode_parts(codec, added(), after=prompt)
+  passes: int = 0  # after the prompt's, of each text that was not whole
+  tokens: int = 0
+  written: int = 0  # by these passes
+  timed: int = 0  # tokens
+  seconds: float = 0.0  # of the timed ones
+
+  def watch(
+    self, passes: Iterable[stream_lib.Pass]
+  ) -> Iterator[stream_lib.Pass]:
+    begin, live, prompts = time.perf_counter(), True, True
+    for each in passes:
+      new = sum(map(len, each.tokens))
+      self.tokens += new
+      if not prompts:
+        self.passes += int(np.sum(live))
+        self.written += new
+      if not each.first:
+        self.timed += new
+        self.seconds += time.perf_counter() - begin
+      live, prompts = ~each.done, False
+      yield each
+      begin = time.perf_counter()
+
+  def line(self) -> str:
+    text = f"{self.tokens} tokens"
+    if self.passes:
+      text += f", {self.written / self.passes:.2f} tokens per forward pass"
+    if not self.seconds:
+      return f"{text}; too few passes to time"
+    return (
+      f"{text}; {self.timed / self.seconds:.1f} tokens per second, the first "
+      "pass of each program left out"
+    )
+
+
+def _write(decoder, codec, prompt, stops, settings) -> None:
+  """Writes the texts of one prompt as they come, and what they took."""
+  begin, count = time.perf_counter(), _Count()
+  passes = count.watch(stream_lib.stream(decoder, prompt, **settings))
+  _note("compiling, and reading the prompt ...")
+  try:
+    compiled = list(itertools.islice(passes, 2))
+  finally:
+    _note("\r\x1b[K" if sys.stderr.isatty() else "\n")
+  terminal, samples = sys.stdout.isatty(), settings["samples"]
+  texts = itertools.tee(itertools.chain(compiled, passes), samples)
+  for i, own in enumerate(texts):
+    if samples > 1:
+      print(f"--- sample {i + 1} of {samples} ---")
+    parts = tokenizer.decode_parts(codec, _sample(own, i), after=prompt)
+    for new in stream_lib.until(parts, stops):
+      print(_shown(new) if terminal else new, end="", flush=True)
+    if terminal or samples > 1:
+      print(flush=True)
+  _note(f"{count.line()}; {time.perf_counter() - begin:.1f} s in all\n")
+
+
+def _sample(passes: Iterable[stream_lib.Pass], i: int) -> Iterator[np.ndarray]:
+  for each in passes:
+    yield each.tokens[i]
+    if each.done[i]:
+      return
+
+
+def _shown(text: str) -> str:
+  """Control characters, which could take over a terminal, as escapes."""
+  return "".join(
+    c.encode("unicode_escape").decode()
+    if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf")
+    else c
+    for c in text
+  )
+
+
+def _note(text: str) -> None:
+  print(text, end="", file=sys.stderr, flush=True)
+
+
+def _line() -> bytes:
+  """A line of standard input, to be continued."""
+  _note("> ")
+  line = sys.stdin.buffer.readline()
+  if not line:
+    raise EOFError
+  return line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _prompt() -> bytes:
+  if _PROMPT.value is not None:
+    return _PROMPT.value.encode("utf-8", "surrogateescape")
+  if _PROMPT_FILE.value is None or str(_PROMPT_FILE.value) == "-":
+    return sys.stdin.buffer.read()
+  return _PROMPT_FILE.value.read_bytes()
+
+
+def _ids(codec, text: bytes) -> np.ndarray:
+  return np.concatenate([[codec.bos], codec.encode(text)])
+
+
+def _unescaped(stop: str) -> str:
+  if not stop:
+    raise ValueError("--stop is empty: every text would end at once")
+  escapes = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+  return re.sub(r"\\[nt\\]", lambda found: escapes[found[0]], stop)
 
 
 def _rule():
@@ -171,9 +274,9 @@ def _rule():
     "penalty": _PENALTY.value,
   }
   if _TEMPERATURE.value:
-    return accept.Lossless(
-      sampling.Sampler(temperature=_TEMPERATURE.value, **filters)
-    )
+    sampler = sampling.Sampler(temperature=_TEMPERATURE.value, **filters)
+    sampler.check()
+    return accept.Lossless(sampler)
   if given := [name for name, value in filters.items() if value is not None]:
     raise ValueError(
       f"--{given[0]} filters what is drawn; greedy decoding draws nothing: "
@@ -184,38 +287,22 @@ def _rule():
 
 def _tuned_tree(size: int) -> tree_lib.Tree:
   path = _WORKDIR.value / "tree.json"
-  trees = json.loads(path.read_text())["trees"] if path.exists() else {}
-  if str(size) not in trees:
-    raise ValueError(
-      f"no tree of {size} nodes in {path}: python -m experiments.tune_tree "
-      f"--workdir={_WORKDIR.value} --sizes={size}"
-    )
-  return tree_lib.from_paths(trees[str(size)]["paths"])
-
-
-def _prompt() -> bytes:
-  if _PROMPT.value is not None:
-    return _PROMPT.value.encode("utf-8", "surrogateescape")
-  if str(_PROMPT_FILE.value) == "-":
-    return sys.stdin.buffer.read()
-  return _PROMPT_FILE.value.read_bytes()
-
-
-def _figures(counts: list[int], seconds: float) -> str:
-  """One line from the tokens so far after each pass, the prompt's first."""
-  passes, tokens = len(counts) - 1, counts[-1]
-  speed = (
-    f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.1f} tokens per "
-    "second (with the prompt's pass)"
+  command = (
+    f"python -m experiments.tune_tree --workdir={_WORKDIR.value} --sizes={size}"
   )
-  if not passes:
-    return f"{speed}; the prompt's pass wrote them all"
-  per_forward = (tokens - counts[0]) / passes
-  return (
-    f"{speed}; {passes} passes after the prompt's, {per_forward:.2f} tokens "
-    "per forward"
-  )
+  try:
+    trees = json.loads(path.read_text())["trees"] if path.exists() else {}
+    if str(size) in trees:
+      return tree_lib.from_paths(trees[str(size)]["paths"])
+  except (ValueError, TypeError, LookupError) as error:
+    raise ValueError(f"{path} is damaged ({error}): {command}") from error
+  raise ValueError(f"no tree of {size} nodes in {path}: {command}")
 
 
 if __name__ == "__main__":
+  if not jax.config.jax_compilation_cache_dir:
+    # Compiled programs of this host: others may have another processor.
+    where = program.path("~/.cache/mtp_jax/programs") / platform.node()
+    jax.config.update("jax_compilation_cache_dir", str(where))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
   program.start(main)

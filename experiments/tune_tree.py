@@ -18,14 +18,16 @@ from absl import app, flags
 from experiments import program
 from mtp_jax import workdir
 from mtp_jax.data import pipeline
-from mtp_jax.decode import choose, prepare
+from mtp_jax.decode import choose, network, prepare
 from mtp_jax.decode import tree as tree_lib
 
 _WORKDIR = program.define_path("workdir", None, "Folder of a training run.")
 _PROMPTS = flags.DEFINE_integer(
-  "prompts", 32, "Held-out pieces of text to continue."
+  "prompts", 32, "Held-out pieces of text to continue.", lower_bound=1
 )
-_PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
+_PROMPT_LEN = flags.DEFINE_integer(
+  "prompt_len", 64, "Tokens of a prompt.", lower_bound=1
+)
 _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32", "64"], "Nodes.")
 flags.mark_flag_as_required("workdir")
 
@@ -33,22 +35,44 @@ flags.mark_flag_as_required("workdir")
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-  net, cfg, codec = workdir.load(_WORKDIR.value)
+  # What may be wrong is found before the model is read.
+  sizes = _sizes(_SIZES.value)
+  cfg, _ = workdir.settings(_WORKDIR.value)
   if cfg.model.n_future < 2:
     raise ValueError(f"{_WORKDIR.value} has one head: nothing drafts")
+  new = cfg.data.seq_len - _PROMPT_LEN.value
+  if new < 1:
+    raise ValueError(
+      f"--prompt_len={_PROMPT_LEN.value} leaves nothing to write of the run's "
+      f"data.seq_len={cfg.data.seq_len}: give at most {cfg.data.seq_len - 1}"
+    )
+  net, cfg, codec = workdir.load(_WORKDIR.value)
   _, held = pipeline.pack(cfg.data, codec)
   prompts = held.excerpts(
     _PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
   )
   decoder = prepare.decoder(net, codec.vocab)
-  chances = choose.acceptance(
-    decoder, prompts, max_new=cfg.data.seq_len - _PROMPT_LEN.value
-  )
-  found = tuned(chances, [int(size) for size in _SIZES.value])
+  found = tuned(choose.acceptance(decoder, prompts, max_new=new), sizes)
   path = _WORKDIR.value / "tree.json"
   path.write_text(json.dumps(found, indent=1) + "\n")
   show(found)
   print(path)
+
+
+def _sizes(texts: list[str]) -> list[int]:
+  """The numbers of nodes that --sizes names."""
+  try:
+    sizes = [int(text) for text in texts]
+  except ValueError:
+    sizes = []
+  most = network.CHUNK
+  sound = sizes and all(2 <= size <= most for size in sizes)
+  if not sound or len(set(sizes)) < len(sizes):
+    raise ValueError(
+      f"--sizes={','.join(texts)} has to be different integers from 2 to "
+      f"{most}, the most tokens that a pass reads, such as 4,16"
+    )
+  return sizes
 
 
 def tuned(chances, sizes: list[int]) -> dict:

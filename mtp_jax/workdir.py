@@ -140,9 +140,27 @@ def _check_shared(workdir: pathlib.Path, holder: str) -> None:
     )
 
 
+def settings(
+  workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[config.Config, tokenizer_lib.Tokenizer]:
+  """What `load` returns beside the model, without reading its arrays."""
+  workdir = pathlib.Path(workdir).expanduser()
+  if not (workdir / "checkpoints").is_dir():
+    raise checkpoint.CheckpointError(_no_run(workdir))
+  with checkpoint.Checkpoints(workdir / "checkpoints") as saved:
+    return _settings(workdir, saved.metadata(step))
+
+
 def load(
   workdir: str | pathlib.Path, step: int | None = None
 ) -> tuple[model.Model, config.Config, tokenizer_lib.Tokenizer]:
+  """A trained model with what it takes to use it: `load_step` but its step."""
+  return load_step(workdir, step)[:3]
+
+
+def load_step(
+  workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[model.Model, config.Config, tokenizer_lib.Tokenizer, int]:
   """A trained model with what it takes to use it.
 
   Args:
@@ -150,9 +168,9 @@ def load(
     step: of the checkpoint; None takes the newest whole one.
 
   Returns:
-    (model.Model, config.Config, tokenizer), the parameters on this process's
-    first device, whatever mesh they were trained on. While reading, Adam's
-    moments lie there too.
+    (model.Model, config.Config, tokenizer, step), the parameters on this
+    process's first device, whatever mesh they were trained on. While reading,
+    Adam's moments lie there too.
 
   Raises:
     checkpoint.CheckpointError: there is no such checkpoint, or no such run.
@@ -162,23 +180,29 @@ def load(
   if not (workdir / "checkpoints").is_dir():
     raise checkpoint.CheckpointError(_no_run(workdir))
   with checkpoint.Checkpoints(workdir / "checkpoints") as saved:
-    record = saved.metadata(step)
-    cfg = config.from_dict(record["config"])
-    copy = workdir / _MODEL  # the original may be gone, or another one by now
-    name = cfg.data.tokenizer
-    if name != "bytes" and copy.exists():
-      name = str(copy)
-    codec = tokenizer_lib.load(name)
-    if codec.fingerprint != record["tokenizer"]:
-      raise ValueError(
-        f"tokenizer {name} has fingerprint {codec.fingerprint}; the model was "
-        f"trained with {record['tokenizer']}"
-      )
+    cfg, codec = _settings(workdir, saved.metadata(step))
     mesh = sharding.make_mesh(
       config.Mesh(data=1, model=1), jax.local_devices()[:1]
     )
-    state, _, _ = saved.restore(train.abstract_state(cfg, mesh), step=step)
-  return state.model, cfg, codec
+    like = train.abstract_state(cfg, mesh)
+    state, _, step = saved.restore(like, step=step)
+  return state.model, cfg, codec, step
+
+
+def _settings(workdir, record):
+  """Config and tokenizer of a checkpoint, from its metadata."""
+  cfg = config.from_dict(record["config"])
+  copy = workdir / _MODEL  # the original may be gone, or another one by now
+  name = cfg.data.tokenizer
+  if name != "bytes" and copy.exists():
+    name = str(copy)
+  codec = tokenizer_lib.load(name)
+  if codec.fingerprint != record["tokenizer"]:
+    raise ValueError(
+      f"tokenizer {name} has fingerprint {codec.fingerprint}; the model was "
+      f"trained with {record['tokenizer']}"
+    )
+  return cfg, codec
 
 
 def _no_run(workdir: pathlib.Path) -> str:

@@ -6,14 +6,13 @@ import re
 import sys
 
 import jax
-import numpy as np
 import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
 from experiments import generate, program
 from mtp_jax import checkpoint, config, tokenizer, workdir
-from mtp_jax.decode import accept, prepare, sampling
+from mtp_jax.decode import accept, blockwise, prepare, sampling, stream
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
@@ -33,14 +32,20 @@ def loaded():
 
 @pytest.fixture
 def call(loaded, monkeypatch, capsys):
-  monkeypatch.setattr(workdir, "load", lambda path: loaded)
+  """Runs the program; returns its standard output and error."""
+  monkeypatch.setattr(workdir, "settings", lambda path, step: loaded[1:])
+  monkeypatch.setattr(workdir, "load_step", lambda path, step: (*loaded, 7))
   flags.FLAGS.mark_as_parsed()
 
   def run(**settings):
-    given = {k: str(v) for k, v in settings.items() if v is not None}
+    given = {
+      k: [str(x) for x in v] if isinstance(v, list) else str(v)
+      for k, v in settings.items()
+      if v is not None
+    }
     with flagsaver.as_parsed(**({"workdir": "run"} | given)):
       program.mendable(generate.main)(["generate"])
-    return capsys.readouterr().out
+    return capsys.readouterr()
 
   return run
 
@@ -59,14 +64,15 @@ def test_prints_the_text_and_the_figures(call, loaded, heads, tmp_path):
   out = call(prompt_file=str(tmp_path / "prompt.txt"), heads=heads)
   k = {None: 2, 0: 3, 1: 1}[heads]
   want = expected(loaded, "def f(x):\n", heads=k, max_new=19)
-  text, line = out.rsplit("\n\n", 1)
-  assert text == loaded[2].decode(want.tokens[0])
-  tokens, passes, per_forward = re.search(
-    r"^(\d+) tokens in .* s, .* tokens per second .*; (\d+) passes after the "
-    r"prompt's, ([\d.]+) tokens per forward\n$",
-    line,
+  assert out.out == loaded[2].decode(want.tokens[0])
+  first, tokens, per_forward = re.search(
+    r"^(run at step 7: 0.0 million .*)\ncompiling.*\n"
+    r"(\d+) tokens, ([\d.]+) tokens per forward pass; [\d.]+ tokens per "
+    r"second, the first pass of each program left out; [\d.]+ s in all\n$",
+    out.err,
   ).groups()
-  assert int(tokens) == len(want.tokens[0]) and int(passes) == want.passes[0]
+  assert first.endswith(f"; drafts: chain of {k}")
+  assert int(tokens) == len(want.tokens[0])
   assert float(per_forward) == pytest.approx(want.tokens_per_forward, abs=0.01)
 
 
@@ -78,7 +84,7 @@ def test_draws_by_the_filters_and_the_seed(call, loaded):
   texts = set()
   for seed in (0, 1):
     want = expected(loaded, "a", heads=2, max_new=19, rule=rule, seed=seed)
-    text = call(prompt="a", seed=seed, **filters).rsplit("\n\n", 1)[0]
+    text = call(prompt="a", seed=seed, **filters).out
     assert text == loaded[2].decode(want.tokens[0])
     texts.add(text)
   assert len(texts) == 2
@@ -92,9 +98,13 @@ def test_drafts_by_a_tuned_tree(call, loaded, tmp_path):
   out = call(tree=6, **where)
   tree = tree_lib.from_paths(paths)
   want = expected(loaded, "def f(x):\n", heads=tree, max_new=19)
-  assert f"; {want.passes[0]} passes after" in out
+  assert "; drafts: tree of 6\n" in out.err
+  assert f" {want.tokens_per_forward:.2f} tokens per forward pass" in out.err
   with pytest.raises(SystemExit, match="no tree of 7 nodes in "):
     call(tree=7, **where)
+  (tmp_path / "tree.json").write_text("{")
+  with pytest.raises(SystemExit, match="tree.json is damaged .*: python -m"):
+    call(tree=6, **where)
 
 
 def test_a_window_writes_on_without_end(call, loaded):
@@ -105,58 +115,90 @@ def test_a_window_writes_on_without_end(call, loaded):
   want = decode.generate(
     decoder, [ids], heads=2, max_new=400, stop=loaded[2].eos
   )
-  assert out.rsplit("\n\n", 1)[0] == loaded[2].decode(want.tokens[0])
+  assert out.out == loaded[2].decode(want.tokens[0])
 
 
-def test_prompt_from_the_command_line_from_stdin_and_empty(call, monkeypatch):
-  with_flag = call(prompt="été")
-  stdin = io.TextIOWrapper(io.BytesIO("été".encode()))
-  monkeypatch.setattr(sys, "stdin", stdin)
-  with_stdin = call(prompt_file="-")
-  assert with_flag.rsplit("\n\n", 1)[0] == with_stdin.rsplit("\n\n", 1)[0]
-  assert "tokens per second" in call(prompt="")  # bos alone is a prompt
+@pytest.fixture
+def type_in(monkeypatch):
+  def give(text, terminal=False):
+    stdin = io.TextIOWrapper(io.BytesIO(text.encode()))
+    stdin.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+  return give
 
 
-def test_one_token_has_no_tokens_per_forward(call):
-  assert "the prompt's pass wrote them all" in call(prompt="a", max_new=1)
+def test_prompt_from_the_command_line_from_stdin_and_empty(call, type_in):
+  want = call(prompt="\xe9t\xe9").out
+  for settings in ({"prompt_file": "-"}, {}):
+    type_in("\xe9t\xe9")
+    assert call(**settings).out == want
+  assert "tokens per second" in call(prompt="").err  # bos alone is a prompt
 
 
-def test_text_is_streamed_and_characters_stay_whole():
-  codec = tokenizer.Bytes()
-  prompt, ids = (
-    codec.encode("a\xe9"[:1]),
-    codec.encode("h\xe9 \u2581 \U0001f600!"),
+def test_line_after_line_is_continued(call, type_in):
+  """In a terminal without a prompt, until the input ends."""
+  want = [call(prompt=text).out for text in ("abc", "d")]
+  type_in("abc\nd\n", terminal=True)
+  assert call().out == "".join(f"{text}\n" for text in want)
+  type_in("abc\n")
+  assert call(interactive=True).out == f"{want[0]}\n"
+
+
+def test_ctrl_c_stops_a_text_and_then_the_program(call, type_in, monkeypatch):
+  advance = blockwise.advance_jit
+
+  def interrupted(*arguments):
+    monkeypatch.setattr(blockwise, "advance_jit", advance)
+    raise KeyboardInterrupt
+
+  want = call(prompt="b").out
+  monkeypatch.setattr(blockwise, "advance_jit", interrupted)
+  type_in("a\nb\n", terminal=True)
+  out = call()
+  assert out.out == f"{want}\n" and "(stopped)" in out.err
+  monkeypatch.setattr(generate, "_line", interrupted)
+  assert call(interactive=True).out == ""
+
+
+def test_one_token_is_not_timed(call):
+  assert "1 tokens; too few passes to time" in call(prompt="a", max_new=1).err
+
+
+def test_a_text_ends_before_a_string_and_behind_an_id(call, loaded):
+  text, codec = call(prompt="a", heads=3).out, loaded[2]
+  ids = expected(loaded, "a", heads=3, max_new=19).tokens[0]
+  stop = text[4:6]
+  short = call(prompt=f"a{stop}", heads=3, stop=["never", stop]).out
+  whole = call(prompt=f"a{stop}", heads=3).out
+  assert short == whole.split(stop)[0]  # the prompt's own does not count
+  assert call(prompt="a", heads=3, stop=[stop]).out == text.split(stop)[0]
+  end = list(ids).index(ids[7]) + 1
+  out = call(prompt="a", heads=3, stop_id=[int(ids[7])]).out
+  assert out == codec.decode(ids[:end])
+
+
+def test_several_samples_are_the_servers(call, loaded):
+  rule = accept.Lossless(sampling.Sampler(temperature=1.5))
+  net, _, codec = loaded
+  ids = [codec.bos, *codec.encode("ab")]
+  settings = {"heads": 2, "max_new": 19, "stop": codec.eos, "rule": rule}
+  want = decode.generate(prepare.decoder(net), [ids] * 3, seed=4, **settings)
+  out = call(prompt="ab", temperature=1.5, seed=4, num_samples=3).out
+  assert out == "".join(
+    f"--- sample {i} of 3 ---\n{codec.decode(t)}\n"
+    for i, t in enumerate(want.tokens, 1)
   )
-  for width in (1, 2, 3):
-    ends = [*range(1, len(ids), width), len(ids)]
-    parts = list(generate.characters(codec, prompt, (ids[:e] for e in ends)))
-    assert "".join(parts) == "h\xe9 \u2581 \U0001f600!"
-    assert len(parts) == len(ends) + 1 and parts[0] == "h"
 
 
-def test_a_character_may_begin_in_the_prompt():
-  codec = tokenizer.Bytes()
-  prompt, rest = codec.encode("\u20ac")[:2], codec.encode("\u20ac")[2:]
-  assert "".join(generate.characters(codec, prompt, [rest])) == "\u20ac"
-
-
-def test_what_is_no_utf8_is_marked_and_not_lost():
-  codec = tokenizer.Bytes()
-  ids = np.array([0x61, 0xFF, 0x62, 0xE2, 0x82])
-  parts = list(generate.characters(codec, codec.encode("x"), [ids]))
-  assert "".join(parts) == "a\ufffdb\ufffd"
-
-
-def test_a_dummy_prefix_is_told_from_a_space():
-  """Tokens are decoded behind the prompt: a first space is the text's own."""
-
-  class Prefixed:
-    def decode_bytes(self, ids, after=()):
-      raw = b"".join(b" w%d" % i for i in ids)
-      return raw if len(after) else raw[1:]
-
-  parts = generate.characters(Prefixed(), [1], [[2], [2, 3]])
-  assert list(parts) == [" w2", " w3", ""]
+def test_control_characters_are_shown(call, monkeypatch):
+  """In a terminal; a file takes the text as it is."""
+  text = "a\x1b[31m\tb\r\x07\n\u202e\x9b\xe9"
+  monkeypatch.setattr(generate.stream_lib, "until", lambda *_: iter([text]))
+  assert call(prompt="a", max_new=1).out == text
+  monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+  want = r"a\x1b[31m" + "\tb" + r"\r\x07" + "\n" + r"\u202e\x9b" + "\xe9\n"
+  assert call(prompt="a", max_new=1).out == want
 
 
 @pytest.mark.parametrize(
@@ -166,25 +208,35 @@ def test_a_dummy_prefix_is_told_from_a_space():
     ({"prompt": "a", "heads": 4}, "heads=4 is outside 1..3"),
     ({"prompt": "a", "max_new": 0}, "max_new=0 writes nothing"),
     ({"prompt": "a", "top_p": 0.5}, "--top_p filters what is drawn"),
-    ({"prompt": "a", "temperature": -1.0}, "temperature=-1.0 has to be above"),
+    ({"prompt": "a", "temperature": -1.0}, "temperature=-1.0 has to be from"),
     (
       {"prompt": "a", "tree": 4},
       "no tree of 4 nodes in run/tree.json: python -m",
     ),
     ({"prompt": "a", "sliding_window": 0}, "sliding_window=0"),
+    ({"prompt": "a", "heads": 99}, "heads=99 is outside 1..3"),
+    ({"prompt": "a", "temperature": "nan"}, "temperature=nan has to be"),
+    ({"prompt": "a", "temperature": "1", "top_p": 0}, "top_p=0.0 has to be"),
+    ({"prompt": "a", "seed": -1}, "seed=-1 is outside"),
+    ({"prompt": "a", "stop_id": [259]}, "stop=259 is outside the vocabulary"),
+    ({"prompt": "a", "stop": ["x", ""]}, "--stop is empty"),
+    ({"prompt": "a", "num_samples": 2}, "--num_samples=2: greedy decoding"),
+    ({"prompt": "a", "num_samples": 0}, "num_samples=0 is too small"),
   ],
 )
-def test_errors_are_one_line(call, settings, words):
+def test_errors_are_one_line(call, settings, words, monkeypatch):
+  """Before the model is read."""
+  monkeypatch.setattr(workdir, "load_step", None)
   with pytest.raises(SystemExit, match=f"^error: .*{words}") as error:
     call(**settings)
   assert "\n" not in str(error.value)
 
 
 def test_a_missing_run_is_one_line(call, monkeypatch):
-  def fail(path):
+  def fail(path, step):
     raise checkpoint.CheckpointError(f"{path} holds no checkpoint")
 
-  monkeypatch.setattr(workdir, "load", fail)
+  monkeypatch.setattr(workdir, "settings", fail)
   with pytest.raises(SystemExit, match="^error: run holds no checkpoint$"):
     call(prompt="a")
 
@@ -192,3 +244,19 @@ def test_a_missing_run_is_one_line(call, monkeypatch):
 def test_stray_arguments_are_refused():
   with pytest.raises(app.UsageError, match="stray"):
     generate.main(["generate", "stray"])
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 99])
+def test_a_string_ends_the_text_however_it_is_cut(width):
+  for text, stops, want in (
+    ("abcabd", ["abd"], "abc"),
+    ("abcabd", ["abx", "z"], "abcabd"),
+    ("aaab", ["aab"], "a"),
+    ("xabz", ["xabz", "ab"], "x"),  # ends first
+    ("abc", [], "abc"),
+    ("ab", ["abc"], "ab"),  # its beginning at the end of the text
+  ):
+    parts = [text[i : i + width] for i in range(0, len(text), width)]
+    got = list(stream.until(iter(parts), stops))
+    assert "".join(got) == want
+    assert stops or len(got) == len(parts) + 1  # nothing waits

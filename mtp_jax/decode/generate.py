@@ -171,19 +171,22 @@ def start(
   stop: int | Sequence[int] | None = None,
   rule=accept.GREEDY,
   seed: int = 0,
+  samples: int = 1,
   cache_len: int | None = None,
 ) -> blockwise.State:
   """Prompts read and begun, by `prompts.read` and `blockwise.begin`.
 
   Args:
     tokens, lengths: from `prompts.pad`; the rest as for `generate`.
+    samples: texts per prompt, in neighbouring rows. They share one reading.
 
   Raises:
-    ValueError: a bad stop or seed, or a cache_len that a last window would
+    ValueError: a bad stop, seed or samples, or a cache_len that a last window would
       leave.
   """
   stop = checks.stop_ids(stop, network.vocab)
   seed = checks.seed(seed)
+  samples = checks.integer("samples", samples, 1)
   B, P = tokens.shape
   needed = P + max_new + tree.size  # a last window may reach past the end
   if cache_len is not None and cache_len < needed:
@@ -195,6 +198,8 @@ def start(
   prompt = prompts_lib.read_jit(
     network, tokens, lengths, heads=tree.heads, slots=slots
   )
+  if samples > 1:
+    prompt = jax.tree.map(lambda a: jnp.repeat(a, samples, 0), prompt)
   return blockwise.begin_jit(
     rule,
     prompt,
@@ -202,7 +207,7 @@ def start(
     size=size,
     max_new=jnp.int32(max_new),
     stop=stop,
-    key=blockwise.row_keys(seed, np.arange(B)),
+    key=blockwise.row_keys(seed, np.arange(B * samples)),
   )
 
 
@@ -232,7 +237,7 @@ FIELDS = (
 )  # of a state that a `Text` is made from
 
 
-def collect(state: blockwise.State, lengths: np.ndarray) -> list[Text]:
+def collect(state: blockwise.State, lengths: Sequence[int]) -> list[Text]:
   """Copies a state's texts to the host; `lengths` [B] are the prompts'."""
   host = jax.device_get({n: getattr(state, n) for n in FIELDS})
   return [

@@ -1,0 +1,94 @@
+"""One prompt's texts while they are written, and where strings end them."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from mtp_jax.decode import accept, blockwise, generate, prompts
+from mtp_jax.decode import tree as tree_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+  """What one forward pass added to the texts."""
+
+  tokens: list[np.ndarray]  # new ones of each sample
+  done: np.ndarray  # [samples] bool: the text is whole
+  first: bool  # the first pass of its program: compiling may be part of it
+
+
+def stream(
+  network,
+  prompt: Sequence[int],
+  *,
+  heads: int | tree_lib.Tree,
+  max_new: int,
+  stop: int | Sequence[int] | None = None,
+  rule=accept.GREEDY,
+  seed: int = 0,
+  samples: int = 1,
+) -> Iterator[Pass]:
+  """The prompt's pass, then each further one, as it is finished.
+
+  The texts equal those of `generate.generate` of the prompt `samples` times;
+  the prompt is read once. All arguments as there.
+
+  Raises:
+    ValueError: as `generate.generate`, in the first step; samples below 1.
+      In the step in which it happens: logits that are not finite.
+  """
+  tree = blockwise.plan(network, rule, heads, max_new=max_new)
+  tokens, lengths = prompts.pad([prompt], network.vocab)
+  state = generate.start(
+    network,
+    tokens,
+    lengths,
+    tree=tree,
+    max_new=max_new,
+    stop=stop,
+    rule=rule,
+    seed=seed,
+    samples=samples,
+  )
+  begin, first, passes = [len(prompt)] * samples, True, 0
+  while True:
+    texts = generate.collect(state, begin)
+    generate.finite(enumerate(texts))
+    done = np.asarray(state.done)
+    yield Pass([t.tokens for t in texts], done, first)
+    if done.all():
+      return
+    begin = [b + len(t.tokens) for b, t in zip(begin, texts, strict=True)]
+    first = not passes
+    room = network.room(state.cache)
+    needed = int(np.asarray(state.length)[~done].max()) - 1 + tree.size
+    if room is not None and needed > room:
+      state, first = blockwise.grow(network, state), True
+    state = blockwise.advance_jit(network, rule, state)
+    passes += 1
+
+
+def until(parts: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
+  """The text of `parts` up to the first of the strings, that left out.
+
+  The first is the one that ends first. What may be the beginning of one waits
+  for the next part.
+  """
+  text = ""
+  for part in parts:
+    text += part
+    places = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
+    if places:
+      yield text[: min(places)[1]]
+      return
+    waits = max((_overlap(text, s) for s in stops), default=0)
+    yield text[: len(text) - waits]
+    text = text[len(text) - waits :]
+  yield text
+
+
+def _overlap(text: str, stop: str) -> int:
+  """Characters at the end of `text` with which `stop` may begin."""
+  sizes = range(min(len(text), len(stop) - 1), 0, -1)
+  return next((n for n in sizes if text.endswith(stop[:n])), 0)
