@@ -306,6 +306,21 @@ MUTANTS = [
     "test_pipeline.py",
   ),
   Mutant(
+    "a damaged block of the corpus is read",
+    "mtp_jax/data/blocks.py",
+    " or zlib.crc32(raw) != self._checksums[index]",
+    "",
+    "test_pipeline.py::"
+    "test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read",
+  ),
+  Mutant(
+    "a byte is trained on and held out",
+    "mtp_jax/data/corpora.py",
+    "document.text[cut.at :]",
+    "document.text[cut.at - 1 :]",
+    "test_corpora.py::test_one_text_file_gives_both_splits",
+  ),
+  Mutant(
     "processes share rows",
     "mtp_jax/data/pipeline.py",
     "blocks[process::processes]",
