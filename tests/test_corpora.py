@@ -229,6 +229,10 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path):
 
 
 def test_what_is_no_file_and_no_folder_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="'text' needs data.path"):
+    read("text", "")  # which would be the current folder
+  with pytest.raises(ValueError, match="data.source is 'txt'; choose one of"):
+    read("txt", tmp_path)
   os.mkfifo(tmp_path / "pipe")
   for path in (tmp_path / "pipe", "/dev/zero"):
     with pytest.raises(ValueError, match="neither a file nor a folder"):

@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 
-BLOCK = 1 << 13  # bytes that share a checksum of 4; one takes microseconds
+BLOCK = 1 << 13  # bytes that share a checksum; 5 to 15 microseconds to check
 
 
 class CacheDamaged(ValueError):

@@ -84,8 +84,8 @@ def files(data: config.Data) -> list[tuple[str, pathlib.Path]]:
   """Names and paths of a corpus's files, in reading order.
 
   Raises:
-    ValueError: there are none, or `data.path` is neither file nor folder, or
-      a folder cannot be listed and `on_error` is 'raise'.
+    ValueError: there are none, `data.path` is neither file nor folder, or a
+      folder cannot be listed and `on_error` is 'raise'.
   """
   return _files(data, Skipped())
 
@@ -261,6 +261,8 @@ def _files(data, skipped) -> list[tuple[str, pathlib.Path]]:
       for name, path in _walk(data, root, skipped, without):
         found[f"{prefix}/{name}"] = path
   else:
+    if not data.path or data.source not in formats.NAMES:
+      data.check()  # a notebook may not have; it says what is wrong
     root = pathlib.Path(data.path).expanduser()
     if not root.exists():
       raise ValueError(f"data.path {data.path!r} does not exist")

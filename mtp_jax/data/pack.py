@@ -36,8 +36,8 @@ def pack(data: config.Data, tokenizer) -> tuple[Packed, Packed]:
   corpus's files, by the fields of `data` that choose documents, and by the
   tokenizer. A killed or failed packing leaves nothing that a later call would
   take for a cache; concurrent ones wait for the first; a damaged cache is
-  found by its checksums (about 2 GB a second) and built again with a warning.
-  Memory holds one document at a time, 16 bytes of every one read, the file
+  found by its checksums (0.5 to 2 GB a second) and built again with a warning.
+  Memory holds two documents at a time, 16 bytes of every one read, the file
   names, and a checksum of 4 bytes for every 8 KiB. The cache holds the text of
   the corpus: what is made there can be read by its owner alone.
 
