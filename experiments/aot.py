@@ -102,7 +102,7 @@ def compile_program(lowered, options: dict | None = None) -> Compiled:
     seconds = time.perf_counter() - begin
     # jaxlib cannot print every program of a newer libtpu; libtpu can.
     [path] = pathlib.Path(folder).glob("*.after_optimizations.txt")
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
   stats = compiled.memory_analysis()
   return Compiled(
     fits=True,

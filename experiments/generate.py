@@ -291,7 +291,11 @@ def _tuned_tree(size: int) -> tree_lib.Tree:
     f"python -m experiments.tune_tree --workdir={_WORKDIR.value} --sizes={size}"
   )
   try:
-    trees = json.loads(path.read_text())["trees"] if path.exists() else {}
+    trees = (
+      json.loads(path.read_text(encoding="utf-8"))["trees"]
+      if path.exists()
+      else {}
+    )
     if str(size) in trees:
       return tree_lib.from_paths(trees[str(size)]["paths"])
   except (ValueError, TypeError, LookupError) as error:

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
       "libtpu": importlib.metadata.version("libtpu"),
     }
     text = json.dumps(planning.to_dict(plan) | made, indent=2)
-    _JSON.value.write_text(f"{text}\n")
+    _JSON.value.write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

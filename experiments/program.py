@@ -309,6 +309,6 @@ def processor() -> str:
   name = platform.processor()
   info = pathlib.Path("/proc/cpuinfo")
   if info.exists():
-    lines = info.read_text().splitlines()
+    lines = info.read_text(encoding="utf-8").splitlines()
     name = next(x for x in lines if x.startswith("model name")).split(": ")[1]
   return f"{os.cpu_count()} x {name}"

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
   decoder = prepare.decoder(net, codec.vocab)
   found = tuned(choose.acceptance(decoder, prompts, max_new=new), sizes)
   path = _WORKDIR.value / "tree.json"
-  path.write_text(json.dumps(found, indent=1) + "\n")
+  path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
   show(found)
   print(path)
 

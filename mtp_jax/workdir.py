@@ -65,7 +65,9 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         if workdir.exists() and not workdir.is_dir():
           raise NotADirectoryError("it is a file, not a folder")
         workdir.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context((workdir / "lock").open("a+"))
+        file = stack.enter_context(
+          (workdir / "lock").open("a+", encoding="utf-8")
+        )
         first["holder"] = _lock(file, workdir)
         stack.callback(file.truncate, 0)
       except checkpoint.CheckpointError as error:
@@ -124,7 +126,7 @@ def _check_shared(workdir: pathlib.Path, holder: str) -> None:
 
   def visible():
     try:
-      return (workdir / "lock").read_text() == holder
+      return (workdir / "lock").read_text(encoding="utf-8") == holder
     except OSError:
       return False
 
@@ -268,7 +270,7 @@ def tokenizer(
 def _tokenizer_name(workdir: pathlib.Path) -> str | None:
   """`data.tokenizer` of the run in `workdir`, if its config.json is whole."""
   try:
-    text = (workdir / "config.json").read_text()
+    text = (workdir / "config.json").read_text(encoding="utf-8")
     return json.loads(text)["data"]["tokenizer"]
   except (OSError, ValueError, KeyError, TypeError):
     return None
@@ -285,7 +287,7 @@ def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
   if cfg.data.tokenizer != "bytes" and not copy.exists():
     shutil.copy(pathlib.Path(cfg.data.tokenizer).expanduser(), partial)
     partial.rename(copy)
-  partial.write_text(config.to_json(cfg))
+  partial.write_text(config.to_json(cfg), encoding="utf-8")
   partial.rename(workdir / "config.json")
 
 

@@ -121,7 +121,7 @@ def test_a_window_writes_on_without_end(call, loaded):
 @pytest.fixture
 def type_in(monkeypatch):
   def give(text, terminal=False):
-    stdin = io.TextIOWrapper(io.BytesIO(text.encode()))
+    stdin = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
     stdin.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stdin", stdin)
 

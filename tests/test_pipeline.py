@@ -162,7 +162,7 @@ def test_whatever_changes_the_tokens_packs_anew(data, tmp_path):
   prints.add(pipeline.pack(data, tokenizer.Bytes())[0].fingerprint)
   data.max_bytes = 3001
   prints.add(pipeline.pack(data, tokenizer.Bytes())[0].fingerprint)
-  with open(data.path, "r+") as file:
+  with open(data.path, "r+", encoding="utf-8") as file:
     text = file.read().replace("document 3", "Document 3")
     file.seek(0)
     file.write(text)
@@ -320,7 +320,7 @@ def test_a_killed_packing_leaves_no_cache(data):
 
 
 def test_an_error_while_packing_leaves_no_cache(data):
-  with open(data.path, "a") as file:
+  with open(data.path, "a", encoding="utf-8") as file:
     file.write("\nno JSON")
   with pytest.raises(ValueError, match="corpus.jsonl:212: not JSON"):
     pipeline.pack(data, tokenizer.Bytes())
@@ -391,7 +391,7 @@ def test_too_small_a_corpus_is_refused(tmp_path):
 
 
 def test_what_was_left_out_is_said_when_packed(data):
-  with open(data.path, "a") as file:
+  with open(data.path, "a", encoding="utf-8") as file:
     file.write("\nno JSON\n{}")
   data.on_error = "skip"
   left_out = "1 duplicate, 16 empty, 1 missing field, 1 not JSON; .*"
@@ -406,7 +406,7 @@ def test_what_was_left_out_is_said_when_packed(data):
 def test_a_corpus_that_changes_while_it_is_packed_is_refused(data):
   class Appends(Counting):
     def encode(self, text):
-      with open(data.path, "a") as file:
+      with open(data.path, "a", encoding="utf-8") as file:
         file.write("\n")
       return super().encode(text)
 

@@ -56,7 +56,7 @@ def test_an_output_that_is_gone_is_said_once(monkeypatch, caplog):
   """As in `train | head`."""
   read, write = os.pipe()
   os.close(read)
-  stream = open(write, "w")
+  stream = open(write, "w", encoding="utf-8")
   monkeypatch.setattr(sys, "stdout", stream)
   progress = report.Progress()
   progress.start(20, 0)
@@ -71,7 +71,7 @@ def test_an_output_that_is_gone_is_said_once(monkeypatch, caplog):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
 def test_a_full_disk_under_the_output_ends_nothing(monkeypatch, caplog):
-  stream = open("/dev/full", "w", buffering=1)
+  stream = open("/dev/full", "w", encoding="utf-8", buffering=1)
   monkeypatch.setattr(sys, "stdout", stream)
   progress = report.Progress()
   progress.say("one")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mtp_jax import tokenizer
 
-SOURCE = pathlib.Path(tokenizer.__file__).read_text()
+SOURCE = pathlib.Path(tokenizer.__file__).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,9 @@ def main(argv: list[str]) -> None:
     "width": by_width(net, bandwidth),
     "cache": by_cache(net, bandwidth),
   }
-  _OUTPUT.value.write_text(json.dumps(result, indent=1) + "\n")
+  _OUTPUT.value.write_text(
+    json.dumps(result, indent=1) + "\n", encoding="utf-8"
+  )
   print(tables(result))
 
 

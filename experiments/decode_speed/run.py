@@ -63,7 +63,9 @@ def main(argv: list[str]) -> None:
     _, held = pipeline.pack(cfg.data, codec)
     for found in measure(net, cfg, codec, held, result["bandwidth"]):
       result["models"][path.name] = found
-      (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+      (folder / "results.json").write_text(
+        json.dumps(result, indent=1) + "\n", encoding="utf-8"
+      )
   report.write(folder, result)
   print(report.tables(result))
 

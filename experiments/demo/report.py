@@ -74,12 +74,12 @@ tokens: {key(last["heads"])}. The texts are {same}.</p>
 {samples}
 </html>
 """
-  (folder / "report.html").write_text(page)
+  (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def draw(folder: pathlib.Path, result: dict) -> plt.Figure:
   """Loss by head, acceptance by head, speed by heads used."""
-  with (folder / "train.csv").open() as file:
+  with (folder / "train.csv").open(encoding="utf-8") as file:
     rows = list(csv.DictReader(file))
   steps = [int(r["step"]) for r in rows]
   last = result["decoding"][-1]

@@ -54,7 +54,9 @@ def main(argv: list[str]) -> None:
   result["prompts"] = [p.tolist() for p in prompts]
   result["decoding"] = decode(net, codec, result["prompts"], new)
   result["seconds"] = round(time.time() - begin)
-  (folder / "demo.json").write_text(json.dumps(result, indent=1) + "\n")
+  (folder / "demo.json").write_text(
+    json.dumps(result, indent=1) + "\n", encoding="utf-8"
+  )
   report.write(folder, result, codec)
   show(result, codec)
   margins = [d["margin"] for e in result["decoding"] for d in e["differences"]]

@@ -52,7 +52,7 @@ def table(rows: list[dict]) -> str:
 
 def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
   """Rows of equal keys, numbers to six digits."""
-  with path.open("w", newline="") as file:
+  with path.open("w", newline="", encoding="utf-8") as file:
     writer = csv.DictWriter(file, rows[0].keys())
     writer.writeheader()
     writer.writerows(

@@ -269,7 +269,9 @@ def main(argv: list[str]) -> None:
     "serial_temp_mib_same_trunk": grown,
     "bounds": found,
   }
-  output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+  output.with_suffix(".json").write_text(
+    json.dumps(record, indent=2) + "\n", encoding="utf-8"
+  )
   print(report.table(rows))
   for name, entry in found.items():
     mark = {True: "met", False: "NOT MET", None: "for comparison"}

@@ -115,14 +115,14 @@ def main(argv: list[str]) -> None:
     "libtpu": importlib.metadata.version("libtpu"),
   }
   text = json.dumps(record, indent=2)
-  (output / f"{_SIZE.value}.json").write_text(f"{text}\n")
+  (output / f"{_SIZE.value}.json").write_text(f"{text}\n", encoding="utf-8")
   for row in rows:
     print(row)
   print(found)
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> None:
-  with path.open("w", newline="") as file:
+  with path.open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     table.writeheader()
     table.writerows(rows)

@@ -154,13 +154,13 @@ def planned(path, name, cfg, slice_, loss) -> dict[str, str]:
 def read(path: pathlib.Path) -> list[dict[str, str]]:
   if not path.exists():
     return []
-  with path.open(newline="") as file:
+  with path.open(newline="", encoding="utf-8") as file:
     return list(csv.DictReader(file))
 
 
 def append(path: pathlib.Path, row: dict) -> None:
   new = not path.exists()
-  with path.open("a", newline="") as file:
+  with path.open("a", newline="", encoding="utf-8") as file:
     rows = csv.DictWriter(file, list(row), lineterminator="\n")
     if new:
       rows.writeheader()

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
   result = json.dumps(report(soak), indent=2)
   print(result)
   if _OUTPUT.value:
-    _OUTPUT.value.write_text(result + "\n")
+    _OUTPUT.value.write_text(result + "\n", encoding="utf-8")
   if soak.broken:
     sys.exit(f"{len(soak.broken)} promises were broken")
 

@@ -168,6 +168,6 @@ def state(home: pathlib.Path, name: str) -> tuple:
   with checkpoint.Checkpoints(home / name / "checkpoints") as saved:
     like = train.abstract_state(cfg, mesh)
     found, _, _ = saved.restore(like, step=cfg.train.steps)
-  with (home / name / "train.csv").open() as file:
+  with (home / name / "train.csv").open(encoding="utf-8") as file:
     losses = [(row["step"], row["loss"]) for row in csv.DictReader(file)]
   return losses, [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]

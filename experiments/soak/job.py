@@ -24,7 +24,7 @@ def prepare(home: pathlib.Path, steps: int) -> None:
   words = ["def", "return", "if", "x", "y", "(", ")", "\n", "    "]
   rows = [" ".join(rng.choices(words, k=99)) for _ in range(200)]
   lines = [json.dumps({"text": row}) for row in rows]
-  (home / "corpus.jsonl").write_text("\n".join(lines))
+  (home / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
   cfg = config.Config(
     model=config.Model(
       width=48, mlp=96, layers=2, n_future=2, head="unembedding"
@@ -47,10 +47,13 @@ def prepare(home: pathlib.Path, steps: int) -> None:
       sample_tokens=0,
     ),
   )
-  (home / "config.json").write_text(config.to_json(cfg.check()))
+  (home / "config.json").write_text(
+    config.to_json(cfg.check()), encoding="utf-8"
+  )
   (home / "config.py").write_text(
     "from mtp_jax import config\n"
-    f"get_config = lambda: config.load({str(home / 'config.json')!r})\n"
+    f"get_config = lambda: config.load({str(home / 'config.json')!r})\n",
+    encoding="utf-8",
   )
 
 
@@ -127,7 +130,7 @@ class Job:
     self._outputs = [outputs / f"{number:03d}.{i}.txt" for i in (0, 1)]
     self.processes = []
     for i, output in enumerate(self._outputs):
-      with output.open("w") as file:
+      with output.open("w", encoding="utf-8") as file:
         self.processes.append(
           subprocess.Popen(
             [*command, f"--process_id={i}"],
@@ -139,7 +142,10 @@ class Job:
 
   def text(self) -> str:
     """What both wrote."""
-    return "".join(path.read_text(errors="replace") for path in self._outputs)
+    return "".join(
+      path.read_text(errors="replace", encoding="utf-8")
+      for path in self._outputs
+    )
 
   def runs(self) -> bool:
     return all(process.poll() is None for process in self.processes)

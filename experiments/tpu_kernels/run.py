@@ -190,11 +190,11 @@ def main(argv: list[str]) -> None:
 
 
 def write(path: pathlib.Path, rows: list[dict], stamp: dict) -> None:
-  with path.open("w", newline="") as file:
+  with path.open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, [*rows[0], *stamp], lineterminator="\n")
     table.writeheader()
     table.writerows(row | stamp for row in rows)
-  print(path.read_text())
+  print(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

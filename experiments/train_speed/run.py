@@ -242,7 +242,7 @@ def main(argv: list[str]) -> None:
 
   def save():  # what is known, before the next program may fail
     result["bounds"] = bounds.verdicts(result["rows"])
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
   for size in _SIZES.value:
     rows, states = timed(size, mesh)

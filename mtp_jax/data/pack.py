@@ -109,7 +109,7 @@ def _build(folder: pathlib.Path, data: config.Data, tokenizer) -> None:
     meta = {s.name: s.summary(tokenizer.fingerprint) for s in splits}
   meta["skipped"] = dict(sorted(skipped.items()))
   meta["cut"] = str(cut or "")
-  (folder / "meta.json").write_text(_sealed(meta))
+  (folder / "meta.json").write_text(_sealed(meta), encoding="utf-8")
   if skipped.places and data.source != "python":
     warnings.warn(f"left out of the corpus: {skipped}", stacklevel=4)
   if cut:
@@ -187,7 +187,7 @@ def _open(folder: pathlib.Path) -> tuple[Packed, Packed]:
     CacheDamaged: something is.
   """
   try:
-    text = (folder / "meta.json").read_text()
+    text = (folder / "meta.json").read_text(encoding="utf-8")
     meta = json.loads(text)
     if _sealed(meta) != text:
       raise CacheDamaged(f"cache {folder} has a damaged meta.json")
