@@ -24,6 +24,7 @@ import itertools
 import json
 import platform
 import re
+import signal
 import sys
 import time
 import unicodedata
@@ -112,7 +113,11 @@ def main(argv: list[str]) -> None:
 
   if not interactive:
     write(prompt, _SEED.value)
-  for turn in itertools.count() if interactive else ():
+    return
+  # Here Ctrl-C ends a text; `program.start` would end the program.
+  signal.set_wakeup_fd(-1)
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  for turn in itertools.count():
     try:
       line = _line()
     except (EOFError, KeyboardInterrupt):
@@ -209,19 +214,14 @@ def _write(decoder, codec, prompt, stops, settings) -> None:
   for i, own in enumerate(texts):
     if samples > 1:
       print(f"--- sample {i + 1} of {samples} ---")
-    parts = tokenizer.decode_parts(codec, _sample(own, i), after=prompt)
+    parts = tokenizer.decode_parts(
+      codec, stream_lib.sample(own, i), after=prompt
+    )
     for new in stream_lib.until(parts, stops):
       print(_shown(new) if terminal else new, end="", flush=True)
     if terminal or samples > 1:
       print(flush=True)
   _note(f"{count.line()}; {time.perf_counter() - begin:.1f} s in all\n")
-
-
-def _sample(passes: Iterable[stream_lib.Pass], i: int) -> Iterator[np.ndarray]:
-  for each in passes:
-    yield each.tokens[i]
-    if each.done[i]:
-      return
 
 
 def _shown(text: str) -> str:

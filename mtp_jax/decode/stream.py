@@ -69,6 +69,14 @@ def stream(
     passes += 1
 
 
+def sample(passes: Iterable[Pass], i: int) -> Iterator[np.ndarray]:
+  """What each pass added to text i, up to its end."""
+  for each in passes:
+    yield each.tokens[i]
+    if each.done[i]:
+      return
+
+
 def until(parts: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
   """The text of `parts` up to the first of the strings, that left out.
 
