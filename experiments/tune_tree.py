@@ -17,7 +17,7 @@ from absl import app, flags
 
 from experiments import program
 from mtp_jax import workdir
-from mtp_jax.data import pipeline
+from mtp_jax.data import blocks, pipeline
 from mtp_jax.decode import choose, network, prepare
 from mtp_jax.decode import tree as tree_lib
 
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   # What may be wrong is found before the model is read.
   sizes = _sizes(_SIZES.value)
-  cfg, _ = workdir.settings(_WORKDIR.value)
+  cfg, codec = workdir.settings(_WORKDIR.value)
   if cfg.model.n_future < 2:
     raise ValueError(f"{_WORKDIR.value} has one head: nothing drafts")
   new = cfg.data.seq_len - _PROMPT_LEN.value
@@ -46,11 +46,16 @@ def main(argv: list[str]) -> None:
       f"--prompt_len={_PROMPT_LEN.value} leaves nothing to write of the run's "
       f"data.seq_len={cfg.data.seq_len}: give at most {cfg.data.seq_len - 1}"
     )
-  net, cfg, codec = workdir.load(_WORKDIR.value)
   _, held = pipeline.pack(cfg.data, codec)
-  prompts = held.excerpts(
-    _PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
-  )
+  try:
+    prompts = held.excerpts(
+      _PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len, per_document=8
+    )
+  except blocks.CacheDamaged:
+    raise
+  except ValueError as error:
+    raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
+  net, _, _ = workdir.load(_WORKDIR.value)
   decoder = prepare.decoder(net, codec.vocab)
   found = tuned(choose.acceptance(decoder, prompts, max_new=new), sizes)
   path = _WORKDIR.value / "tree.json"

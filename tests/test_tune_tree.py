@@ -2,20 +2,24 @@
 
 # Its flags are the process's: other programs' tests define the same ones.
 PROGRAM = """
+import numpy as np
 from absl import flags
 from absl.testing import flagsaver
 from experiments import program, tune_tree
 from mtp_jax import config, workdir
+from mtp_jax.data import packed, pipeline
 
 def settings(path):
   model = config.Model(n_future=1 if str(path) == "one" else 3)
   return config.Config(model=model, data=config.Data(seq_len=32)), None
 
+few = packed.Packed(np.zeros(99, np.uint16), np.zeros(1, int), 1.0, "", 1, {})
+pipeline.pack = lambda data, codec: (few, few)
 workdir.settings, workdir.load = settings, None
 flags.FLAGS.mark_as_parsed()
 sizes = ("0", "-1", "1", "4,abc", "4,257", "8,4,8", "2.5", "")
 for case in (
-  *({"sizes": s} for s in sizes), {"prompt_len": "32"}, {"workdir": "one"}
+  *({"sizes": s} for s in sizes), {"prompt_len": "32"}, {"workdir": "one"}, {}
 ):
   case = {"workdir": "run", "prompt_len": "8"} | case
   with flagsaver.as_parsed(**case):
@@ -43,4 +47,6 @@ def test_errors_name_the_flag(run_with_devices):
     "error: --prompt_len=32 leaves nothing to write of the run's "
     "data.seq_len=32: give at most 31",
     "error: one has one head: nothing drafts",
+    "error: --prompts=32: only 3 pieces of documents have 32 tokens, but 32 "
+    "were asked for: ask for fewer or shorter ones",
   ]
