@@ -6,6 +6,7 @@ JSON record: the caller's metadata and, for every array, its dtype, shape and
 checksum. orbax alone restores a flipped bit, and casts a dtype, in silence.
 """
 
+import atexit
 import contextlib
 import pathlib
 
@@ -264,6 +265,8 @@ class Checkpoints:
 
   def _fail(self, step: int, error: Exception) -> None:
     self._pending = self._sample = None
+    # Stay quiet to the end of the program: some writes end after `close`.
+    atexit.register(self._resources.pop_all().close)
     if jax.process_count() > 1:
       self.abandon()  # closing would wait for the others
     elif self._writer:

@@ -155,22 +155,33 @@ def line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Inside, orbax logs nothing: what goes wrong is raised as well.
+  """Inside, only the caller tells of a failed save: its error is raised.
 
-  A full disk is logged with a traceback by each of its threads.
+  Otherwise a full disk is told with a traceback by each of orbax's threads, by
+  asyncio, and by each of tensorstore's writes that ends after orbax gave up.
+  --verbosity=1 lets them talk.
   """
 
-  def ours(record: logging.LogRecord) -> bool:
-    return (
-      "/orbax/checkpoint/" not in record.pathname or absl_logging.vlog_is_on(1)
-    )
+  def is_wanted(record: logging.LogRecord) -> bool:
+    source = f"{record.pathname} {record.getMessage()}"
+    return "/orbax/checkpoint/" not in source or absl_logging.vlog_is_on(1)
 
-  logger = absl_logging.get_absl_logger()
-  logger.addFilter(ours)
+  def hook(failure):
+    late = str(failure.exc_value) == "Event loop is closed"
+    if not late or absl_logging.vlog_is_on(1):
+      old_hook(failure)
+
+  loggers = absl_logging.get_absl_logger(), logging.getLogger("asyncio")
+  old_hook, sys.unraisablehook = sys.unraisablehook, hook
+  for logger in loggers:
+    logger.addFilter(is_wanted)
   try:
     yield
   finally:
-    logger.removeFilter(ours)
+    for logger in loggers:
+      logger.removeFilter(is_wanted)
+    if sys.unraisablehook is hook:
+      sys.unraisablehook = old_hook
 
 
 def open_writer(folder: epath.Path, keep: int) -> ocp.CheckpointManager:

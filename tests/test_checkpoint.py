@@ -7,6 +7,8 @@ import random
 import re
 import resource
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -335,6 +337,36 @@ def test_disk_full(folder, orbax_lines):
     assert raw(saved.restore(big)[0]) == raw(big)
   assert not orbax_lines  # each thread would tell of it, with a traceback
   assert sorted(os.listdir(folder)) == ["1", "2", "4"]
+
+
+def test_only_the_caller_tells_of_a_failed_save(monkeypatch):
+  """tensorstore's late writes and asyncio's lost tasks say nothing; other
+  libraries are heard as ever."""
+  heard = []
+
+  def hook(failure):
+    heard.append(str(failure.exc_value))
+
+  def fail(text):
+    error = RuntimeError(text)
+    sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+
+  monkeypatch.setattr(sys, "unraisablehook", hook)
+  tasks = logging.getLogger("asyncio")
+  handler = logging.Handler()
+  handler.emit = lambda line: heard.append(line.getMessage())
+  tasks.addHandler(handler)
+  try:
+    with storage.quiet():
+      for text in ("Event loop is closed", "ours"):
+        fail(text)
+      for text in ("Task <site-packages/orbax/checkpoint/x.py>", "Task <y.py>"):
+        tasks.error(text)
+    assert heard == ["ours", "Task <y.py>"]
+    fail("Event loop is closed")
+    assert heard.pop() == "Event loop is closed"
+  finally:
+    tasks.removeHandler(handler)
 
 
 def test_a_thread_that_failed_waits_for_no_one(monkeypatch):
