@@ -38,14 +38,14 @@ class Reader:
         active_processes={here},
         barrier_sync_key_prefix=f"reader_{here}",
       )
-    self._manager = ocp.CheckpointManager(
-      folder,
-      options=ocp.CheckpointManagerOptions(
-        save_interval_steps=0,
-        create=False,
-        read_only=True,
-        multiprocessing_options=alone,
-      ),
+    options = ocp.CheckpointManagerOptions(
+      save_interval_steps=0,
+      create=False,
+      read_only=True,
+      multiprocessing_options=alone,
+    )
+    self._manager = _listed(
+      lambda: ocp.CheckpointManager(folder, options=options)
     )
 
   def complete(self) -> list[int]:
@@ -55,7 +55,7 @@ class Reader:
       OSError: the folder cannot be listed.
     """
     steps = storage.steps(self._folder)  # fails where orbax finds nothing
-    self._manager.reload()
+    _listed(self._manager.reload)
     return sorted({*steps} & {*self._manager.all_steps()})
 
   def record(self, step: int) -> dict:
@@ -126,6 +126,19 @@ class Reader:
     (name,) = items
     args = ocp.args.Composite(**items)
     return self._manager.restore(step, args=args)[name]
+
+
+def _listed(listing):
+  """`listing()` of orbax, again where a run removes a step meanwhile.
+
+  orbax lists the names first, and looks at each step afterwards.
+  """
+  for _ in range(10):
+    try:
+      return listing()
+    except FileNotFoundError as error:
+      gone = error
+  raise gone
 
 
 def _together(read):

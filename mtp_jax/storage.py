@@ -12,6 +12,7 @@ import pathlib
 import re
 import stat
 import sys
+import traceback
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -155,11 +156,11 @@ def line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Inside, only the caller tells of a failed save: its error is raised.
+  """Inside, only the caller tells of what failed: the error is raised.
 
   Otherwise a full disk is told with a traceback by each of orbax's threads, by
-  asyncio, and by each of tensorstore's writes that ends after orbax gave up.
-  --verbosity=1 lets them talk.
+  asyncio, and by each of tensorstore's writes that ends after orbax gave up; a
+  damaged file by each read that orbax abandons. --verbosity=1 lets them talk.
   """
 
   def is_wanted(record: logging.LogRecord) -> bool:
@@ -167,8 +168,11 @@ def quiet() -> Iterator[None]:
     return "/orbax/checkpoint/" not in source or absl_logging.vlog_is_on(1)
 
   def hook(failure):
-    late = str(failure.exc_value) == "Event loop is closed"
-    if not late or absl_logging.vlog_is_on(1):
+    frames = traceback.walk_tb(failure.exc_traceback)
+    is_orbax = str(failure.exc_value) == "Event loop is closed" or any(
+      "/orbax/checkpoint/" in frame.f_code.co_filename for frame, _ in frames
+    )
+    if not is_orbax or absl_logging.vlog_is_on(1):
       old_hook(failure)
 
   loggers = absl_logging.get_absl_logger(), logging.getLogger("asyncio")

@@ -348,8 +348,8 @@ def test_only_the_caller_tells_of_a_failed_save(monkeypatch):
     heard.append(str(failure.exc_value))
 
   def fail(text):
-    error = RuntimeError(text)
-    sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    failure = dict(exc_value=RuntimeError(text), exc_traceback=None)
+    sys.unraisablehook(types.SimpleNamespace(**failure))
 
   monkeypatch.setattr(sys, "unraisablehook", hook)
   tasks = logging.getLogger("asyncio")
@@ -550,6 +550,24 @@ def test_reading_beside_a_run_that_keeps_one(folder, warnings, monkeypatch):
     with pytest.raises(checkpoint.CheckpointError, match="times a checkpoint"):
       saved.metadata()
   assert not warnings  # it was no damage
+
+
+def test_a_step_removed_while_the_folder_is_listed(folder, monkeypatch):
+  """orbax lists names first, and looks at each step afterwards."""
+  fail = True
+  reload = reader.ocp.CheckpointManager._load_checkpoint_infos
+
+  def race(manager, *args, **kwargs):
+    nonlocal fail
+    fail = not fail
+    if not fail:
+      raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+    return reload(manager, *args, **kwargs)
+
+  monkeypatch.setattr(
+    reader.ocp.CheckpointManager, "_load_checkpoint_infos", race
+  )
+  assert restored(folder) == 2
 
 
 def test_names_that_are_no_steps(folder):
