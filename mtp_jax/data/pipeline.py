@@ -94,11 +94,12 @@ def _from_workers(stream, workers: int) -> Iterator[dict[str, np.ndarray]]:
     if "process was terminated" not in str(error):
       raise
     line = str(error).split(". ")[0]
-    raise ChildProcessError(
-      f"one of data.workers={workers} processes ended before its time "
-      f"({line}). {_UNGUARDED}. Otherwise look for its own lines above, and "
-      "whether the machine has memory for so many"
-    ) from None
+    hint = f"Its own lines above say why. {_UNGUARDED}"
+    if "exit code -" in line:  # a signal's number
+      hint = (
+        "The system kills processes when memory runs out: lower data.workers"
+      )
+    raise ChildProcessError(f"data.workers={workers}: {line}. {hint}") from None
 
 
 def batch_at(
