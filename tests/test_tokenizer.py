@@ -288,8 +288,9 @@ def call_program(arguments):
   """The training program in this process."""
   from experiments import program, train_tokenizer
 
-  with flagsaver.flagsaver():
-    flags.FLAGS(["train_tokenizer", *arguments])
+  values = dict(a.removeprefix("--").split("=", 1) for a in arguments)
+  flags.FLAGS.mark_as_parsed()  # parsing asks for other programs' flags too
+  with flagsaver.as_parsed(**values):
     return program.mendable(train_tokenizer.main)(["train_tokenizer"])
 
 
