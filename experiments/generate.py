@@ -19,7 +19,6 @@ compiles, out of the speed. Texts end before a --stop string, behind a
 --stop_id, and at the tokenizer's end token.
 """
 
-import dataclasses
 import itertools
 import json
 import platform
@@ -28,7 +27,6 @@ import signal
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -93,11 +91,12 @@ def main(argv: list[str]) -> None:
   rule, stops = _rule(), [_unescaped(text) for text in _STOP.value]
   tree = None if _TREE.value is None else _tuned_tree(_TREE.value)
   given = _PROMPT.value is not None or _PROMPT_FILE.value is not None
+  if not given and sys.stdin is None:
+    raise ValueError("no prompt, and standard input is closed: give --prompt")
   interactive = _INTERACTIVE.value or (not given and sys.stdin.isatty())
-  text = b"" if interactive else _prompt()
   cfg, codec = workdir.settings(_WORKDIR.value, _STEP.value)
   settings = _settings(cfg, codec, rule, tree)
-  prompt = _ids(codec, text)
+  prompt = None if interactive else _ids(codec, _prompt())
 
   net, _, _, step = workdir.load_step(_WORKDIR.value, _STEP.value)
   decoder = prepare.decoder(net, codec.vocab, sliding_window=_WINDOW.value)
@@ -161,48 +160,21 @@ def _settings(cfg, codec, rule, tree) -> dict:
   return found
 
 
-@dataclasses.dataclass
-class _Count:
-  """What a text took: all passes, and those behind their program's first."""
-
-  passes: int = 0  # after the prompt's, of each text that was not whole
-  tokens: int = 0
-  written: int = 0  # by these passes
-  timed: int = 0  # tokens
-  seconds: float = 0.0  # of the timed ones
-
-  def watch(
-    self, passes: Iterable[stream_lib.Pass]
-  ) -> Iterator[stream_lib.Pass]:
-    begin, live, prompts = time.perf_counter(), True, True
-    for each in passes:
-      new = sum(map(len, each.tokens))
-      self.tokens += new
-      if not prompts:
-        self.passes += int(np.sum(live))
-        self.written += new
-      if not each.first:
-        self.timed += new
-        self.seconds += time.perf_counter() - begin
-      live, prompts = ~each.done, False
-      yield each
-      begin = time.perf_counter()
-
-  def line(self) -> str:
-    text = f"{self.tokens} tokens"
-    if self.passes:
-      text += f", {self.written / self.passes:.2f} tokens per forward pass"
-    if not self.seconds:
-      return f"{text}; too few passes to time"
-    return (
-      f"{text}; {self.timed / self.seconds:.1f} tokens per second, the first "
-      "pass of each program left out"
-    )
+def _figures(count: stream_lib.Count) -> str:
+  text = f"{count.tokens} tokens"
+  if count.passes:
+    text += f", {count.written / count.passes:.2f} tokens per forward pass"
+  if not count.seconds:
+    return f"{text}; too few passes to time"
+  return (
+    f"{text}; {count.timed / count.seconds:.1f} tokens per second, the first "
+    "pass of each program left out"
+  )
 
 
 def _write(decoder, codec, prompt, stops, settings) -> None:
   """Writes the texts of one prompt as they come, and what they took."""
-  begin, count = time.perf_counter(), _Count()
+  begin, count = time.perf_counter(), stream_lib.Count()
   passes = count.watch(stream_lib.stream(decoder, prompt, **settings))
   _note("compiling, and reading the prompt ...")
   try:
@@ -221,7 +193,7 @@ def _write(decoder, codec, prompt, stops, settings) -> None:
       print(_shown(new) if terminal else new, end="", flush=True)
     if terminal or samples > 1:
       print(flush=True)
-  _note(f"{count.line()}; {time.perf_counter() - begin:.1f} s in all\n")
+  _note(f"{_figures(count)}; {time.perf_counter() - begin:.1f} s in all\n")
 
 
 def _shown(text: str) -> str:

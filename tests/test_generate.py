@@ -136,6 +136,12 @@ def test_prompt_from_the_command_line_from_stdin_and_empty(call, type_in):
   assert "tokens per second" in call(prompt="").err  # bos alone is a prompt
 
 
+def test_no_prompt_and_no_input_is_a_line(call, monkeypatch):
+  monkeypatch.setattr(sys, "stdin", None)
+  with pytest.raises(SystemExit, match="^error: no prompt, and standard input"):
+    call()
+
+
 def test_line_after_line_is_continued(call, type_in):
   """In a terminal without a prompt, until the input ends."""
   want = [call(prompt=text).out for text in ("abc", "d")]

@@ -1,6 +1,7 @@
 """One prompt's texts while they are written, and where strings end them."""
 
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -67,6 +68,33 @@ def stream(
       state, first = blockwise.grow(network, state), True
     state = blockwise.advance_jit(network, rule, state)
     passes += 1
+
+
+@dataclasses.dataclass
+class Count:
+  """What texts took: all passes, and those behind their program's first."""
+
+  tokens: int = 0
+  passes: int = 0  # after the prompt's, of each text that was not whole
+  written: int = 0  # tokens by these passes
+  timed: int = 0  # tokens by passes that compiled nothing
+  seconds: float = 0.0  # of these
+
+  def watch(self, passes: Iterable[Pass]) -> Iterator[Pass]:
+    """`passes` as they are, counted; time between them is not."""
+    begin, live = time.perf_counter(), None
+    for each in passes:
+      new = sum(map(len, each.tokens))
+      self.tokens += new
+      if live is not None:
+        self.passes += int(live.sum())
+        self.written += new
+      if not each.first:
+        self.timed += new
+        self.seconds += time.perf_counter() - begin
+      live = ~each.done
+      yield each
+      begin = time.perf_counter()
 
 
 def sample(passes: Iterable[Pass], i: int) -> Iterator[np.ndarray]:
