@@ -112,16 +112,14 @@ def set_aside(folder: epath.Path, steps: Iterable[int]) -> None:
   What a fault of the disk made look like damage can so be renamed back. One
   step stays aside at a time: more would fill the disk.
   """
-  newest = max(steps)
-  for entry in list(folder.iterdir()):
-    if _ASIDE.fullmatch(entry.name):
-      entry.rmtree()
+  newest = folder / str(max(steps))
+  if newest.exists():
+    for entry in list(folder.iterdir()):
+      if _ASIDE.fullmatch(entry.name):
+        entry.rmtree()
+    newest.rename(folder / f"damaged-{newest.name}")
   for step in steps:
-    path = folder / str(step)
-    if step == newest:
-      path.rename(folder / f"damaged-{step}")
-    else:
-      path.rmtree()
+    (folder / str(step)).rmtree(missing_ok=True)
 
 
 def is_damage(error: BaseException) -> bool:

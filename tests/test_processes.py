@@ -166,7 +166,7 @@ def losses(target):
 
 def newest(target):
   names = [p.name for p in (target / "checkpoints").iterdir()]
-  return max(int(name) for name in names if name.isdigit())
+  return max(int(name) for name in names if name.isdecimal())
 
 
 QUIET = "--config.train.sample_tokens=0"

@@ -1,5 +1,6 @@
 """Workdirs: one run at a time, shared by all processes of the run."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -46,6 +47,20 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
     text = (tmp_path / "lock").read_text()
   assert f"process id {holder.pid}" not in text
   holder.communicate()
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
+  def flock(file, how):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  said = []
+  monkeypatch.setattr(workdir.fcntl, "flock", flock)
+  monkeypatch.setattr(
+    workdir.logging, "warning", lambda *text: said.append(text)
+  )
+  with workdir.lock(tmp_path):
+    assert "process id" in (tmp_path / "lock").read_text()
+  assert len(said) == 1 and "without locks" in said[0][0]
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "lock is a folder"])

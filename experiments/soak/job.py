@@ -163,7 +163,7 @@ class Job:
 
   def committed(self) -> list[int]:
     names = [path.name for path in self.folder.iterdir()]
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isdecimal())
 
   def newest(self) -> int:
     """Newest committed step, 0 if there is none."""
