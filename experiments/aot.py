@@ -40,6 +40,9 @@ class Compiled:
   text: str  # the scheduled program, for `schedule.collectives`
 
 
+_FORMS = "Known forms: v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:4x4, axes even"
+
+
 def topology(name: str) -> list:
   """The devices of a slice like 'v5p:2x2x2' or 'v5e:16x16', in order.
 
@@ -49,6 +52,8 @@ def topology(name: str) -> list:
   Raises:
     ValueError: no such slice, one that libtpu cannot describe, or no libtpu.
   """
+  if not re.fullmatch(r"\w+:[1-9]\d*(x[1-9]\d*)*", name):  # libtpu dies of 0
+    raise ValueError(f"no TPU slice {name!r}: {_FORMS}")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is held
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -65,9 +70,8 @@ def topology(name: str) -> list:
     ).devices
   except Exception as error:  # of several types, with a usable message
     raise ValueError(
-      f"no TPU slice {name!r}: {str(error).splitlines()[0]}. Known forms: "
-      "v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:4x4, axes even; libtpu has to be "
-      "installed"
+      f"no TPU slice {name!r}: {str(error).splitlines()[0]}. {_FORMS}; libtpu "
+      "has to be installed"
     ) from error
   if devices[0].device_kind not in HBM:
     raise ValueError(

@@ -19,14 +19,19 @@ import jax
 from absl import app, flags
 
 from experiments import planning, program
+from mtp_jax import fields
 
 _CONFIG = program.define_config()
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "TPU slice, as v5p:2x2x2, v5e:16x16 or v6e:4x4."
 )
 _DECODE = flags.DEFINE_bool("decode", False, "Plan a decoding pass instead.")
-_BATCH = flags.DEFINE_integer("decode_batch", 8, "Rows of a decoding pass.")
-_CACHE = flags.DEFINE_integer("cache_len", 0, "Positions; 0: data.seq_len.")
+_BATCH = flags.DEFINE_integer(
+  "decode_batch", 8, "Rows of a decoding pass.", 1, fields.INT32
+)
+_CACHE = flags.DEFINE_integer(
+  "cache_len", 0, "Positions; 0: data.seq_len.", 0, fields.INT32
+)
 _OPTIONS = flags.DEFINE_list(
   "compiler_options", [], "Of the TPU compiler, as name=value,name=value."
 )
@@ -38,17 +43,15 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   cfg = _CONFIG.value.check()
-  options = dict(pair.split("=", 1) for pair in _OPTIONS.value)
-  if _DECODE.value:
-    plan = planning.decoding(
-      cfg,
-      _TOPOLOGY.value,
-      batch=_BATCH.value,
-      cache_len=_CACHE.value or cfg.data.seq_len,
-      options=options,
-    )
-  else:
-    plan = planning.training(cfg, _TOPOLOGY.value, options)
+  options = _options(_OPTIONS.value)
+  if _JSON.value:
+    program.make_room(_JSON.value)
+  try:
+    plan = _plan(cfg, options)
+  except jax.errors.JaxRuntimeError as error:
+    if not options or "INVALID_ARGUMENT" not in str(error):
+      raise
+    raise ValueError(f"--compiler_options: {error}") from error
   print("\n".join(planning.describe(plan)))
   if not plan.fits:
     print("to make it fit:")
@@ -61,6 +64,25 @@ def main(argv: list[str]) -> None:
     }
     text = json.dumps(planning.to_dict(plan) | made, indent=2)
     _JSON.value.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _plan(cfg, options):
+  if not _DECODE.value:
+    return planning.training(cfg, _TOPOLOGY.value, options)
+  return planning.decoding(
+    cfg,
+    _TOPOLOGY.value,
+    batch=_BATCH.value,
+    cache_len=_CACHE.value or cfg.data.seq_len,
+    options=options,
+  )
+
+
+def _options(pairs: list[str]) -> dict[str, str]:
+  for pair in pairs:
+    if not all(pair.partition("=")):
+      raise ValueError(f"--compiler_options: {pair!r} is not name=value")
+  return dict(pair.split("=", 1) for pair in pairs)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,22 @@ def path(text: str) -> pathlib.Path:
     raise ValueError(str(error)) from error
 
 
+def make_room(path: pathlib.Path) -> None:
+  """Makes the folder of a file that will be written once the work is done.
+
+  Raises:
+    ValueError: the file could not be written there.
+  """
+  if path.is_dir():
+    raise ValueError(f"{path} is a folder; name a file in it")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f"cannot make {path.parent}: {error.strerror}") from error
+  if not os.access(path if path.exists() else path.parent, os.W_OK):
+    raise ValueError(f"{path} cannot be written: permission denied")
+
+
 class _PathParser(flags.ArgumentParser):
   syntactic_help = "a path"
 
@@ -121,7 +137,13 @@ def define_processes() -> Callable[[], None]:
   )
 
   def join():
-    if distributed.value or coordinator.value:
+    alone = not (distributed.value or coordinator.value)
+    if alone and (number.value, process.value) != (None, None):
+      raise ValueError(
+        "--num_processes and --process_id need --coordinator, host:port of "
+        "process 0, or --distributed; without them this run would be alone"
+      )
+    if not alone:
       processes.join(
         coordinator.value,
         number.value,

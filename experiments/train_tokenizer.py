@@ -35,6 +35,7 @@ flags.mark_flag_as_required("output")
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  program.make_room(_OUTPUT.value)
   data = config.Data(
     source=_SOURCE.value,
     path=str(_PATH.value or ""),

@@ -8,6 +8,7 @@ none can go on alone: the run is started again, and resumes.
 import contextlib
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -47,8 +48,10 @@ def join(
       all others stop.
 
   Raises:
-    ValueError: too little was given or found.
+    ValueError: too little was given or found, numbers do not fit each other,
+      or the port of process 0 is taken.
   """
+  _check_join(coordinator, processes, process, heartbeat)
   try:
     jax.distributed.initialize(
       coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
@@ -63,6 +66,31 @@ def join(
     # A program from the cache runs its collectives in no fixed order (jaxlib
     # 0.10.2), and partners find each other by the order.
     jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _check_join(coordinator, processes, process, heartbeat) -> None:
+  if heartbeat < 1:
+    raise ValueError(f"heartbeat is {heartbeat}; it must be at least 1 second")
+  if processes is not None and processes < 1:
+    raise ValueError(f"the number of processes is {processes}; at least 1")
+  if process is not None and not 0 <= process < (processes or process + 1):
+    count = f"{processes} processes" if processes else "processes"
+    raise ValueError(f"process {process} is none of {count}, counted from 0")
+  if not coordinator:
+    return
+  host, _, port = coordinator.rpartition(":")
+  if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+    raise ValueError(
+      f"coordinator {coordinator!r} is not host:port, such as localhost:1234"
+    )
+  if process == 0:
+    try:  # JAX 0.10 crashes at a port that is taken
+      socket.create_server(("", int(port))).close()
+    except OSError as error:
+      raise ValueError(
+        f"process 0 cannot listen at port {port} of coordinator {coordinator}: "
+        f"{error.strerror}. Name a free port to all processes"
+      ) from error
 
 
 def gather(text: str) -> list[str]:

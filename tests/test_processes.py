@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -384,6 +385,34 @@ def test_without_a_cluster_all_has_to_be_named(home, tmp_path):
   assert job.ends() == [1]
   assert "error: cannot join the other processes: coord" in job.text()
   assert "name all three: coordinator" in job.text()
+
+
+@pytest.mark.parametrize(
+  "arguments, line",
+  [
+    (("localhost", 1, 0), "coordinator 'localhost' is not host:port"),
+    ((":1234", 1, 0), "coordinator ':1234' is not host:port"),
+    (("localhost:0", 1, 0), "'localhost:0' is not host:port"),
+    (("localhost:65536", 1, 0), "'localhost:65536' is not host:port"),
+    (("localhost:1", 0, 0), "the number of processes is 0; at least 1"),
+    (("localhost:1", 2, 2), "process 2 is none of 2 processes, counted from 0"),
+    (("localhost:1", 2, -1), "process -1 is none of 2 processes"),
+    ((None, None, -1), "process -1 is none of processes"),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_joining(arguments, line):
+  with pytest.raises(ValueError, match=re.escape(line)):
+    processes.join(*arguments)
+
+
+def test_a_taken_port_is_refused():
+  """JAX would crash: it starts its service there and goes on without it."""
+  with socket.create_server(("", 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(ValueError, match=f"cannot listen at port {port} of"):
+      processes.join(f"localhost:{port}", 1, 0)
+  with pytest.raises(ValueError, match="heartbeat is 0"):
+    processes.join("localhost:1", 1, 1, heartbeat=0)
 
 
 def test_alone_nothing_changes():

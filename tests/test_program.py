@@ -112,6 +112,31 @@ def test_what_is_missing_is_a_line(call, arguments, line):
   assert line in err
 
 
+@pytest.mark.parametrize(
+  "arguments, line",
+  [
+    (["train", "--num_processes=2"], "need --coordinator, host:port of"),
+    (["train", "--process_id=0"], "need --coordinator, host:port of"),
+    (["train", "--coordinator=x"], "coordinator 'x' is not host:port"),
+    (["plan", "--topology=v5e:0x2"], "no TPU slice 'v5e:0x2': Known forms"),
+    (["plan", "--topology=v5e"], "no TPU slice 'v5e': Known forms"),
+    (["plan", "--compiler_options=abc"], "'abc' is not name=value"),
+    (["plan", "--decode_batch=0"], "flag --decode_batch=0: 0 is not"),
+    (["plan", "--cache_len=-4"], "flag --cache_len=-4: -4 is not"),
+    (["plan", "--json=configs"], "configs is a folder; name a file in it"),
+    (["plan", "--json=README.md/x"], "cannot make README.md: File exists"),
+  ],
+)
+def test_bad_flags_are_told_before_the_work(call, arguments, line, tmp_path):
+  name, flag = arguments
+  given = {"train": f"--workdir={tmp_path / 'w'}", "plan": "--topology=v5e:2x2"}
+  code, out, err = call(
+    *CONFIG, given[name], flag, module=f"experiments.{name}"
+  )
+  assert (code, out, err.count("\n")) == (1, "", 1)
+  assert line in err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("flag", ["--help", "--helpshort", "--helpfull"])
 def test_help_is_no_error(call, flag):
   code, out, err = call(flag)

@@ -37,6 +37,7 @@ flags.mark_flag_as_required("output")
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  program.make_room(_OUTPUT.value)
   cfg = _CONFIG.value.check().model
   net = jax.jit(lambda key: model.Model(cfg, key))(jax.random.key(0))
   bandwidth = limits.bandwidth()

@@ -248,6 +248,7 @@ def verdicts(scale, rows, grown, steps) -> dict[str, dict]:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  program.make_room((_OUTPUT.value / _SCALE.value).with_suffix(".csv"))
   scale, start = scales.SCALES[_SCALE.value], time.time()
   rows = measure_losses(scale, _SEED.value)
   grown = measure_growth(scale)

@@ -97,6 +97,7 @@ def verdicts(rows: list[dict]) -> dict[str, float]:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  program.make_room(_OUTPUT.value / f"{_SIZE.value}.csv")
   rows, heads = [], []
   for slice_ in _SLICES.value:
     for n in HEADS:

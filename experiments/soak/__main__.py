@@ -42,6 +42,8 @@ _OUTPUT = program.define_path("output", None, "Takes the result as JSON.")
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  if _OUTPUT.value:
+    program.make_room(_OUTPUT.value)
   jax.config.update("jax_platforms", "cpu")
   kinds, home = chosen(), _WORKDIR.value.absolute()
   with job_lib.Disk(home) as disk:

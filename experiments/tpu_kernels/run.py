@@ -174,6 +174,7 @@ def tokamax_loss() -> list[dict]:
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+  program.make_room(_OUTPUT.value / "memory.csv")
   jax.config.update("jax_platforms", "cpu")
   stamp = {
     "date": datetime.date.today().isoformat(),

@@ -230,7 +230,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected arguments: {argv[1:]}")
   path, limit = _OUTPUT.value, memory()
-  path.parent.mkdir(parents=True, exist_ok=True)
+  program.make_room(path)
   mesh = sharding.make_mesh(config.Mesh())
   result = {
     "machine": program.machine(),
