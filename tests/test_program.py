@@ -1,5 +1,6 @@
 """Programs as a user types them: settings, and errors in one line."""
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -355,7 +356,11 @@ def test_the_second_signal_to_a_training_ends_it_at_once(number, code):
   process.send_signal(number)
   with pytest.raises(subprocess.TimeoutExpired):
     process.wait(0.5)  # it would save after this step
-  process.send_signal(number)
+  for _ in range(60):  # two that wait on a busy machine are one to the system
+    process.send_signal(number)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.wait(1)
+      break
   _, err = process.communicate(timeout=60)
   assert process.returncode == code
   # The first may have met Python, which says that it is saving.
