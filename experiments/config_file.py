@@ -54,8 +54,8 @@ def load(text: str) -> config.Config:
     if not isinstance(found, config.Config):
       missing = "; its return is missing" if found is None else ""
       raise ValueError(
-        f"get_config returned a {type(found).__name__}, not a "
-        f"mtp_jax.config.Config{missing}"
+        f"get_config returned an object of type {type(found).__name__}, "
+        f"not an mtp_jax.config.Config{missing}"
       )
     found.sections()
   except (Exception, SystemExit) as error:
@@ -103,9 +103,10 @@ def _find(name: str) -> pathlib.Path:
       raise ValueError(f"--config={name} is a folder; name a file in it")
     if candidate.exists():
       return candidate
+  installed = (HOME / "configs").rglob("*.py")
   known = [str(p) for p in path.parent.glob("*.py")]
-  for file in (HOME / "configs").rglob("*.py"):
-    known.append(file.relative_to(HOME).as_posix())
+  known += [p.relative_to(HOME).as_posix() for p in installed]
+  known = [p for p in known if not p.endswith("__init__.py")]
   near = difflib.get_close_matches(name, known, 1, 0.5)
   raise ValueError(
     f"there is no config file {name}; did you mean "

@@ -26,7 +26,7 @@ PAPER = pathlib.Path(summarisation.__file__).parent
 FAMILIES = {
   path.stem: importlib.import_module(f"configs.paper.{path.stem}")
   for path in sorted(PAPER.glob("*.py"))
-  if path.stem != "base"
+  if path.stem not in ("__init__", "base")
 }
 ALL = [(f, name) for f, module in FAMILIES.items() for name in module.RUNS]
 

@@ -164,9 +164,10 @@ IMPORT = "from mtp_jax import config\n"
     ("get_config = 3", "run.py has no function get_config(), which returns"),
     (
       "def get_config(): return 3",
-      "run.py: get_config returned a int, not a mtp_jax.config.Config",
+      "run.py: get_config returned an object of type int, not an "
+      "mtp_jax.config.Config",
     ),
-    ("def get_config(): pass", "returned a NoneType, not a mtp_jax.config.C"),
+    ("def get_config(): pass", "of type NoneType, not an mtp_jax.config.Conf"),
     (
       "def get_config():\n  return {}['no']\n",
       "run.py, line 2: KeyError: 'no'",
@@ -224,6 +225,8 @@ def test_config_files_are_found(tmp_path, monkeypatch):
     config_file.load("plain.py:8")
   with pytest.raises(ValueError, match="no config file plan.py.* plain.py?"):
     config_file.load("plan.py")
+  with pytest.raises(ValueError, match="did you mean configs/paper/induction"):
+    config_file.load("configs/paper/__init.py")  # its __init__.py is no config
 
 
 def test_overrides_reach_every_kind_of_field(tmp_path, monkeypatch):
