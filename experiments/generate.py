@@ -33,7 +33,7 @@ import numpy as np
 from absl import app, flags
 
 from experiments import program
-from mtp_jax import tokenizer, workdir
+from mtp_jax import storage, tokenizer, workdir
 from mtp_jax.decode import accept, blockwise, checks, prepare, sampling
 from mtp_jax.decode import stream as stream_lib
 from mtp_jax.decode import tree as tree_lib
@@ -278,7 +278,7 @@ def _tuned_tree(size: int) -> tree_lib.Tree:
 if __name__ == "__main__":
   if not jax.config.jax_compilation_cache_dir:
     # Compiled programs of this host: others may have another processor.
-    where = program.path("~/.cache/mtp_jax/programs") / platform.node()
+    where = storage.local("~/.cache/mtp_jax/programs") / platform.node()
     jax.config.update("jax_compilation_cache_dir", str(where))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
   program.start(main)

@@ -25,7 +25,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from experiments import config_file
-from mtp_jax import checkpoint, config, processes, run
+from mtp_jax import checkpoint, config, processes, run, storage
 
 # A flag belongs to the program that calls `define_...`: --help shows it there.
 flags.disclaim_key_flags()
@@ -74,16 +74,6 @@ def define_path(
   return flags.DEFINE(_PathParser(), name, default, text, **options)
 
 
-def path(text: str) -> pathlib.Path:
-  """The path that a user typed: not empty, `~` expanded."""
-  if not text.strip():
-    raise ValueError("a path is empty; the current folder is .")
-  try:
-    return pathlib.Path(text).expanduser()
-  except RuntimeError as error:  # ~nobody
-    raise ValueError(str(error)) from error
-
-
 def make_room(path: pathlib.Path) -> None:
   """Makes the folder of a file that will be written once the work is done.
 
@@ -104,7 +94,7 @@ class _PathParser(flags.ArgumentParser):
   syntactic_help = "a path"
 
   def parse(self, argument: str) -> pathlib.Path:
-    return path(argument)
+    return storage.local(argument)
 
   def flag_type(self) -> str:
     return "path"

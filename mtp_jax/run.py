@@ -10,6 +10,7 @@ from mtp_jax import (
   checkpoint,
   config,
   evaluations,
+  lock,
   logs,
   metrics,
   processes,
@@ -40,15 +41,17 @@ def fit(
   before, there is nothing to save, and signals act as without this function.
   The run is a function of `cfg` alone: stopped, killed and resumed anywhere, it
   ends with the same bits.
-  Says on standard output what it does (`report`); nothing that it says or
-  logs, no evaluation and no sample can end it.
+  Says on standard output what it does (`report`). Nothing that it says or
+  logs ends it, and no failed evaluation or sample; among several processes,
+  those end it that fail on some of them while the others compute.
 
   Args:
     cfg: the run's settings.
     workdir: takes config.json, checkpoints/, train.csv, held_out.csv,
       samples/, tensorboard/, profile/, a copy of a SentencePiece model and
       `lock`, which keeps other runs out. Several processes
-      (`processes.join`) share it.
+      (`processes.join`) share it. A start that is refused leaves at most
+      `lock`, which is empty then.
     profile: steps, counted from 1, that `jax.profiler` traces.
 
   Returns:
@@ -71,7 +74,7 @@ def fit(
       f"profile starts with step {profile.start}, but the run ends with step "
       f"{cfg.train.steps}"
     )
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = storage.local(workdir)
   storage.folder(workdir)  # refuses a path before any work is done
   codec = workdir_lib.tokenizer(cfg, workdir)
   mesh = sharding.make_mesh(cfg.mesh)
@@ -79,43 +82,47 @@ def fit(
   like = train_lib.abstract_state(cfg, mesh)
   evaluations.check(cfg, mesh, like.model)
   progress = report.Progress(jax.process_index() == 0)
-  with progress.doing("reading the corpus, which is packed once"):
-    packed = pipeline.pack(cfg.data, codec)
-  metadata = workdir_lib.metadata(cfg, codec, packed)
-  with processes.watched():
-    _check_agreement(metadata)
-  for line in report.settings(cfg, packed, mesh):
-    progress.say(line)
-  with (
-    workdir_lib.lock(workdir),
-    checkpoint.Checkpoints(
-      workdir / "checkpoints", keep=cfg.train.keep
-    ) as saved,
-    processes.stop_signals() as asked,
-    processes.watched(saved.abandon),
-  ):
-    found = saved.restore(like, expect=workdir_lib.fixed(metadata))
-    state = found[0] if found else train_lib.init_state(cfg, mesh)
-    start = int(state.step)
-    if start > cfg.train.steps:
-      raise ValueError(
-        f"{workdir} is at step {start} already, past train.steps "
-        f"{cfg.train.steps}: set --config.train.steps={start} or more"
+  with lock.exclusive(workdir):  # before the corpus is packed for hours
+    with progress.doing("reading the corpus, which is packed once"):
+      packed = pipeline.pack(cfg.data, codec)
+    metadata = workdir_lib.metadata(cfg, codec, packed)
+    with processes.watched():
+      _check_agreement(metadata)
+    for line in report.settings(cfg, packed, mesh):
+      progress.say(line)
+    with (
+      checkpoint.Checkpoints(
+        workdir / "checkpoints", keep=cfg.train.keep
+      ) as saved,
+      processes.stop_signals() as asked,
+      processes.watched(saved.abandon),
+    ):
+      found = saved.restore(
+        like,
+        expect=workdir_lib.fixed(metadata),
+        defaults=workdir_lib.defaults(),
       )
-    workdir_lib.write_settings(cfg, workdir)
-    if found:
-      progress.say(f"going on from step {start}")
-      for line in workdir_lib.changes(found[1], metadata):
-        progress.say(line)
-    else:
-      progress.say(f"a new run in {workdir}")
-    run = _Run(
-      cfg, mesh, codec, packed, workdir, start, profile, progress, saved
-    )
-    try:
-      return run.steps(state, metadata, asked)
-    finally:
-      run.close()
+      state = found[0] if found else train_lib.init_state(cfg, mesh)
+      start = int(state.step)
+      if start > cfg.train.steps:
+        raise ValueError(
+          f"{workdir} is at step {start} already, past train.steps "
+          f"{cfg.train.steps}: set --config.train.steps={start} or more"
+        )
+      workdir_lib.write_settings(cfg, workdir)
+      if found:
+        progress.say(f"going on from step {start}")
+        for line in workdir_lib.changes(found[1], metadata):
+          progress.say(line)
+      else:
+        progress.say(f"a new run in {workdir}")
+      run = _Run(
+        cfg, mesh, codec, packed, workdir, start, profile, progress, saved
+      )
+      try:
+        return run.steps(state, metadata, asked)
+      finally:
+        run.close()
 
 
 class _Run:
@@ -191,7 +198,8 @@ class _Run:
       unsaved |= self._due(step, cfg.save_every) or stop
       if unsaved:
         self._check(step, found)
-        unsaved = int(found["bad"]) > 0  # not within a row of bad steps
+        # Do not save while the newest steps are not finite.
+        unsaved = int(found["bad"]) > 0
         if not unsaved:
           with self.clock.paused():
             self.saved.save(step, state, metadata, wait=stop)

@@ -56,17 +56,33 @@ class _Path(type(epath.Path("."))):
     return (self / name for name in glob.glob(pattern, root_dir=self))
 
 
+def local(path: str | pathlib.Path) -> pathlib.Path:
+  """The path that a user gave, `~` expanded.
+
+  Raises:
+    ValueError: the path is empty, or begins with an unknown user (~name).
+  """
+  if not str(path).strip():
+    raise ValueError("a path is empty; the current folder is .")
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError as error:
+    raise ValueError(
+      f"path {str(path)!r}: {error} Write the path without ~"
+    ) from error
+
+
 def folder(path: str | pathlib.Path) -> epath.Path:
   """The absolute path of a folder of checkpoints.
 
   Raises:
-    ValueError: tensorstore cannot write below such a path.
+    ValueError: `local` refuses the path, or tensorstore cannot write below it.
   """
   text = str(path)
   if "://" not in text:
-    local = pathlib.Path(text).expanduser().absolute()
+    absolute = local(path).absolute()
     # As the system reads "link/..", which is not what precedes "link".
-    text = str(local.resolve() if ".." in local.parts else local)
+    text = str(absolute.resolve() if ".." in absolute.parts else absolute)
   try:
     text.encode()
   except UnicodeEncodeError as error:
@@ -91,7 +107,7 @@ def steps(folder: epath.Path) -> list[int]:
     entries = list(folder.iterdir())
   except FileNotFoundError:
     return []
-  # "²".isdigit() is true, and so is "٣".isdecimal(): neither is a step's name.
+  # isdigit() accepts "²" and isdecimal() accepts "٣"; orbax writes neither.
   named = [entry for entry in entries if _STEP.fullmatch(entry.name)]
   return sorted(int(entry.name) for entry in named if _is_folder(entry))
 

@@ -1,152 +1,51 @@
 """What a run keeps in its folder, and how a trained model is taken out."""
 
-import contextlib
 import dataclasses
-import datetime
 import difflib
-import fcntl
 import json
-import os
 import pathlib
 import shutil
-import socket
-import time
-import uuid
-from collections.abc import Iterator
-from typing import TextIO
 
 import jax
-from absl import logging
 
-from mtp_jax import checkpoint, config, processes, sharding, train
+from mtp_jax import checkpoint, config, logs, sharding, storage, train
 from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.data import pipeline
 from mtp_jax.model import model
 
-# Fields that may change when a run goes on from a checkpoint, although they
-# change what is computed: a run that diverged needs other rates, and one that
-# has finished more steps. `changes` says what they were.
+# Fields that may change when a run resumes: file locations, logging and
+# evaluation intervals, kernels, rates and the number of steps. Every other
+# field must equal the checkpoint's.
+_FREE = {
+  "data": ("path", "cache", "workers", "tokenizer"),
+  "model": ("attention",),
+  "optim": ("peak", "warmup", "end"),
+  "train": (
+    "steps",
+    "max_bad_steps",
+    "log_every",
+    "eval_every",
+    "eval_batches",
+    "sample_tokens",
+    "save_every",
+    "keep",
+    "loss_block",
+  ),
+}
+# Those of them that change what is computed; `changes` names them.
 _RATES = {
   "optim": ("peak", "warmup", "end"),
   "train": ("steps", "max_bad_steps"),
 }
-# The other fields that may: where files lie, and how often they are written.
-_FREE = {
-  "data": ("path", "cache", "workers", "tokenizer"),
-  "model": ("attention",),
-  "optim": _RATES["optim"],
-  "train": (
-    "log_every eval_every eval_batches sample_tokens save_every keep loss_block"
-  ).split()
-  + list(_RATES["train"]),
-}
 
 _MODEL = "tokenizer.model"  # the copy in the workdir
-_RELEASE = 3  # seconds that a killed process may take to release its lock
-_VISIBLE = 10  # seconds that a network file system may take to show a file
-
-
-@contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
-  """Inside, no other run writes to `workdir`; makes it where it is missing.
-
-  Process 0 locks WORKDIR/lock and writes there who it is. The operating system
-  releases the lock when the process ends, in whatever way. The other processes
-  look for what process 0 wrote: only in a shared folder do they find it.
-
-  Raises:
-    checkpoint.CheckpointError: another run holds the lock; the folder cannot
-      be written; or the processes do not share it.
-  """
-  with contextlib.ExitStack() as stack:
-    first = {"error": "", "holder": ""}
-    if jax.process_index() == 0:
-      try:
-        if workdir.exists() and not workdir.is_dir():
-          raise NotADirectoryError("it is a file, not a folder")
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context(
-          (workdir / "lock").open("a+", encoding="utf-8")
-        )
-        first["holder"] = _lock(file, workdir)
-        stack.callback(file.truncate, 0)
-      except checkpoint.CheckpointError as error:
-        first["error"] = str(error)
-      except (OSError, ValueError) as error:
-        first["error"] = f"cannot write to workdir {workdir}: {error}"
-    with processes.watched():
-      first = json.loads(processes.gather(json.dumps(first))[0])
-      if first["error"]:
-        raise checkpoint.CheckpointError(first["error"])
-      _check_shared(workdir, first["holder"])
-    yield
-
-
-def _lock(file: TextIO, workdir: pathlib.Path) -> str:
-  """Locks the file; returns what it now says of the holder."""
-  deadline = time.monotonic() + _RELEASE
-  locked = False
-  while not locked:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      locked = True
-    except BlockingIOError as error:
-      if time.monotonic() > deadline:
-        file.seek(0)
-        holder = file.read().strip() or "an unknown process"
-        raise checkpoint.CheckpointError(
-          f"workdir {workdir} is in use by another run ({holder}). Stop that "
-          "run, or take another workdir"
-        ) from error
-      time.sleep(0.05)
-    except OSError as error:
-      logging.warning(
-        "%s is on a file system without locks (%s): nothing keeps a second "
-        "run from writing there",
-        workdir,
-        error,
-      )
-      break
-  now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-  holder = (
-    f"host {socket.gethostname()}, process id {os.getpid()}, since {now}, "
-    f"start {uuid.uuid4().hex}"
-  )
-  file.truncate(0)
-  file.write(holder)
-  file.flush()
-  os.fsync(file.fileno())  # other hosts see it now
-  return holder
-
-
-def _check_shared(workdir: pathlib.Path, holder: str) -> None:
-  """Raises on all processes where one does not see process 0's file."""
-  if jax.process_count() == 1:
-    return
-
-  def visible():
-    try:
-      return (workdir / "lock").read_text(encoding="utf-8") == holder
-    except OSError:
-      return False
-
-  deadline = time.monotonic() + _VISIBLE
-  while not visible() and time.monotonic() < deadline:
-    time.sleep(0.05)
-  answers = processes.gather("yes" if visible() else "no")
-  if missing := [i for i, answer in enumerate(answers) if answer == "no"]:
-    raise checkpoint.CheckpointError(
-      f"the processes do not share workdir {workdir}: what process 0 writes "
-      f"there, processes {missing} do not see. Give all of them the same "
-      "folder, on a file system that all of their hosts mount"
-    )
 
 
 def settings(
   workdir: str | pathlib.Path, step: int | None = None
 ) -> tuple[config.Config, tokenizer_lib.Tokenizer]:
   """What `load` returns beside the model, without reading its arrays."""
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = storage.local(workdir)
   if not (workdir / "checkpoints").is_dir():
     raise checkpoint.CheckpointError(_no_run(workdir))
   with checkpoint.Checkpoints(workdir / "checkpoints") as saved:
@@ -176,9 +75,10 @@ def load_step(
 
   Raises:
     checkpoint.CheckpointError: there is no such checkpoint, or no such run.
-    ValueError: the tokenizer's model file is missing or another one.
+    ValueError: the tokenizer's model file is missing or another one, or the
+      path is empty or names an unknown user.
   """
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = storage.local(workdir)
   if not (workdir / "checkpoints").is_dir():
     raise checkpoint.CheckpointError(_no_run(workdir))
   with checkpoint.Checkpoints(workdir / "checkpoints") as saved:
@@ -247,7 +147,7 @@ def tokenizer(
   else:
     codec = tokenizer_lib.load(str(copy))
     remedy = f"take another workdir, or --config.data.tokenizer={copy}"
-    if pathlib.Path(name).expanduser().exists():
+    if storage.local(name).exists():
       fingerprint = tokenizer_lib.load(name).fingerprint
       if fingerprint != codec.fingerprint:
         raise ValueError(
@@ -283,12 +183,11 @@ def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
   """
   if jax.process_index():
     return
-  copy, partial = workdir / _MODEL, workdir / "partial"
+  copy, partial = workdir / _MODEL, workdir / f"{_MODEL}.partial"
   if cfg.data.tokenizer != "bytes" and not copy.exists():
-    shutil.copy(pathlib.Path(cfg.data.tokenizer).expanduser(), partial)
+    shutil.copy(storage.local(cfg.data.tokenizer), partial)
     partial.rename(copy)
-  partial.write_text(config.to_json(cfg), encoding="utf-8")
-  partial.rename(workdir / "config.json")
+  logs.write_whole(workdir / "config.json", config.to_json(cfg))
 
 
 def metadata(
@@ -321,16 +220,27 @@ def fixed(metadata: dict) -> dict:
   return metadata | {"config": sections}
 
 
+def defaults() -> dict:
+  """Metadata of a checkpoint that was written before a config field existed.
+
+  Such a field then had the effect of its default value.
+  """
+  return {"config": dataclasses.asdict(config.Config())}
+
+
 def changes(stored: dict, metadata: dict) -> list[str]:
   """What is computed otherwise than before the checkpoint, a line each."""
-  old, new = stored["config"], metadata["config"]
-  return [
-    f"{section}.{name} was {old[section].get(name)!r} until here, and is "
-    f"{new[section][name]!r} from here on"
-    for section, names in _RATES.items()
-    for name in names
-    if old[section].get(name) != new[section][name]
-  ]
+  new, lines = metadata["config"], []
+  for section, names in _RATES.items():
+    default = defaults()["config"][section]
+    old = default | stored["config"].get(section, {})
+    lines += [
+      f"{section}.{name} was {old[name]!r} until here, and is "
+      f"{new[section][name]!r} from here on"
+      for name in names
+      if old[name] != new[section][name]
+    ]
+  return lines
 
 
 def shared(metadata: dict) -> dict:

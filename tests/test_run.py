@@ -19,9 +19,11 @@ import pytest
 from mtp_jax import (
   checkpoint,
   config,
+  lock,
   metrics,
   optim,
   processes,
+  record,
   run,
   tokenizer,
   workdir,
@@ -246,11 +248,30 @@ def test_another_config_is_refused_by_its_fields(unbroken, cfg):
 
 
 def test_a_second_run_in_the_workdir_is_refused(unbroken, cfg, monkeypatch):
-  monkeypatch.setattr(workdir, "_RELEASE", 0)
+  monkeypatch.setattr(lock, "_RELEASE", 0)
+  monkeypatch.setattr(run.pipeline, "pack", None)  # not even read
   line = f"in use by another run .*process id {os.getpid()}, since "
-  with workdir.lock(unbroken):
+  with lock.exclusive(unbroken):
     with pytest.raises(checkpoint.CheckpointError, match=line):
       run.fit(cfg, unbroken)
+
+
+def test_a_field_that_an_older_checkpoint_lacks_has_its_default(
+  unbroken, cfg, tmp_path, capsys
+):
+  target = shutil.copytree(unbroken, tmp_path / "w")
+  file = target / f"checkpoints/{STEPS}/metadata/metadata"
+  stored = json.loads(file.read_text("utf-8"))
+  for name in ("clip", "end"):
+    del stored["metadata"]["config"]["optim"][name]
+  file.write_text(json.dumps(record.seal(stored)), "utf-8")
+  assert run.fit(cfg, target).step == STEPS
+  assert "until here" not in capsys.readouterr().out
+  assert workdir.settings(target)[0].optim.clip == 1.0
+  cfg.optim.clip = 2.0
+  line = "optim.clip: 1.0 in the first, 2.0 in the second"
+  with pytest.raises(checkpoint.CheckpointError, match=line):
+    run.fit(cfg, target)
 
 
 def test_another_corpus_is_refused(unbroken, cfg, tmp_path):
@@ -259,6 +280,11 @@ def test_another_corpus_is_refused(unbroken, cfg, tmp_path):
   cfg.data.path = str(tmp_path / "c.jsonl")
   with pytest.raises(checkpoint.CheckpointError, match="data.train: '"):
     run.fit(cfg, unbroken)
+  cfg.data.path = str(tmp_path / "typo.jsonl")
+  with pytest.raises(ValueError, match="typo.jsonl"):
+    run.fit(cfg, tmp_path / "w")
+  (left,) = (tmp_path / "w").iterdir()
+  assert left.name == "lock" and not left.read_text()
 
 
 def test_divergence_stops_and_goes_on_with_other_rates(
@@ -406,13 +432,19 @@ def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
   assert np.array_equal(np.concatenate(whole), np.concatenate(small))
 
 
-def test_settings_that_do_not_fit_are_errors(cfg, tmp_path):
+def test_settings_that_do_not_fit_are_errors(cfg, tmp_path, monkeypatch):
   small = dataclasses.replace(cfg)
   small.model = dataclasses.replace(cfg.model, vocab=256)
   with pytest.raises(ValueError, match="model.vocab 256 .* 259 ids .*'bytes'"):
     run.fit(small, tmp_path)
   with pytest.raises(ValueError, match="has a backslash"):
     run.fit(cfg, tmp_path / "a\\b")
+  monkeypatch.chdir(tmp_path)
+  for path, line in (("", "path is empty"), ("~no-user/w", "'~no-user/w'")):
+    for use in (lambda path: run.fit(cfg, path), workdir.load):
+      with pytest.raises(ValueError, match=line):
+        use(path)
+  assert not list(tmp_path.iterdir())
   cfg.mesh.data = 7
   with pytest.raises(ValueError, match="mesh.data=7 x mesh.model=1"):
     run.fit(cfg, tmp_path)

@@ -23,7 +23,7 @@ from absl import app, flags, logging
 
 from experiments import program
 from experiments.decode_speed import limits, precision, report, serving
-from mtp_jax import workdir
+from mtp_jax import storage, workdir
 from mtp_jax.data import pipeline
 from mtp_jax.decode import accept, blockwise, choose, generate, prepare
 from mtp_jax.decode import prompts as prompts_lib
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     "bandwidth": limits.bandwidth(),
     "models": {},
   }
-  for path in map(program.path, _WORKDIRS.value):
+  for path in map(storage.local, _WORKDIRS.value):
     net, cfg, codec = workdir.load(path)
     if cfg.model.n_future < 2:
       raise ValueError(f"{path} has one head: nothing to compare")
