@@ -70,12 +70,13 @@ class Checkpoints:
       step: number of the step; later than every step in the folder.
       state: pytree of arrays; typed random keys too.
       metadata: JSON values that `restore` gives back and compares.
-      wait: return only when the step is complete on disk.
+      wait: return only when the step is complete on disk. The first save
+        always does, and reads back its record and its smallest array.
 
     Raises:
-      CheckpointError: this save could not be started, or, with `wait`,
-        finished; or the one before it failed in the background, and then
-        nothing was started now; or the first save of all cannot be read back.
+      CheckpointError: this save could not be started, or, if it waits,
+        finished or read back; or the one before it failed in the background,
+        and then nothing was started now.
         Earlier steps stay; save may be called again, but not among several
         processes, which may not all have failed.
     """
@@ -110,11 +111,16 @@ class Checkpoints:
     if not self._proven:
       name = min(arrays, key=lambda name: arrays[name].nbytes)
       self._sample = record, record_lib.targets({name: arrays[name]})
-    if wait:
+    if wait or self._sample:
       self.wait()
 
   def restore(
-    self, like, *, expect: dict | None = None, step: int | None = None
+    self,
+    like,
+    *,
+    expect: dict | None = None,
+    defaults: dict | None = None,
+    step: int | None = None,
   ):
     """Reads the newest step that is whole, onto the shardings of `like`.
 
@@ -122,6 +128,7 @@ class Checkpoints:
       like: pytree of arrays or jax.ShapeDtypeStruct; any mesh. Leaves with
         no sharding of their own are replicated over the mesh of the others.
       expect: compared with the stored metadata on the keys that it holds.
+      defaults: values of keys that the stored metadata lacks.
       step: this step and no other.
 
     Returns:
@@ -140,7 +147,9 @@ class Checkpoints:
     def read(number):
       record = self._reader.record(number)
       where = f"checkpoint {number} in {self._folder}"
-      lines = record_lib.differing_metadata(record["metadata"], expect or {})
+      lines = record_lib.differing_metadata(
+        record["metadata"], expect or {}, defaults
+      )
       if lines:
         raise CheckpointError(
           f"{where} (the first) does not fit this run (the second): "
@@ -305,6 +314,8 @@ class Checkpoints:
         try:
           found = read(number)
         except (reader.Damaged, reader.ReadFailed) as error:
+          if step is not None and step not in self._candidates():
+            break  # removed meanwhile, as the next turn says
           if step is None and self._is_replaced(steps[-1]):
             break
           if isinstance(error, reader.ReadFailed):

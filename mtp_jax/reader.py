@@ -1,4 +1,4 @@
-"""Reads steps of a folder of checkpoints, and tells damage from a failed read."""
+"""Reads checkpoints of a folder, and tells damage from a failed read."""
 
 import jax
 import numpy as np

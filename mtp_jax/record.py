@@ -136,20 +136,32 @@ def differing_leaves(stored: dict, targets: dict, leaves: dict) -> list[str]:
   ]
 
 
-def differing_metadata(stored: dict, expect: dict) -> list[str]:
-  """A line for every value of `expect` that is stored differently."""
+def differing_metadata(
+  stored: dict, expect: dict, defaults: dict | None = None
+) -> list[str]:
+  """A line for every value of `expect` that is stored differently.
+
+  Args:
+    stored: JSON values.
+    expect: JSON values.
+    defaults: values of keys that `stored` lacks.
+  """
   first, second = {}, {}
 
-  def collect(section, old, new):
+  def collect(section, old, new, default):
+    old = old if isinstance(old, dict) else {}
+    default = default if isinstance(default, dict) else {}
     for name, value in new.items():
-      kept = old.get(name) if isinstance(old, dict) else None
+      kept = old.get(name, default.get(name))
       if isinstance(value, dict):
-        collect(name if section == "" else f"{section}.{name}", kept, value)
+        path = name if section == "" else f"{section}.{name}"
+        collect(path, kept, value, default.get(name))
       else:
         first.setdefault(section or "metadata", {})[name] = kept
         second.setdefault(section or "metadata", {})[name] = value
 
-  collect("", stored, json.loads(json.dumps(expect)))
+  expect, defaults = json.loads(json.dumps([expect, defaults or {}]))
+  collect("", stored, expect, defaults)
   return config.differences(first, second)
 
 

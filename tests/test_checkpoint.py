@@ -124,6 +124,8 @@ def test_keeps_the_newest(tmp_path):
       saved.restore(make_state(0), step=5)
   with pytest.raises(ValueError, match="keep is 0"):
     checkpoint.Checkpoints(tmp_path, keep=0)
+  with pytest.raises(ValueError, match="path is empty"):
+    checkpoint.Checkpoints("")
 
 
 def test_a_step_is_written_once(folder):
@@ -322,21 +324,22 @@ def test_disk_full(folder, orbax_lines):
   big = {"w": jax.random.normal(jax.random.key(0), (499, 503))}
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   with checkpoint.Checkpoints(folder) as saved:
+    saved.save(3, make_state(3), META)  # the first save waits, later ones not
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
-      saved.save(3, big, META)
+      saved.save(4, big, META)
       with pytest.raises(checkpoint.CheckpointError) as error:
-        saved.save(4, big, META)
+        saved.save(5, big, META)
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    for text in ("checkpoint 3 was not saved in", str(folder), "too large"):
+    for text in ("checkpoint 4 was not saved in", str(folder), "too large"):
       assert text in str(error.value)
-    assert saved.steps() == [1, 2]
-    assert saved.restore(make_state(0))[2] == 2
-    saved.save(4, big, META, wait=True)
+    assert saved.steps() == [1, 2, 3]
+    assert saved.restore(make_state(0))[2] == 3
+    saved.save(5, big, META, wait=True)
     assert raw(saved.restore(big)[0]) == raw(big)
   assert not orbax_lines  # each thread would tell of it, with a traceback
-  assert sorted(os.listdir(folder)) == ["1", "2", "4"]
+  assert sorted(os.listdir(folder)) == ["2", "3", "5"]
 
 
 def test_only_the_caller_tells_of_a_failed_save(monkeypatch):
@@ -447,9 +450,6 @@ def test_what_cannot_be_read_back_stops_the_first_save(tmp_path, monkeypatch):
   line = "checkpoint 1 was saved in .*, but cannot be read back: .*NOT_FOUND"
   with checkpoint.Checkpoints(tmp_path / "[a]") as saved:
     with pytest.raises(checkpoint.CheckpointError, match=line):
-      saved.save(1, state, {}, wait=True)
-  with pytest.raises(checkpoint.CheckpointError, match=line):
-    with checkpoint.Checkpoints(tmp_path / "[b]") as saved:
       saved.save(1, state, {})
 
 
@@ -550,6 +550,20 @@ def test_reading_beside_a_run_that_keeps_one(folder, warnings, monkeypatch):
     with pytest.raises(checkpoint.CheckpointError, match="times a checkpoint"):
       saved.metadata()
   assert not warnings  # it was no damage
+
+
+def test_a_step_removed_while_it_is_read(folder, monkeypatch):
+  """Of a run that goes on beside: the step that was asked for is no damage."""
+  with checkpoint.Checkpoints(folder) as saved:
+
+    def record(step):
+      shutil.rmtree(folder / str(step))
+      raise reader.Damaged("its files are gone")
+
+    monkeypatch.setattr(saved._reader, "record", record)
+    line = r"no checkpoint 1 in .*; it holds \[2\]"
+    with pytest.raises(checkpoint.CheckpointError, match=line):
+      saved.metadata(1)
 
 
 def test_a_step_removed_while_the_folder_is_listed(folder, monkeypatch):
