@@ -67,20 +67,32 @@ class Evaluations:
     return processes.gather("" if found else "lacks")[0] == "lacks"
 
   def run(self, step: int, net: model.Model) -> None:
-    """Measures and samples; what fails is said once, and ends no run."""
-    self._attempt("evaluation", self._measure, step, net)
-    if self._cfg.train.sample_tokens:
-      self._attempt("sample", self._sample, step, net)
+    """Measures and samples; what fails is said once, and ends no run.
 
-  def _attempt(self, what, fun, step, net):
-    fault = ""
+    Among several processes that holds for what fails on all of them, and for
+    reading and writing on any. Where a computation fails on some alone, the
+    others wait for them until JAX gives up.
+    """
+    self._attempt("evaluation", step, self._read_batches, self._measure, net)
+    if self._cfg.train.sample_tokens:
+      self._attempt("sample", step, self._read_prompt, self._sample, net)
+
+  def _attempt(self, what, step, read, use, net):
+    """`use(step, net, read())`, where all processes could read."""
+    found = self._together(what, step, read)
+    if found is not None:
+      self._together(what, step, lambda: use(step, net, found))
+
+  def _together(self, what, step, fun):
+    """`fun()`, or None where it failed on any process."""
+    found, fault = None, ""
     try:
-      fun(step, net)
+      found = fun()
     except Exception as error:
       if processes.is_loss(error):
         raise
       fault = f"{type(error).__name__}: {error}"
-    # Wait for all: one that has failed must not begin the next step while
+    # Wait for all: one that has failed must not begin what follows while
     # others still exchange arrays for this.
     faults = [text for text in processes.gather(fault) if text]
     if faults and what not in self._failed:
@@ -91,11 +103,14 @@ class Evaluations:
         step,
         faults[0],
       )
+    return None if faults else found
 
-  def _measure(self, step, net):
+  def _read_batches(self):
     # As many rows at once as a step holds: the whole batch might not fit.
     parts = self._cfg.train.accumulate
-    batches = map(self._batch, range(self._cfg.train.eval_batches * parts))
+    return [self._batch(i) for i in range(self._cfg.train.eval_batches * parts)]
+
+  def _measure(self, step, net, batches):
     found = held_out.measure(net, batches, kernel=self._kernel)
     values = per_head(found["nats"], self._packed)
     accuracy = found["accuracy"]
@@ -110,9 +125,12 @@ class Evaluations:
       f"{found['greedy']:.2f} tokens per forward predicted"
     )
 
-  def _sample(self, step, net):
-    """Continues the first half window of the held-out text."""
-    prompt = self._packed.window(0, max(1, self._cfg.data.seq_len // 2), 0)[0]
+  def _read_prompt(self):
+    """The first half window of the held-out text."""
+    return self._packed.window(0, max(1, self._cfg.data.seq_len // 2), 0)[0]
+
+  def _sample(self, step, net, prompt):
+    """Continues the prompt."""
     written = generate.generate(
       prepare.decoder(net, self._codec.vocab),
       [prompt],

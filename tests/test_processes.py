@@ -188,7 +188,13 @@ number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
 processes.join(arguments["coordinator"], number, process)
 cfg = config.load(arguments["config"])
 cfg.train.sample_tokens = 0
+read = run.pipeline.batch_at
+if process == 1:
+  def fail(*_, **__):
+    raise OSError(5, "Input/output error")
+  run.pipeline.batch_at = fail
 run.fit(cfg, arguments["workdir"])
+run.pipeline.batch_at = read
 processes.gather("finished")
 if process == 0:
   for step in (20, 23):
@@ -199,10 +205,15 @@ run.fit(cfg, arguments["workdir"])
 
 
 def test_two_processes_train_save_and_restore(home, alone, tmp_path):
-  """As a notebook does, which calls `fit` again."""
+  """As a notebook does, which calls `fit` again. In the first run process 1
+  cannot read the held-out data, which ends no run.
+  """
   flags = [f"--config={home / 'config.json'}", f"--workdir={tmp_path / 'w'}"]
   out = Job(home, python(2, ["-c", TWICE], *flags)).finish().text()
+  failed = "evaluation at step 23 failed: OSError: [Errno 5] Input/output error"
+  assert out.count(failed) == 1
   assert "going on from step 16\n" in out
+  assert rows(tmp_path / "w", "held_out") == rows(alone, "held_out")
   assert final(tmp_path / "w") == final(alone)
   assert losses(tmp_path / "w") == losses(alone)
 
@@ -376,7 +387,8 @@ def test_processes_have_to_agree(home, tmp_path):
       assert text in job.text(i)
     assert "Traceback" not in job.text(i)
     assert "data.path" not in job.text(i)
-  assert not (tmp_path / "w").exists()
+  assert os.listdir(tmp_path / "w") == ["lock"]  # empty, for the next start
+  assert not (tmp_path / "w/lock").read_text()
 
 
 def test_without_a_cluster_all_has_to_be_named(home, tmp_path):
