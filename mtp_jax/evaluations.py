@@ -127,7 +127,9 @@ class Evaluations:
 
   def _read_prompt(self):
     """The first half window of the held-out text."""
-    return self._packed.window(0, max(1, self._cfg.data.seq_len // 2), 0)[0]
+    length = max(1, self._cfg.data.seq_len // 2)
+    tokens, segments = self._packed.window(0, length, 0)
+    return tokens[segments > 0]  # a small split is padded to the window
 
   def _sample(self, step, net, prompt):
     """Continues the prompt."""

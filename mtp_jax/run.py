@@ -262,7 +262,7 @@ class _Run:
       if isinstance(error, pipeline.CacheDamaged):
         raise pipeline.CacheDamaged(
           f"{error}. All steps up to {step} were trained on sound data; "
-          f"{self._newest()}. Start again: the corpus is packed anew"
+          f"{self._newest()}"
         ) from error
       raise
 

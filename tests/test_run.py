@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -390,13 +391,36 @@ def test_what_fails_in_a_run_costs_no_step(cfg, tmp_path, monkeypatch, caplog):
   # Some batches were read ahead.
   assert 5 <= last <= 11
   assert f"up to {last} were trained on sound data" in str(error.value)
-  assert f"checkpoint is that of step {last}. Start again" in str(error.value)
+  assert f"checkpoint is that of step {last}" in str(error.value)
+  assert str(error.value).count("Start again") == 1
   assert [m for m in caplog.messages if "failed" in m] == [
     "the evaluation at step 4 failed: RuntimeError: no memory for this. The "
     "run goes on; this is not said again",
     "the sample at step 4 failed: TypeError: int64 where int32 belongs. The "
     "run goes on; this is not said again",
   ]
+
+
+def test_a_sample_continues_text_and_no_padding(cfg, tmp_path, monkeypatch):
+  """The held-out split is shorter than the half window of a prompt."""
+  prompts, codec = [], tokenizer.Bytes()
+
+  def generate(decoder, given, **_):
+    prompts.extend(given)
+    return types.SimpleNamespace(tokens=[codec.encode("new")])
+
+  monkeypatch.setattr(run.evaluations.held_out, "measure", None)
+  monkeypatch.setattr(run.evaluations.prepare, "decoder", lambda *_: None)
+  monkeypatch.setattr(run.evaluations.generate, "generate", generate)
+  tokens = np.array([codec.bos, *codec.encode("old"), codec.eos])
+  packed = run.pipeline.Packed(tokens, np.zeros(1, int), 1.0, "", 1, {})
+  writer = run.logs.Writer(tmp_path, 0, True)
+  run.evaluations.Evaluations(
+    cfg, one_device(), codec, packed, None, writer, None
+  ).run(5, None)
+  assert [p.tolist() for p in prompts] == [tokens.tolist()]
+  (sample,) = (tmp_path / "samples").iterdir()
+  assert sample.read_text() == "old[...]new\n"
 
 
 def test_windows_too_short_to_evaluate_are_refused_at_once(
