@@ -5,8 +5,8 @@
 
 Started again on the same workdir it goes on from the last checkpoint. SIGTERM
 and Ctrl-C save the step and exit with 0; before the first step is compiled
-they just end it, and so does the second of a kind. --profile=100:5 traces steps 100 to
-104 into the workdir. In several processes: experiments/launch/.
+they just end it, and so does the second of a kind. --profile=100:5 traces
+steps 100 to 104 into the workdir. In several processes: experiments/launch/.
 """
 
 import shlex
@@ -34,9 +34,11 @@ def main(argv: list[str]) -> None:
   state = run.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))
   if int(state.step) == cfg.train.steps and jax.process_index() == 0:
     workdir = shlex.quote(f"--workdir={_WORKDIR.value}")
-    print("next, the best trees of drafts, and a text:")
-    print(f"  python -m experiments.tune_tree {workdir}")
-    print(f"  python -m experiments.generate {workdir} --prompt='import os'")
+    if cfg.model.n_future > 1:
+      print("next, the best trees of drafts:")
+      print(f"  python -m experiments.tune_tree {workdir}")
+    print("next, a text that continues what is typed:")
+    print(f"  python -m experiments.generate {workdir}")
 
 
 def _steps(text: str) -> range:

@@ -1,7 +1,8 @@
 """Calls programs as `python -m` does, with the imports paid only once.
 
 Reads a JSON list [module, *arguments] per line, and answers each with
-[exit code, standard output, standard error] of a forked child.
+[exit code, standard output, standard error] of a forked child. A module may
+also be the path of a file.
 """
 
 import json
@@ -19,7 +20,10 @@ for line in sys.stdin:
       os.dup2(out.fileno(), 1)
       os.dup2(err.fileno(), 2)
       sys.argv[:] = [module, *arguments]
-      runpy.run_module(module, run_name="__main__", alter_sys=True)
+      if module.endswith(".py"):
+        runpy.run_path(module, run_name="__main__")
+      else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
       sys.exit()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     texts = []

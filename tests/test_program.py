@@ -304,6 +304,34 @@ def test_flags_reach_the_run(call, tmp_path):
   assert list((tmp_path / "w/profile").rglob("*.xplane.pb"))
 
 
+FINISHED = """
+import types
+from experiments import program
+from mtp_jax import run
+run.fit = lambda cfg, *_, **__: types.SimpleNamespace(step=cfg.train.steps)
+from experiments import train
+program.start(train.main)
+"""
+
+
+def test_a_finished_run_names_programs_that_can_follow(call, tmp_path):
+  """Whatever the corpus: no prompt; and no trees for one head."""
+  (tmp_path / "finished.py").write_text(FINISHED)
+  commands = [
+    f"  python -m experiments.{name} '--workdir={tmp_path}/a b'"
+    for name in ("tune_tree", "generate")
+  ]
+  for heads, want in ((1, commands[1:]), (2, commands)):
+    code, out, err = call(
+      *CONFIG,
+      f"--workdir={tmp_path / 'a b'}",
+      f"--config.model.n_future={heads}",
+      module=f"{tmp_path}/finished.py",
+    )
+    assert code == 0, err
+    assert [x for x in out.splitlines() if x.startswith(" ")] == want
+
+
 PROGRAM = r"""
 import contextlib, hashlib, sys, warnings
 import rich.console
