@@ -16,7 +16,7 @@ import rich.table
 from absl import app, flags
 
 from experiments import program
-from mtp_jax import workdir
+from mtp_jax import logs, workdir
 from mtp_jax.data import blocks, pipeline
 from mtp_jax.decode import choose, network, prepare
 from mtp_jax.decode import tree as tree_lib
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
   decoder = prepare.decoder(net, codec.vocab)
   found = tuned(choose.acceptance(decoder, prompts, max_new=new), sizes)
   path = _WORKDIR.value / "tree.json"
-  path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+  logs.write_whole(path, json.dumps(found, indent=1) + "\n")
   show(found)
   print(path)
 

@@ -1,7 +1,11 @@
-"""The tune_tree program refuses before it reads a model."""
+"""The tune_tree program: what it refuses before it reads a model."""
+
+import json
 
 # Its flags are the process's: other programs' tests define the same ones.
 PROGRAM = """
+import os
+import sys
 import numpy as np
 from absl import flags
 from absl.testing import flagsaver
@@ -13,9 +17,14 @@ def settings(path):
   model = config.Model(n_future=1 if str(path) == "one" else 3)
   return config.Config(model=model, data=config.Data(seq_len=32)), None
 
-few = packed.Packed(np.zeros(99, np.uint16), np.zeros(1, int), 1.0, "", 1, {})
+def document(size):
+  tokens = np.zeros(size, np.uint16)
+  return packed.Packed(tokens, np.zeros(1, int), 1.0, "", 1, {})
+
+few, book = document(99), document(32 * 32)
 pipeline.pack = lambda data, codec: (few, few)
-workdir.settings, workdir.load = settings, None
+workdir.settings = settings
+workdir.load = lambda path: sys.exit("the model is read")
 flags.FLAGS.mark_as_parsed()
 sizes = ("0", "-1", "1", "4,abc", "4,257", "8,4,8", "2.5", "")
 for case in (
@@ -27,6 +36,25 @@ for case in (
       program.mendable(tune_tree.main)(["tune_tree"])
     except SystemExit as error:
       print(error)
+# One text file has one held-out document.
+pipeline.pack = lambda data, codec: (book, book)
+with flagsaver.as_parsed(workdir=sys.argv[1], prompt_len="8"):
+  try:
+    tune_tree.main(["tune_tree"])
+  except SystemExit as error:
+    print(error)
+  workdir.load = lambda path: (None, book, None)
+  tune_tree.prepare.decoder = lambda net, vocab: None
+  workdir.settings = lambda path: (settings(path)[0], book)
+  type(book).vocab = 7
+  counted = np.array([[0.5, 0.2], [0.4, 0.1]])
+  tune_tree.choose.acceptance = lambda *_, **__: counted
+  replace = os.replace
+  for os.replace in (None, replace):  # killed before it; not killed
+    try:
+      tune_tree.main(["tune_tree"])
+    except TypeError:
+      print((tune_tree._WORKDIR.value / "tree.json").read_text())
 """
 SIZES = (
   "has to be different integers from 2 to 256, the most tokens that a pass "
@@ -34,8 +62,12 @@ SIZES = (
 )
 
 
-def test_errors_name_the_flag(run_with_devices):
-  assert run_with_devices(1, PROGRAM).splitlines() == [
+def test_errors_name_the_flag_and_one_document_is_enough(
+  run_with_devices, tmp_path
+):
+  (tmp_path / "tree.json").write_text("the trees of before")
+  lines = run_with_devices(1, PROGRAM, str(tmp_path)).splitlines()
+  assert lines[:13] == [
     f"error: --sizes=0 {SIZES}",
     f"error: --sizes=-1 {SIZES}",
     f"error: --sizes=1 {SIZES}",
@@ -48,5 +80,10 @@ def test_errors_name_the_flag(run_with_devices):
     "data.seq_len=32: give at most 31",
     "error: one has one head: nothing drafts",
     "error: --prompts=32: only 3 pieces of documents have 32 tokens, but 32 "
-    "were asked for: ask for fewer or shorter ones",
+    "were asked for: ask for at most 3, or hold out more or longer documents",
+    "the model is read",
+    "the trees of before",
   ]
+  assert lines[-1] == str(tmp_path / "tree.json")
+  found = json.loads((tmp_path / "tree.json").read_text())
+  assert found["acceptance"] == [[0.5, 0.2], [0.4, 0.1]]

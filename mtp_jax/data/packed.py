@@ -74,25 +74,31 @@ class Packed:
       count: how many, spread evenly over all such pieces.
       length: tokens of each, at most `size`.
       size: tokens of a piece; the first begins where its document does.
-      per_document: most pieces of one document.
+      per_document: most pieces of one document, or more where `count` needs
+        more, as in a corpus of one document.
 
     Returns:
       `count` arrays [length].
 
     Raises:
-      ValueError: there are fewer such pieces.
+      ValueError: all documents together have fewer pieces.
     """
     starts = np.asarray(self.starts)
     ends = np.append(starts[1:], len(self.tokens))
-    pieces = np.minimum((ends - starts) // size, per_document)
+    whole = (ends - starts) // size
+    pieces = np.minimum(whole, per_document)
+    while pieces.sum() < min(count, whole.sum()):
+      per_document += 1
+      pieces = np.minimum(whole, per_document)
     number = np.arange(pieces.sum()) - np.repeat(
       np.cumsum(pieces) - pieces, pieces
     )
     starts = np.repeat(starts, pieces) + number * size
     if len(starts) < count:
+      fewer = f"ask for at most {len(starts)}, or " if len(starts) else ""
       raise ValueError(
         f"only {len(starts)} pieces of documents have {size} tokens, but "
-        f"{count} were asked for: ask for fewer or shorter ones"
+        f"{count} were asked for: {fewer}hold out more or longer documents"
       )
     places = np.linspace(0, len(starts) - 1, count).astype(int)
     return [np.array(self.tokens[s : s + length]) for s in starts[places]]
