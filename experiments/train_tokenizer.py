@@ -9,6 +9,8 @@ About 20 s on two cores for the default 20 MB of the machine's Python files.
 Prints the bytes per token of documents that the model was not trained on.
 """
 
+import re
+
 from absl import app, flags, logging
 
 from experiments import program
@@ -30,6 +32,7 @@ _ON_ERROR = flags.DEFINE_enum(
   "on_error", "raise", ("raise", "skip"), "What to do about damaged records."
 )
 flags.mark_flag_as_required("output")
+_FIELDS = "source|path|field|max_bytes|held_out|on_error"
 
 
 def main(argv: list[str]) -> None:
@@ -47,8 +50,9 @@ def main(argv: list[str]) -> None:
   try:
     data.check()
     _train(data)
-  except ValueError as error:  # the library knows no flags but a config's
-    raise ValueError(str(error).replace("--config.data.", "--")) from error
+  except ValueError as error:  # the library names fields, which are flags here
+    text = re.sub(rf"(?<!\S)data\.(?=({_FIELDS})\b)", "--", str(error))
+    raise ValueError(text) from error
 
 
 def _train(data: config.Data) -> None:

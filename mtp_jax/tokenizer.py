@@ -249,6 +249,18 @@ def decode_parts(
   yield utf8.decode(b"", final=True)
 
 
+def character(text: bytes, end: int) -> int:
+  """The last start of a UTF-8 character at or before `end`.
+
+  No character has more than four bytes: where none starts there, the text is
+  not UTF-8, and `end` is as good a place as any.
+  """
+  for start in range(end, max(end - 4, -1), -1):
+    if text[start] & 0xC0 != 0x80:
+      return start
+  return end
+
+
 def load(name: str) -> Tokenizer:
   """The tokenizer that `config.Data.tokenizer` names.
 
@@ -286,17 +298,10 @@ def _sentences(documents: Iterable[str | bytes]) -> Iterator[str]:
           end = (
             part.rfind(b"\n", start, end) + 1
             or max(part.rfind(b" ", start + 1, end), 0)
-            or _character(part, end)
+            or character(part, end)
           )
         yield part[start:end].decode("utf-8")
         start = end
-
-
-def _character(raw: bytes, end: int) -> int:
-  """The last start of a character at or before `end`."""
-  while raw[end] & 0xC0 == 0x80:
-    end -= 1
-  return end
 
 
 def _piece_bytes(processor, index: int) -> bytes:

@@ -1,8 +1,10 @@
 """Documents: what is read, in which order, and what is refused."""
 
+import errno
 import gzip
 import json
 import os
+import pathlib
 import sysconfig
 import time
 
@@ -175,7 +177,9 @@ def test_damaged_compression_is_named_or_counted(
 
 def test_every_refusal_of_a_record_names_the_remedy(tmp_path):
   (tmp_path / "a.jsonl").write_bytes(b'{"text": "\xff"}')
-  with pytest.raises(ValueError, match="a.jsonl:1.*--config.data.on_error=sk"):
+  with pytest.raises(
+    ValueError, match="a.jsonl:1.*, with data.on_error='skip'$"
+  ):
     read("jsonl", tmp_path)
   skipped = corpora.Skipped()
   for i in range(5):
@@ -252,10 +256,32 @@ def test_a_folder_that_cannot_be_listed_is_named_or_counted(
     return scandir(path)
 
   monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
-  with pytest.raises(ValueError, match="locked: unreadable: .*on_error=skip"):
+  with pytest.raises(ValueError, match="locked: unreadable: .*on_error='skip'"):
     read("text", tmp_path)
   kept = texts("text", tmp_path, skipped := corpora.Skipped(), on_error="skip")
   assert list(kept) == ["good:1"] and skipped == {"unreadable": 1}
+
+
+def test_what_has_no_status_is_named_or_counted(tmp_path, monkeypatch):
+  """A folder and a file that the disk refuses behind their names."""
+  (tmp_path / "stale").mkdir()
+  (tmp_path / "good").write_text("good")
+  stat = os.stat
+
+  def refuse(path, **options):
+    if pathlib.Path(path).name in names:
+      raise OSError(errno.ESTALE, "Stale file handle", str(path))
+    return stat(path, **options)
+
+  monkeypatch.setattr(os, "stat", refuse)
+  for names in (["stale"], ["other"]):
+    (tmp_path / "other").write_text("other")
+    with pytest.raises(ValueError, match=f"{names[0]}: unreadable: .*skip"):
+      read("text", tmp_path)
+    kept = texts(
+      "text", tmp_path, skipped := corpora.Skipped(), on_error="skip"
+    )
+    assert "good:1" in kept and skipped == {"unreadable": 1}
 
 
 def test_zstandard_frames_follow_each_other(tmp_path):

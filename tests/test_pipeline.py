@@ -1,6 +1,7 @@
 """Packing and batches: nothing lost, nothing half-written, one order."""
 
 import concurrent.futures
+import errno
 import json
 import os
 import pathlib
@@ -105,8 +106,22 @@ def test_excerpts_lie_in_one_document_each():
     few = packed.excerpts(3, 5, 7, per_document)
     places = [0, (len(want) - 1) // 2, len(want) - 1]
     assert [g[0] for g in few] == [want[i] for i in places]
-  with pytest.raises(ValueError, match="only 4 pieces .* 7 tokens, but 5"):
-    packed.excerpts(5, 5, 7)
+  with pytest.raises(
+    ValueError,
+    match="only 10 pieces .* 7 tokens, but 11 .*at most 10, or hold out more",
+  ):
+    packed.excerpts(11, 5, 7)
+  with pytest.raises(ValueError, match="but 1 were asked for: hold out more"):
+    packed.excerpts(1, 5, 41)
+
+
+def test_a_document_gives_more_excerpts_where_others_are_lacking():
+  """One long document, as one text file has, among short ones."""
+  starts = np.array([0, 3, 6, 76])
+  packed = pack.Packed(np.arange(79), starts, 1.0, "", 4, {})
+  for per_document in (1, 8):
+    got = packed.excerpts(10, 5, 7, per_document)
+    assert [g[0] for g in got] == list(range(6, 76, 7))
 
 
 def test_packing_keeps_every_document_whole(data):
@@ -274,9 +289,65 @@ def test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read(
       equal(next(stream), wanted[i])
   assert f"train.{kind} was damaged while it was in use" in str(error.value)
   assert "packed anew" in str(error.value)
+  assert "set data.cache to" in str(error.value)
   with pytest.warns(UserWarning, match=f"anew: .* a damaged train.{kind}"):
     packed, _ = pipeline.pack(data, tokenizer.Bytes())
   equal(pipeline.batch_at(packed, 99, **SHAPE), wanted[99])
+
+
+@pytest.mark.parametrize("kind", ["checksums", "meta.json"])
+def test_a_passing_fault_of_the_disk_costs_no_cache(data, monkeypatch, kind):
+  codec = Counting()
+  before, _ = pipeline.pack(data, codec)
+  calls, ((name,), _) = codec.calls, entries(data)
+  for fault in (errno.EIO, errno.EACCES, errno.ESTALE, errno.ENOSPC, None):
+
+    def fail(*_, fault=fault, **__):
+      raise OSError(fault, os.strerror(fault)) if fault else MemoryError
+
+    with monkeypatch.context() as patch:
+      if kind == "checksums":
+        patch.setattr(blocks, "checksums", fail)
+      else:
+        patch.setattr(pathlib.Path, "read_text", fail)
+      with pytest.raises(OSError if fault else MemoryError) as error:
+        pipeline.pack(data, codec)
+    if fault:
+      words = [f"/{name} cannot be read", os.strerror(fault), "start again"]
+      assert all(w in str(error.value) for w in words), error.value
+    again, _ = pipeline.pack(data, codec)
+    assert again.fingerprint == before.fingerprint and codec.calls == calls
+
+
+def test_a_batch_that_cannot_be_read_names_its_file(data, monkeypatch):
+  packed, _ = pipeline.pack(data, tokenizer.Bytes())
+
+  def fail(*_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(os, "pread", fail)
+  with pytest.raises(OSError, match=r"output error: '.*/train.tokens'"):
+    pipeline.batch_at(packed, 0, **SHAPE)
+
+
+def test_a_fault_of_the_corpus_is_not_said_of_the_cache(data, monkeypatch):
+  listed, walked = corpora.files, corpora.read
+  with monkeypatch.context() as patch:
+    gone = pathlib.Path(data.path).with_name("gone.jsonl")
+    patch.setattr(corpora, "files", lambda d: [*listed(d), ("gone", gone)])
+    with pytest.raises(ValueError, match="gone.jsonl'.*is complete") as error:
+      pipeline.pack(data, tokenizer.Bytes())
+    assert "data.cache" not in str(error.value)
+
+  def read(*arguments):
+    yield next(walked(*arguments))
+    raise OSError(errno.EIO, "the corpus's disk")
+
+  monkeypatch.setattr(corpora, "read", read)
+  with pytest.raises(OSError) as error:
+    pipeline.pack(data, tokenizer.Bytes())
+  assert str(error.value) == "[Errno 5] the corpus's disk"
+  assert entries(data) == (set(), set())
 
 
 def test_a_flipped_number_in_the_meta_file_is_found(data, tmp_path):
@@ -430,7 +501,7 @@ def test_a_full_disk_leaves_nothing_but_what_was_there(data, tmp_path):
       pipeline.pack(data, tokenizer.Bytes())
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-  for words in (data.cache, "too large", "Free space", "--config.data.cache"):
+  for words in (data.cache, "too large", "Free space", "or set data.cache to"):
     assert words in str(error.value)
   assert entries(data) == kept and len(kept[1]) == 1
   data.path = str(tmp_path / "corpus.jsonl")
@@ -448,7 +519,7 @@ def test_a_cache_is_its_owners_and_follows_no_link(data, tmp_path):
   (lock,) = cache.glob("*.lock")
   lock.unlink()
   lock.symlink_to(victim)
-  with pytest.raises(ValueError, match="lock is a link.*--config.data.cache"):
+  with pytest.raises(ValueError, match="lock is a link.*set data.cache to"):
     pipeline.pack(data, tokenizer.Bytes())
   assert victim.read_text() == "precious"
 

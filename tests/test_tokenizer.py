@@ -274,9 +274,9 @@ def test_the_training_program_proves_its_model_lossless(tmp_path):
   assert tokenizer.load(f"{tmp_path}/.out/code.model").vocab == 400
   (tmp_path / "bad.txt").write_bytes(b"\xff")
   for change, words in {
-    f"--path={tmp_path}/absent": "^error: .* does not exist",
-    "--max_bytes=0": r"^error: .*bad.txt:1: not UTF-8: .*\(--on_error=skip\)",
-    f"--output={tmp_path}": "^error: .* is a folder: name the file",
+    f"--path={tmp_path}/absent": "^error: --path '.*' does not exist$",
+    "--max_bytes=0": "^error: .*bad.txt:1: not UTF-8: .* --on_error='skip'$",
+    f"--output={tmp_path}": "^error: .* is a folder; name a file in it",
   }.items():
     extra = ["--on_error=skip"] if "output" in change else []
     with pytest.raises(SystemExit, match=words) as error:

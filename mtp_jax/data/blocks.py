@@ -86,13 +86,17 @@ class Array:
       return raw
     start = index * BLOCK
     size = min(BLOCK, self._size * self.dtype.itemsize - start)
-    raw = os.pread(self._file, size, start)
+    try:
+      raw = os.pread(self._file, size, start)
+    except OSError as error:
+      error.filename = str(self.path)  # a descriptor has no name to tell
+      raise
     if len(raw) < size or zlib.crc32(raw) != self._checksums[index]:
       raise CacheDamaged(
         f"{self.path} was damaged while it was in use: bytes {start} to "
         f"{start + size - 1} are not what was packed. They were not used. "
         "Start again: what is damaged is then packed anew. If it happens "
-        "again, set --config.data.cache to a folder on another disk"
+        "again, set data.cache to a folder on another disk"
       )
     self._last = index, raw
     return raw

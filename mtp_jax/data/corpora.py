@@ -15,7 +15,7 @@ import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 
-from mtp_jax import config
+from mtp_jax import config, tokenizer
 from mtp_jax.data import formats
 
 _ROOTS = (  # of Python: sysconfig's label, prefix of the names, left out
@@ -176,7 +176,7 @@ def find_cut(documents: Iterable[Document], held_out: float) -> Cut | None:
   ends = (
     text.rfind(b"\n", max(len(text) // 2, at - size), at) + 1,
     text.find(b"\n", at, len(text) - max(_LEAST, size // 2)) + 1,
-    formats.character(text, at),
+    tokenizer.character(text, at),
   )
   return Cut(longest, next(end for end in ends if end))
 
@@ -210,7 +210,7 @@ def _documents(data, found, skipped) -> Iterator[Document]:
   count = 0
   for name, record in _texts(data, found, skipped):
     fits = len(record) <= left
-    text = record if fits else record[: formats.character(record, left)]
+    text = record if fits else record[: tokenizer.character(record, left)]
     if text:
       count += 1
       yield Document(name, text)
@@ -247,8 +247,7 @@ def _damaged(data, skipped, damage: formats.Damage, where: object) -> None:
   if data.on_error == "raise" and data.source != "python":
     raise ValueError(
       f"{where}: {damage.reason}: {damage.detail}. Mend it, or leave out what "
-      "is damaged, counted, with data.on_error='skip' "
-      "(--config.data.on_error=skip)"
+      "is damaged, counted, with data.on_error='skip'"
     )
   skipped.add(damage.reason, where)
 
@@ -303,7 +302,12 @@ def _walk(data, root: pathlib.Path, skipped, without: tuple[str, ...] = ()):
     links = []
     for start in starts:
       for folder, inner, names in os.walk(start, onerror=unreadable):
-        status = os.stat(folder)
+        try:
+          status = os.stat(folder)
+        except OSError as error:
+          unreadable(error)
+          inner.clear()
+          continue
         place = status.st_dev, status.st_ino
         if place in seen:
           inner.clear()
@@ -311,12 +315,17 @@ def _walk(data, root: pathlib.Path, skipped, without: tuple[str, ...] = ()):
         seen.add(place)
         inner[:] = [n for n in inner if n[0] != "." and n not in without]
         folder = pathlib.Path(folder)
-        links += [folder / n for n in inner if (folder / n).is_symlink()]
+        links += [folder / n for n in inner if os.path.islink(folder / n)]
         for name in names:
           path = folder / name
           if name[0] == "." or not re.search(pattern, name):
             continue
-          if path.is_file():
+          try:
+            is_file = path.is_file()
+          except OSError as error:
+            unreadable(error)
+            continue
+          if is_file:
             yield path.relative_to(root).as_posix(), path
           else:
             skipped.add("no file", path)

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import zstandard
 from array_record.python import array_record_module
 
+from mtp_jax import tokenizer
+
 PIECE = 1 << 16  # bytes; a longer text file becomes several documents
 LINE = 1 << 28  # bytes of the longest line of JSON that is read
 NAMES = {  # patterns of the files wanted in a folder
@@ -56,18 +58,6 @@ def records(
     yield line or 1, Damage(kind, f"no more after it: {error}")
 
 
-def character(text: bytes, end: int) -> int:
-  """The last start of a UTF-8 character at or before `end`.
-
-  No character has more than four bytes: where none starts there, the text is
-  not UTF-8, and `end` is as good a place as any.
-  """
-  for start in range(end, max(end - 4, -1), -1):
-    if text[start] & 0xC0 != 0x80:
-      return start
-  return end
-
-
 def _python(path, field) -> Iterator[tuple[None, bytes | Damage]]:
   del field
   yield None, _checked(path.read_bytes(), 1)[1]
@@ -82,7 +72,8 @@ def _text(path, field) -> Iterator[tuple[int, bytes | Damage]]:
       end = len(rest)
       if end > PIECE:
         end = rest.rfind(b"\n", 0, PIECE) + 1
-        end = end or rest.rfind(b"\r", 0, PIECE) + 1 or character(rest, PIECE)
+        end = end or rest.rfind(b"\r", 0, PIECE) + 1
+        end = end or tokenizer.character(rest, PIECE)
       yield _checked(rest[:end], line)
       line += rest.count(b"\n", 0, end)
       rest = rest[end:]

@@ -26,6 +26,17 @@ from mtp_jax.data import packed as packed_lib
 
 _VERSION = 2  # of the documents and of the layout; a new one builds anew
 _SPLITS = ("train", "held_out")
+# What reading raises if files are missing or their contents are wrong. Other
+# OSErrors, such as EIO and ESTALE, may pass: the cache may be whole.
+_DAMAGE = (
+  FileNotFoundError,
+  NotADirectoryError,
+  IsADirectoryError,
+  ValueError,
+  KeyError,
+  AttributeError,
+  TypeError,
+)
 CacheDamaged, Packed = blocks.CacheDamaged, packed_lib.Packed
 
 
@@ -55,14 +66,14 @@ def pack(data: config.Data, tokenizer) -> tuple[Packed, Packed]:
   Raises:
     ValueError: as `corpora.read` and `corpora.find_cut`; or the corpus changed
       while it was packed.
-    OSError: the cache cannot be written; the message names the remedy.
+    OSError: the cache cannot be read or written; the message names the remedy.
   """
   cache = pathlib.Path(data.cache).expanduser()
   key = _key(data, tokenizer)
   with _writing(cache):
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(cache / f"{key}.lock"):
-      splits = _cached(cache / key, data, tokenizer)
+  with _locked(cache / f"{key}.lock"):
+    splits = _cached(cache / key, data, tokenizer)
   _warn_of_size(splits, data)
   return splits
 
@@ -74,10 +85,12 @@ def _cached(folder, data, tokenizer) -> tuple[Packed, Packed]:
       return _open(folder)
     except CacheDamaged as error:
       warnings.warn(f"packing anew: {error}", stacklevel=3)
-      shutil.rmtree(folder)
+      with _writing(folder.parent):
+        shutil.rmtree(folder)
   partial = folder.with_suffix(f".{platform.node()}.partial")
   shutil.rmtree(partial, ignore_errors=True)  # of a killed packing
-  partial.mkdir(mode=0o700)
+  with _writing(folder.parent):
+    partial.mkdir(mode=0o700)
   try:
     _build(partial, data, tokenizer)
     if _key(data, tokenizer) != folder.name:
@@ -85,7 +98,8 @@ def _cached(folder, data, tokenizer) -> tuple[Packed, Packed]:
         f"files of {data.source} corpus {data.path!r} changed while they were "
         "packed: start again when they are complete"
       )
-    partial.rename(folder)
+    with _writing(folder.parent):
+      partial.rename(folder)
   finally:
     shutil.rmtree(partial, ignore_errors=True)
   return _open(folder)
@@ -109,13 +123,14 @@ def _build(folder: pathlib.Path, data: config.Data, tokenizer) -> None:
     meta = {s.name: s.summary(tokenizer.fingerprint) for s in splits}
   meta["skipped"] = dict(sorted(skipped.items()))
   meta["cut"] = str(cut or "")
-  (folder / "meta.json").write_text(_sealed(meta), encoding="utf-8")
+  with _writing(folder.parent):
+    (folder / "meta.json").write_text(_sealed(meta), encoding="utf-8")
   if skipped.places and data.source != "python":
     warnings.warn(f"left out of the corpus: {skipped}", stacklevel=4)
   if cut:
     warnings.warn(
-      f"data.held_out {data.held_out} would leave one split without a document: "
-      f"held out is {cut}",
+      f"data.held_out {data.held_out} would leave one split without a "
+      f"document: held out is {cut}",
       stacklevel=4,
     )
 
@@ -129,9 +144,9 @@ def _warn_of_size(splits: tuple[Packed, Packed], data: config.Data) -> None:
   ]
   if small:
     warnings.warn(
-      f"{' and '.join(small)}, fewer than the {wanted} of one batch (data.batch "
-      f"{data.batch} x data.seq_len {data.seq_len}): batches repeat them. Give "
-      "more text, or a smaller batch",
+      f"{' and '.join(small)}, fewer than the {wanted} of one batch "
+      f"(data.batch {data.batch} x data.seq_len {data.seq_len}): batches "
+      "repeat them. Give more text, or a smaller batch",
       stacklevel=3,
     )
 
@@ -140,11 +155,12 @@ class _Writer:
   """One split being written, with running checksums."""
 
   def __init__(self, folder: pathlib.Path, name: str, dtype: np.dtype):
-    self.name, self._dtype = name, dtype
-    self._files = {
-      f"{name}.{kind}": blocks.Writer(folder / f"{name}.{kind}")
-      for kind in ("tokens", "starts")
-    }
+    self.name, self._dtype, self._cache = name, dtype, folder.parent
+    with _writing(self._cache):
+      self._files = {
+        f"{name}.{kind}": blocks.Writer(folder / f"{name}.{kind}")
+        for kind in ("tokens", "starts")
+      }
     self._digest = hashlib.sha256(dtype.str.encode())
     self._tokens = self._documents = self._bytes = 0
 
@@ -152,7 +168,7 @@ class _Writer:
     return self
 
   def __exit__(self, *error):
-    with contextlib.ExitStack() as stack:
+    with _writing(self._cache), contextlib.ExitStack() as stack:
       for file in self._files.values():
         stack.callback(file.close)
 
@@ -162,7 +178,8 @@ class _Writer:
     arrays = ids.astype(self._dtype), start
     for file, array in zip(self._files.values(), arrays, strict=True):
       raw = array.tobytes()
-      file.write(raw)
+      with _writing(self._cache):
+        file.write(raw)
       self._digest.update(raw)
     self._tokens += len(ids)
     self._documents += 1
@@ -185,6 +202,7 @@ def _open(folder: pathlib.Path) -> tuple[Packed, Packed]:
 
   Raises:
     CacheDamaged: something is.
+    OSError: it cannot be read now; nothing says that it is damaged.
   """
   try:
     text = (folder / "meta.json").read_text(encoding="utf-8")
@@ -194,8 +212,14 @@ def _open(folder: pathlib.Path) -> tuple[Packed, Packed]:
     return tuple(_split(folder, name, meta) for name in _SPLITS)
   except CacheDamaged:
     raise
-  except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+  except _DAMAGE as error:
     raise CacheDamaged(f"cache {folder} cannot be read: {error!r}") from error
+  except OSError as error:
+    raise OSError(
+      f"the packed corpus {folder} cannot be read: {error}. It may be whole, "
+      "and nothing was removed: start again. If it happens again, remove that "
+      "folder, or set data.cache to one on another disk"
+    ) from error
 
 
 def _split(folder: pathlib.Path, name: str, meta: dict) -> Packed:
@@ -234,7 +258,13 @@ def _key(data: config.Data, tokenizer) -> str:
     chosen.append(data.field)
   digest = hashlib.sha256(json.dumps(chosen).encode())
   for name, path in corpora.files(data):
-    stat = path.stat()
+    try:
+      stat = path.stat()
+    except OSError as error:
+      raise ValueError(
+        f"a file of {data.source} corpus {data.path!r} cannot be read: "
+        f"{error}: start again when the corpus is complete"
+      ) from error
     line = [name, os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
     digest.update(json.dumps(line).encode())
   return digest.hexdigest()[:24]
@@ -248,7 +278,7 @@ def _writing(cache: pathlib.Path) -> Iterator[None]:
   except OSError as error:
     raise OSError(
       f"the packed corpus cannot be kept in data.cache {cache}: {error}. Free "
-      "space there, or choose another folder with --config.data.cache"
+      "space there, or set data.cache to another folder"
     ) from error
 
 
@@ -262,12 +292,14 @@ def _locked(path: pathlib.Path) -> Iterator[None]:
   flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
   if path.is_symlink():
     raise ValueError(
-      f"{path} is a link, which this library never makes: remove it, or choose "
-      "a folder of your own with --config.data.cache"
+      f"{path} is a link, which this library never makes: remove it, or set "
+      "data.cache to a folder of your own"
     )
-  file = os.open(path, flags, 0o600)
+  with _writing(path.parent):
+    file = os.open(path, flags, 0o600)
   try:
-    fcntl.flock(file, fcntl.LOCK_EX)
+    with _writing(path.parent):
+      fcntl.flock(file, fcntl.LOCK_EX)
     yield
   finally:
     os.close(file)
