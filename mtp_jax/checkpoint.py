@@ -31,7 +31,8 @@ class Checkpoints:
   Saves run in the background and appear under their step's name only when
   they are complete, so a killed process leaves the earlier steps as they were.
   Reading never changes the folder: the first `save` removes what a killed save
-  left behind, and renames a step that `restore` found damaged to damaged-STEP.
+  left behind, and sets aside the steps that `restore` found damaged
+  (`storage.set_aside`).
   Where a read fails for another reason than damage, `restore` stops.
 
   Args:
@@ -48,7 +49,8 @@ class Checkpoints:
       raise ValueError(f"keep is {keep}; it must be at least 1")
     self._folder = storage.folder(folder)
     self._keep = keep
-    self._damaged = set()  # steps that `restore` had to pass over
+    # Steps that `restore` had to pass over, and whether damage is proven.
+    self._damaged = {}
     self._pending = None  # step being written in the background
     self._sample = None  # of a save: its record, and an array to read back
     self._proven = False  # that what this object writes can be read
@@ -232,11 +234,6 @@ class Checkpoints:
       multihost_utils.sync_global_devices("damaged checkpoints")
       if jax.process_index() == 0:
         storage.set_aside(self._folder, self._damaged)
-        logging.warning(
-          "%s: damaged checkpoint %d is set aside as damaged-%d",
-          self._folder,
-          *[max(self._damaged)] * 2,
-        )
       multihost_utils.sync_global_devices("damaged checkpoints set aside")
       self._damaged.clear()
       self._writer.reload()
@@ -309,7 +306,7 @@ class Checkpoints:
             f"no checkpoint {step} in {self._folder}; it holds {steps}"
           )
         steps = [step]
-      faults = {}
+      faults, damaged = {}, {}
       for number in reversed(steps):
         try:
           found = read(number)
@@ -325,9 +322,10 @@ class Checkpoints:
               "when the cause is mended"
             ) from error
           faults[number] = f"checkpoint {number} is damaged: {error}"
+          damaged[number] = not isinstance(error, reader.Unproven)
           logging.warning("%s: %s", self._folder, faults[number])
         else:
-          self._damaged |= faults.keys()
+          self._damaged |= damaged
           return found
       else:
         if not steps:

@@ -14,8 +14,20 @@ class Damaged(Exception):
   """A step is not what was saved; the step before it may be."""
 
 
+class Unproven(Damaged):
+  """A step cannot be read, for an unknown reason: nothing may remove it."""
+
+
 class ReadFailed(Exception):
   """A step could not be looked at; whether it is whole is unknown."""
+
+
+_KINDS = (
+  None,
+  Damaged,
+  Unproven,
+  ReadFailed,
+)  # the worst of all processes counts
 
 
 class Reader:
@@ -148,7 +160,12 @@ def _together(read):
     found = read()
   except Exception as caught:  # damage surfaces as any type
     error = caught
-    kind = 1 if storage.is_damage(error) else 2
+    if not storage.is_damage(error):
+      kind = _KINDS.index(ReadFailed)
+    elif isinstance(error, Damaged) or storage.is_proven(error):
+      kind = _KINDS.index(Damaged)
+    else:
+      kind = _KINDS.index(Unproven)
   kinds = np.array([kind])
   if jax.process_count() > 1:
     kinds = multihost_utils.process_allgather(kinds).reshape(-1)
@@ -158,5 +175,5 @@ def _together(read):
     if kind == worst:
       is_ours = isinstance(error, Damaged)
       text = str(error) if is_ours else storage.line(error)
-    raise (Damaged if worst == 1 else ReadFailed)(text) from error
+    raise _KINDS[worst](text) from error
   return found

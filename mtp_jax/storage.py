@@ -6,6 +6,7 @@ Nothing here knows what a checkpoint holds.
 import contextlib
 import errno
 import glob
+import json
 import logging
 import os
 import pathlib
@@ -13,7 +14,7 @@ import re
 import stat
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,7 +23,7 @@ from etils import epath
 from orbax.checkpoint import multihost
 
 _STEP = re.compile("0|[1-9][0-9]*")
-_ASIDE = re.compile("damaged-[0-9]+")
+_ASIDE = re.compile("damaged-[0-9]+")  # damaged for certain
 
 # Numbers of operating system errors that tell of the files' contents: a name
 # inside a damaged file leads nowhere. Every other number tells of the device,
@@ -39,6 +40,10 @@ _OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in tensorstore's messages
 _STATUS = re.compile(
   "\\b(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|"
   "UNAUTHENTICATED|ABORTED|CANCELLED): "
+)
+# And those with which tensorstore says that a file is missing or malformed.
+_MALFORMED = re.compile(
+  "\\b(NOT_FOUND|DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION|INVALID_ARGUMENT): "
 )
 
 
@@ -122,20 +127,43 @@ def _is_folder(path: epath.Path) -> bool:
     return False
 
 
-def set_aside(folder: epath.Path, steps: Iterable[int]) -> None:
-  """Renames the newest damaged step to damaged-STEP; removes older ones.
+def set_aside(folder: epath.Path, steps: dict[int, bool]) -> None:
+  """Clears damaged steps out of the way, and warns of what it does.
 
-  What a fault of the disk made look like damage can so be renamed back. One
-  step stays aside at a time: more would fill the disk.
+  The newest one whose damage is proven becomes damaged-STEP. Older ones, and
+  the damaged-STEP of before, are removed: they would fill the disk. A step
+  whose damage is not proven becomes unreadable-STEP, and is never removed.
+
+  Args:
+    folder: of checkpoints.
+    steps: by number, whether the damage is proven (`is_proven`).
   """
-  newest = folder / str(max(steps))
-  if newest.exists():
-    for entry in list(folder.iterdir()):
-      if _ASIDE.fullmatch(entry.name):
-        entry.rmtree()
-    newest.rename(folder / f"damaged-{newest.name}")
-  for step in steps:
-    (folder / str(step)).rmtree(missing_ok=True)
+  names = [entry.name for entry in folder.iterdir()]
+  there = [step for step in sorted(steps) if str(step) in names]
+  proven = [step for step in there if steps[step]]
+  removed = [f"{step}" for step in proven[:-1]]
+  renamed = {}
+  for step in there:
+    if not steps[step]:
+      name = f"unreadable-{step}"
+      while name in names:  # of an earlier run
+        name += "-"
+      renamed[step] = name
+  if proven:
+    removed += [name for name in names if _ASIDE.fullmatch(name)]
+    renamed[proven[-1]] = f"damaged-{proven[-1]}"
+  done = [
+    f"damaged checkpoint {step} is set aside as {name}"
+    for step, name in renamed.items()
+  ]
+  if removed:
+    done.append(f"older damaged ones are removed: {', '.join(removed)}")
+  if done:
+    absl_logging.warning("%s: %s", folder, "; ".join(done))
+  for name in removed:
+    (folder / name).rmtree()
+  for step, name in renamed.items():
+    (folder / str(step)).rename(folder / name)
 
 
 def is_damage(error: BaseException) -> bool:
@@ -144,20 +172,34 @@ def is_damage(error: BaseException) -> bool:
   If not, it tells of the disk, the network, rights or memory, and the same
   read may succeed later.
   """
-  seen = []
-  while error and error not in seen:
-    seen.append(error)
-    if isinstance(error, MemoryError):
+  for link in _chain(error):
+    if isinstance(link, MemoryError):
       return False
-    codes = [int(code) for code in _OS_ERROR.findall(str(error))]
-    if isinstance(error, OSError) and error.errno:
-      codes.append(error.errno)
-    elif isinstance(error, TimeoutError) or _STATUS.search(str(error)):
+    codes = [int(code) for code in _OS_ERROR.findall(str(link))]
+    if isinstance(link, OSError) and link.errno:
+      codes.append(link.errno)
+    elif isinstance(link, TimeoutError) or _STATUS.search(str(link)):
       return False
     if not set(codes) <= set(_CONTENT):
       return False
-    error = error.__cause__ or error.__context__
   return True
+
+
+def is_proven(error: BaseException) -> bool:
+  """Whether a failed read says that a file is missing or cannot be parsed."""
+  kinds = FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError
+  return any(
+    isinstance(link, kinds) or _MALFORMED.search(str(link))
+    for link in _chain(error)
+  )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  seen = []
+  while error and error not in seen:
+    seen.append(error)
+    yield error
+    error = error.__cause__ or error.__context__
 
 
 def line(error: BaseException) -> str:

@@ -515,7 +515,10 @@ def test_a_folder_that_cannot_be_looked_into(folder, monkeypatch):
 def test_one_damaged_step_is_kept_aside(folder, warnings):
   with checkpoint.Checkpoints(folder) as saved:
     saved.save(3, make_state(3), META)
-  for victims, want in (((2, 3), "damaged-3"), ((4,), "damaged-4")):
+  for victims, want, removed in (
+    ((2, 3), "damaged-3", "2\n"),
+    ((4,), "damaged-4", "damaged-3\n"),
+  ):
     for step in victims:
       flip_weights(folder, step)
     with checkpoint.Checkpoints(folder) as saved:
@@ -523,12 +526,48 @@ def test_one_damaged_step_is_kept_aside(folder, warnings):
       saved.save(4, make_state(4), META)
     assert sorted(os.listdir(folder)) == ["1", "4", want]
     assert (
-      f"damaged checkpoint {victims[-1]} is set aside as {want}" in warnings[-1]
+      f"damaged checkpoint {victims[-1]} is set aside as {want}; older damaged "
+      f"ones are removed: {removed}" in f"{warnings[-1]}\n"
     )
   (folder / "4").rename(folder / "away")
   (folder / "damaged-4").rename(folder / "4")
   flip_weights(folder, 4)  # the same bit: it is whole again
   assert restored(folder) == 4
+
+
+def test_what_is_not_proven_damaged_is_never_removed(folder, monkeypatch):
+  """Steps that fail for an unknown reason stay under another name."""
+  with checkpoint.Checkpoints(folder) as saved:
+    saved.save(3, make_state(3), META)
+  (folder / "unreadable-3").mkdir()
+  (folder / "damaged-9").mkdir()
+  with checkpoint.Checkpoints(folder) as saved:
+    restore = saved._reader._restore
+    errors = {
+      2: OSError(errno.EINVAL, "Invalid argument"),
+      3: RuntimeError("of an unknown kind"),
+    }
+
+    def fail(step, **items):
+      if step in errors:
+        raise errors[step]
+      return restore(step, **items)
+
+    monkeypatch.setattr(saved._reader, "_restore", fail)
+    assert saved.restore(make_state(0))[2] == 1
+    monkeypatch.undo()
+    saved.save(4, make_state(4), META)
+  assert sorted(os.listdir(folder)) == [
+    "1",
+    "4",
+    "damaged-9",
+    "unreadable-2",
+    "unreadable-3",
+    "unreadable-3-",
+  ]
+  shutil.rmtree(folder / "4")
+  (folder / "unreadable-3-").rename(folder / "3")
+  assert restored(folder) == 3
 
 
 def test_reading_beside_a_run_that_keeps_one(folder, warnings, monkeypatch):
