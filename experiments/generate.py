@@ -4,8 +4,9 @@
     --prompt_file=prompt.txt
 
 The prompt is --prompt, --prompt_file, or standard input; in a terminal without
-any of them, line after line is read and continued (--interactive). Ctrl-C
-stops a text, and at an empty line the program; so does Ctrl-D.
+any of them, line after line is read and continued (--interactive). There
+Ctrl-C stops a text. At an empty line Ctrl-C and Ctrl-D end the program, and so
+does a second Ctrl-C within three seconds, even while a program is compiled.
 
 The text appears pass by pass, each pass adding 1 to k tokens. Decoding is
 greedy, and the text the one that --heads=1, ordinary decoding, writes, unless
@@ -13,8 +14,9 @@ greedy, and the text the one that --heads=1, ordinary decoding, writes, unless
 --tree=16 drafts by the tree of 16 nodes that `experiments.tune_tree` found.
 
 Standard output holds what was written, without the prompt: to a file as it is,
-in a terminal with control characters as escapes such as \\x1b. All else goes to
-standard error; its last line leaves the first pass of each program, which
+in a terminal with control characters as escapes such as \\x1b. To a
+file, each of several samples ends with a NUL byte. All else goes to standard
+error; its last line leaves the first pass of each program, which
 compiles, out of the speed. Texts end before a --stop string, behind a
 --stop_id, and at the tokenizer's end token.
 """
@@ -30,9 +32,9 @@ import unicodedata
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments import program
+from experiments import interrupts, program
 from mtp_jax import storage, tokenizer, workdir
 from mtp_jax.decode import accept, blockwise, checks, prepare, sampling
 from mtp_jax.decode import stream as stream_lib
@@ -72,7 +74,9 @@ _MIN_P = flags.DEFINE_float("min_p", None, "Least share of the likeliest.")
 _PENALTY = flags.DEFINE_float("penalty", None, "Of repeating a token.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
 _NUM_SAMPLES = flags.DEFINE_integer(
-  "num_samples", 1, "Texts to draw, each below a line that numbers it."
+  "num_samples",
+  1,
+  "Texts to draw. In a file or pipe each of several ends with a NUL byte.",
 )
 _WINDOW = flags.DEFINE_integer(
   "sliding_window",
@@ -84,9 +88,7 @@ flags.mark_flags_as_mutual_exclusive(["prompt", "prompt_file", "interactive"])
 flags.mark_flags_as_mutual_exclusive(["heads", "tree"])
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   # What may be wrong is found before the model is read.
   rule, stops = _rule(), [_unescaped(text) for text in _STOP.value]
   tree = None if _TREE.value is None else _tuned_tree(_TREE.value)
@@ -107,15 +109,17 @@ def main(argv: list[str]) -> None:
     f"{program.processor()}; drafts: {kind} of {drafts.size}\n"
   )
 
+  end = "\n" if interactive or sys.stdout.isatty() else ""
+  if settings["samples"] > 1 and not sys.stdout.isatty():
+    end = "\0"  # any line may be part of a text
+
   def write(prompt, seed):
-    _write(decoder, codec, prompt, stops, settings | {"seed": seed})
+    _write(decoder, codec, prompt, stops, end, settings | {"seed": seed})
 
   if not interactive:
     write(prompt, _SEED.value)
     return
-  # Here Ctrl-C ends a text; `program.start` would end the program.
-  signal.set_wakeup_fd(-1)
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+  signal.signal(signal.SIGINT, interrupts.stop_text)
   for turn in itertools.count():
     try:
       line = _line()
@@ -124,8 +128,6 @@ def main(argv: list[str]) -> None:
       return
     try:
       write(_ids(codec, line), (_SEED.value + turn) % 2**32)
-      if not sys.stdout.isatty():
-        print(flush=True)
     except KeyboardInterrupt:
       _note("\n(stopped)\n")
     except ValueError as error:  # of this line: the next may be better
@@ -172,8 +174,8 @@ def _figures(count: stream_lib.Count) -> str:
   )
 
 
-def _write(decoder, codec, prompt, stops, settings) -> None:
-  """Writes the texts of one prompt as they come, and what they took."""
+def _write(decoder, codec, prompt, stops, end, settings) -> None:
+  """Writes the texts of one prompt as they come, `end` after each of them."""
   begin, count = time.perf_counter(), stream_lib.Count()
   passes = count.watch(stream_lib.stream(decoder, prompt, **settings))
   _note("compiling, and reading the prompt ...")
@@ -185,14 +187,13 @@ def _write(decoder, codec, prompt, stops, settings) -> None:
   texts = itertools.tee(itertools.chain(compiled, passes), samples)
   for i, own in enumerate(texts):
     if samples > 1:
-      print(f"--- sample {i + 1} of {samples} ---")
+      _note(f"--- sample {i + 1} of {samples} ---\n")
     parts = tokenizer.decode_parts(
       codec, stream_lib.sample(own, i), after=prompt
     )
     for new in stream_lib.until(parts, stops):
       print(_shown(new) if terminal else new, end="", flush=True)
-    if terminal or samples > 1:
-      print(flush=True)
+    print(end=end, flush=True)
   _note(f"{_figures(count)}; {time.perf_counter() - begin:.1f} s in all\n")
 
 

@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from experiments import planning, program
 from mtp_jax import fields
@@ -39,9 +39,7 @@ _JSON = program.define_path("json", None, "File to write the figures to.")
 flags.mark_flag_as_required("topology")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   cfg = _CONFIG.value.check()
   options = _options(_OPTIONS.value)
   if _JSON.value:

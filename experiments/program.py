@@ -1,4 +1,4 @@
-"""How every program here starts: flags to a checked config, errors in a line."""
+"""How every program starts: flags to a checked config, errors in a line."""
 
 import contextlib
 import datetime
@@ -12,9 +12,7 @@ import re
 import runpy
 import select
 import signal
-import socket
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -24,8 +22,17 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from experiments import config_file
+from experiments import config_file, interrupts
 from mtp_jax import checkpoint, config, processes, run, storage
+
+_PIPE = 128 + signal.SIGPIPE  # the exit code of `yes | head` in a shell
+_MENDABLE = (  # by the user: told in one line
+  ValueError,
+  OSError,
+  checkpoint.CheckpointError,
+  processes.PeerLost,
+  run.Diverged,
+)
 
 # A flag belongs to the program that calls `define_...`: --help shows it there.
 flags.disclaim_key_flags()
@@ -147,7 +154,7 @@ def define_processes() -> Callable[[], None]:
 def start(main: Callable[[list[str]], None]) -> None:
   """`app.run`, with what the user can mend said in one line, exit code 1.
 
-  Ctrl-C ends with 130, a closed pipe (`| head`) with 141, both without a
+  Whatever is no flag is refused. Ctrl-C ends with 130, a closed pipe (`| head`) with 141, both without a
   traceback. What a terminal's encoding lacks is replaced, and a warning is a
   line. A program that fails leaves at once: the ordinary way waits for the
   other processes of a run, which wait for it, and crashes where JAX computes.
@@ -157,7 +164,7 @@ def start(main: Callable[[list[str]], None]) -> None:
   warnings.formatwarning = lambda message, *_, **__: (
     f"warning: {' '.join(str(message).split())}\n"
   )
-  _watch_interrupts()
+  interrupts.watch()
   try:
     app.run(mendable(main), flags_parser=mendable(_parse))
   except BaseException as error:
@@ -199,46 +206,6 @@ def _leave(code: int) -> None:
   os._exit(code)
 
 
-def _interrupt(number, frame):
-  raise KeyboardInterrupt
-
-
-def _watch_interrupts() -> None:
-  """Makes Ctrl-C end the program where Python does not run, as in compilers.
-
-  Python runs a signal's handler after the C++ call that it interrupts, which
-  may be a minute later. A thread hears of each signal at once: it gives the
-  main thread three seconds to leave by KeyboardInterrupt, and then ends the
-  program. A signal that the training loop has taken over is left to the loop;
-  the same one a second time ends the program at once.
-  """
-  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    # Not Python's own, which asyncio would replace for a while.
-    signal.signal(signal.SIGINT, _interrupt)
-  reader, writer = socket.socketpair()
-  writer.setblocking(False)
-  signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-
-  threading.Thread(
-    target=_end_at_interrupts, args=(reader, writer), daemon=True
-  ).start()
-
-
-def _end_at_interrupts(reader: socket.socket, writer: socket.socket) -> None:
-  seen = set()
-  while True:
-    number = reader.recv(1)[0]
-    if number not in (signal.SIGINT, signal.SIGTERM):
-      continue
-    if number not in seen:
-      seen.add(number)
-      if signal.getsignal(number) is not _interrupt:
-        continue
-      select.select([reader], [], [], 3)
-    os.write(2, b"interrupted\n")
-    os._exit(128 + number)
-
-
 def _parse(argv: list[str]) -> list[str]:
   absl_logging.get_absl_handler().addFilter(_worth_saying)
   try:
@@ -246,7 +213,7 @@ def _parse(argv: list[str]) -> list[str]:
       config_file.check_overrides(
         flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
       )
-    return flags.FLAGS(argv)
+    rest = flags.FLAGS(argv)
   except flags.Error as error:
     line = " ".join(str(error).split())
     if missing := re.search(r"Flag --(\S+) must have a value other", line):
@@ -254,25 +221,21 @@ def _parse(argv: list[str]) -> list[str]:
     raise ValueError(line) from error
   except SystemExit:  # absl's 1 after --help
     sys.exit(0)
+  if rest[1:]:
+    raise ValueError(f"unexpected arguments: {rest[1:]}")
+  return rest
 
 
 def _worth_saying(line: logging.LogRecord) -> bool:
-  """Ours; warnings of libraries; of orbax, which tells of every file, errors."""
+  """Whether a line of the log is shown.
+
+  Every line of this project is; of a library, warnings and errors; of orbax,
+  which logs every file that it touches, errors only.
+  """
   if "site-packages" not in line.pathname:
     return True
   least = logging.ERROR if "orbax" in line.pathname else logging.WARNING
   return line.levelno >= least
-
-
-_PIPE = 128 + 13  # what a shell calls the end by SIGPIPE
-_MENDABLE = (
-  app.UsageError,
-  ValueError,
-  OSError,
-  checkpoint.CheckpointError,
-  processes.PeerLost,
-  run.Diverged,
-)
 
 
 def mendable(fun: Callable) -> Callable:

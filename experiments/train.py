@@ -12,7 +12,7 @@ steps 100 to 104 into the workdir. In several processes: experiments/launch/.
 import shlex
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from experiments import program
 from mtp_jax import run
@@ -26,9 +26,7 @@ flags.mark_flag_as_required("workdir")
 _join = program.define_processes()
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   _join()
   cfg = _CONFIG.value.check()
   state = run.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))

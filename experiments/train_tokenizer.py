@@ -11,7 +11,7 @@ Prints the bytes per token of documents that the model was not trained on.
 
 import re
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments import program
 from mtp_jax import config, tokenizer
@@ -35,9 +35,7 @@ flags.mark_flag_as_required("output")
 _FIELDS = "source|path|field|max_bytes|held_out|on_error"
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   program.make_room(_OUTPUT.value)
   data = config.Data(
     source=_SOURCE.value,

@@ -13,7 +13,7 @@ import json
 
 import rich.console
 import rich.table
-from absl import app, flags
+from absl import flags
 
 from experiments import program
 from mtp_jax import logs, workdir
@@ -32,9 +32,7 @@ _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32", "64"], "Nodes.")
 flags.mark_flag_as_required("workdir")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   # What may be wrong is found before the model is read.
   sizes = _sizes(_SIZES.value)
   cfg, codec = workdir.settings(_WORKDIR.value)

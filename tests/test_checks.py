@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.decode import checks, choose, prepare, serve
+from mtp_jax.decode import accept, checks, choose, prepare, serve
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from tests.test_blockwise import Mock
@@ -77,6 +77,11 @@ CALLS = [
   {"seed": 0.5, "words": "seed=0.5 is not an integer"},
   {"heads": 2.0, "words": "heads=2.0 is not an integer"},
   {"heads": True, "words": "heads=True is not an integer"},
+  {"rule": "greedy", "words": "rule='greedy' is not a rule; give one of"},
+  {"rule": None, "words": "rule=None is not a rule"},
+  {"rule": accept.Greedy, "words": "rule=<class .*> is not a rule"},
+  {"rule": accept.Forced(0, "no"), "words": "rule='no' is not a rule"},
+  {"rule": accept.Lossless(0.8), "words": "sampler=0.8 is not a sampler"},
   {"heads": "2", "words": "heads='2'"},
   {"heads": None, "words": "heads=None is not an integer"},
   {"max_new": 2.5, "words": "max_new=2.5 is not an integer"},
@@ -110,6 +115,10 @@ def test_settings_are_refused_before_any_work(settings):
     (lambda: tree_lib.build([[0.5]], 2.0), "size=2.0 is not an integer"),
     (lambda: tree_lib.build([0.5], 2), "these are not chances"),
     (lambda: choose.choose(None, [[1]], batch=0, max_new=3), "batch=0 is too"),
+    (
+      lambda: decode.generate(object(), [[1]], heads=2, max_new=3),
+      "decoder that prepare.decoder.* not an object of type object",
+    ),
     (
       lambda: choose.seconds_per_pass(None, [], batch=1, length=0),
       "length=0 is too small",

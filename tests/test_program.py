@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 
 import pytest
@@ -333,9 +334,9 @@ def test_a_finished_run_names_programs_that_can_follow(call, tmp_path):
 
 
 PROGRAM = r"""
-import contextlib, hashlib, sys, warnings
+import contextlib, hashlib, signal, sys, time, warnings
 import rich.console
-from experiments import program
+from experiments import interrupts, program
 from mtp_jax import processes
 
 def compile():  # like a compiler: long, not in Python
@@ -346,6 +347,16 @@ def train():
   with processes.stop_signals() as asked:
     asked.watch()
     compile()
+
+def texts():
+  interrupts.PATIENCE = 0.5
+  signal.signal(signal.SIGINT, interrupts.stop_text)
+  for work in (lambda: time.sleep(99), lambda: time.sleep(99), compile):
+    try:
+      print("text", flush=True)
+      work()
+    except KeyboardInterrupt:
+      pass
 
 def write():
   while True:
@@ -359,7 +370,8 @@ def say():
   warnings.warn("the first\nof two lines")
   print("na\u00efve \u4e2d \udc80")
 
-program.start(lambda argv: globals()[argv[1]]())
+main = globals()[sys.argv.pop()]
+program.start(lambda _: main())
 """
 
 
@@ -376,6 +388,26 @@ def test_ctrl_c_ends_a_program_where_python_does_not_run():
   process = started("compile")
   assert process.stdout.readline() == b"compiling\n"
   process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=60)
+  assert (process.returncode, err) == (130, b"interrupted\n")
+
+
+def test_ctrl_c_stops_a_text_and_twice_the_program():
+  """Also where Python does not run, in the third text."""
+  process = started("texts")
+  for _ in range(2):
+    assert process.stdout.readline() == b"text\n"
+    time.sleep(0.6)  # not within the same half second
+    process.send_signal(signal.SIGINT)
+  assert process.stdout.readline() == b"text\n"
+  assert process.stdout.readline() == b"compiling\n"
+  time.sleep(0.6)
+  process.send_signal(signal.SIGINT)
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(1)
+  while process.poll() is None:
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
   _, err = process.communicate(timeout=60)
   assert (process.returncode, err) == (130, b"interrupted\n")
 

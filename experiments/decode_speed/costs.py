@@ -15,7 +15,7 @@ import itertools
 import json
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from experiments import program
 from experiments.decode_speed import limits
@@ -34,9 +34,7 @@ _OUTPUT = program.define_path("output", None, "JSON file for the results.")
 flags.mark_flag_as_required("output")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   program.make_room(_OUTPUT.value)
   cfg = _CONFIG.value.check().model
   net = jax.jit(lambda key: model.Model(cfg, key))(jax.random.key(0))

@@ -8,7 +8,7 @@ from mtp_jax.decode import generate, prepare
 
 
 def drafts(net, codec, prompts, new, trees) -> dict:
-  """Tokens per forward with drafting heads in fewer bits; texts are the same."""
+  """Tokens per forward with drafting heads in fewer bits; the texts agree."""
   tree, found = trees[-1], {}
   for dtype in (None, "bfloat16", "int8"):
     decoder = prepare.decoder(net, codec.vocab, draft_dtype=dtype)

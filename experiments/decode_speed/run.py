@@ -3,10 +3,10 @@
   python -m experiments.decode_speed.run --workdirs=runs/bytes,runs/pieces
 
 Continues held-out prompts at several batch sizes with every topology that
-`decode.choose` tries and a chain of 3, all of them in alternating turns, and writes for each:
-tokens per forward, seconds, speedup, efficiency (speedup over tokens per
-forward) beside its limit from the bytes that a pass reads, and whether the
-texts are ordinary decoding's. The trees are built on other held-out prompts.
+`decode.choose` tries and a chain of 3, all of them in alternating turns, and
+writes for each: tokens per forward, seconds, speedup, efficiency (speedup over
+tokens per forward) beside its limit from the bytes that a pass reads, and
+whether the texts are ordinary decoding's. The trees are built on other held-out prompts.
 Then more prompts go through the server, with what 'auto' takes among the rest.
 With --peer Hugging Face's transformers (torch) decodes the same weights in the
 same turns.
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments import program
 from experiments.decode_speed import limits, precision, report, serving
@@ -43,9 +43,7 @@ _OUTPUT = program.define_path("output", None, "Folder that takes the results.")
 flags.mark_flags_as_required(["workdirs", "output"])
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   most = max(map(int, _BATCHES.value))
   if most > _PROMPTS.value:
     raise ValueError(f"a batch of {most} needs --prompts={most}")

@@ -17,7 +17,7 @@ import numpy as np
 import rich.console
 import rich.table
 import rich.text
-from absl import app, flags
+from absl import flags
 
 from experiments import program
 from experiments.demo import report
@@ -35,9 +35,7 @@ _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each, in turn.")
 _BATCHES = flags.DEFINE_integer("batches", 16, "Held-out batches to score.")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   begin, folder = time.time(), _WORKDIR.value
   state = run.fit(_CONFIG.value.check(), folder)
   if int(state.step) < _CONFIG.value.train.steps:

@@ -20,7 +20,7 @@ import time
 import jax
 import jax.numpy as jnp
 import optax
-from absl import app, flags
+from absl import flags
 
 from experiments import flops, program
 from experiments.heads_memory import report, rivals, scales
@@ -245,9 +245,7 @@ def verdicts(scale, rows, grown, steps) -> dict[str, dict]:
   }
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   program.make_room((_OUTPUT.value / _SCALE.value).with_suffix(".csv"))
   scale, start = scales.SCALES[_SCALE.value], time.time()
   rows = measure_losses(scale, _SEED.value)

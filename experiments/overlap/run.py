@@ -15,7 +15,7 @@ import json
 import pathlib
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from configs import sizes
 from experiments import planning, program
@@ -94,9 +94,7 @@ def verdicts(rows: list[dict]) -> dict[str, float]:
   return found
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   program.make_room(_OUTPUT.value / f"{_SIZE.value}.csv")
   rows, heads = [], []
   for slice_ in _SLICES.value:

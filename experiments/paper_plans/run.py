@@ -18,7 +18,7 @@ import json
 import pathlib
 
 import jax
-from absl import app, logging
+from absl import logging
 
 from experiments import aot, planning, program
 from mtp_jax import config, sharding, train
@@ -118,9 +118,7 @@ def line(name: str, cfg: config.Config, slice_: str, loss: str) -> dict:
   }
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   path = _RESULTS.value
   every = runs()
   groups = distinct(every)

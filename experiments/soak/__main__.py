@@ -25,7 +25,7 @@ import sys
 import time
 
 import jax
-from absl import app, flags
+from absl import flags
 
 from experiments import program
 from experiments.soak import faults
@@ -39,9 +39,7 @@ _WORKDIR = program.define_path("workdir", "runs/soak", "Emptied at the start.")
 _OUTPUT = program.define_path("output", None, "Takes the result as JSON.")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   if _OUTPUT.value:
     program.make_room(_OUTPUT.value)
   jax.config.update("jax_platforms", "cpu")

@@ -21,7 +21,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from experiments import aot, program
 from mtp_jax import config, cross_entropy, sharding
@@ -171,9 +171,7 @@ def tokamax_loss() -> list[dict]:
   return rows
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   program.make_room(_OUTPUT.value / "memory.csv")
   jax.config.update("jax_platforms", "cpu")
   stamp = {

@@ -16,7 +16,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from configs.paper import base
 from experiments import aot, program
@@ -226,9 +226,7 @@ def memory() -> float:
   return stats["bytes_limit"]
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main(_: list[str]) -> None:
   path, limit = _OUTPUT.value, memory()
   program.make_room(path)
   mesh = sharding.make_mesh(config.Mesh())

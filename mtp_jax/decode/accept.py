@@ -162,7 +162,7 @@ class Forced:
     return self.rule.sampler
 
   def check(self, tree):
-    self.rule.check(tree)
+    check_rule(self.rule, tree)
     most = len(tree.spine) - 1
     if not 0 <= checks.integer("count", self.count) <= most:
       raise ValueError(f"count={self.count} is outside 0..{most}")
@@ -202,6 +202,11 @@ class Lossless:
 
   def check(self, tree):
     """Raises ValueError: a sampler's number, or siblings that skip a rank."""
+    if not isinstance(self.sampler, sampling.Sampler):
+      raise ValueError(
+        f"sampler={self.sampler!r:.60} is not a sampler; give one such as "
+        "sampling.Sampler(temperature=0.8)"
+      )
     self.sampler.check()
     if (tree.child[:, :-1] < 0)[tree.child[:, 1:] >= 0].any():
       raise ValueError(
@@ -228,6 +233,17 @@ class Lossless:
 
     node, p, _ = walk(tree, judged.drafts, target, u, judged.seen)
     return node, sampling.draw(p, luck[:, 1])
+
+
+def check_rule(rule: Any, tree: tree_lib.Tree) -> None:
+  """Raises ValueError where `rule` is not a rule, or has a bad number."""
+  methods = [getattr(rule, n, None) for n in ("propose", "accept", "check")]
+  if isinstance(rule, type) or not all(map(callable, methods)):
+    raise ValueError(
+      f"rule={rule!r:.60} is not a rule; give one of mtp_jax.decode.accept, "
+      "such as accept.GREEDY or accept.Lossless()"
+    )
+  rule.check(tree)
 
 
 def walk(

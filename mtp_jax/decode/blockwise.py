@@ -228,9 +228,15 @@ def plan(
     heads: a tree, or k for the chain of heads 1..k.
 
   Raises:
-    ValueError: heads outside 1..N, a tree too deep, wide or large, max_new
-      below 1, a rule's bad number, or what is no integer.
+    ValueError: `network` is not a decoder, heads outside 1..N, a tree too
+      deep, wide or large, max_new below 1, what is not a rule, a rule's bad
+      number, or what is no integer.
   """
+  if not hasattr(network, "absorb"):
+    raise ValueError(
+      "the first argument is the decoder that prepare.decoder(model) returns, "
+      f"not an object of type {type(network).__name__}"
+    )
   tree = heads
   if not isinstance(heads, tree_lib.Tree):
     heads = checks.integer("heads", heads)
@@ -256,7 +262,7 @@ def plan(
     raise ValueError(f"max_new={max_new} writes nothing; give at least 1")
   if max_new > _MOST:
     raise ValueError(f"max_new={max_new} exceeds {_MOST}")
-  rule.check(tree)
+  accept.check_rule(rule, tree)
   return tree
 
 

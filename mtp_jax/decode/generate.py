@@ -181,8 +181,8 @@ def start(
     samples: texts per prompt, in neighbouring rows. They share one reading.
 
   Raises:
-    ValueError: a bad stop, seed or samples, or a cache_len that a last window would
-      leave.
+    ValueError: a bad stop, seed or samples, or a cache_len that a last window
+      would leave.
   """
   stop = checks.stop_ids(stop, network.vocab)
   seed = checks.seed(seed)
