@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import jax
 from absl import logging
+from jax._src.lib import xla_client  # what is loaded has no public name
 
 from mtp_jax import config
 from mtp_jax.model import model
@@ -76,6 +77,21 @@ class Clock:
     self._begin = now
     self._steps, self._wait, self._pause = 0, 0.0, 0.0
     return values
+
+
+def check_tracing() -> None:
+  """Raises ValueError where starting a trace would crash the process.
+
+  JAX loads an installed libtpu to look for a TPU. Without one, the profiler of
+  that library ends in a segmentation fault (jax 0.10.2, libtpu 0.0.52).
+  """
+  backend = jax.default_backend()
+  if backend != "tpu" and xla_client.pjrt_plugin_loaded("tpu"):
+    raise ValueError(
+      "a profile would crash here: libtpu is loaded, but there is no TPU. Set "
+      f"the environment variable JAX_PLATFORMS={backend}, or run without a "
+      "profile"
+    )
 
 
 class Trace:

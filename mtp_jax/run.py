@@ -74,6 +74,8 @@ def fit(
       f"profile starts with step {profile.start}, but the run ends with step "
       f"{cfg.train.steps}"
     )
+  if profile:
+    metrics.check_tracing()
   workdir = storage.local(workdir)
   storage.folder(workdir)  # refuses a path before any work is done
   codec = workdir_lib.tokenizer(cfg, workdir)

@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from mtp_jax import config, metrics
+from mtp_jax import config, metrics, run
 from mtp_jax.model import model
 
 
@@ -60,6 +60,15 @@ def test_clock_leaves_out_compiling_and_pauses(monkeypatch):
   assert found["paused_seconds"] == 1000
   flops = metrics.flops_per_token(config.Model(), 5)
   assert found["model_flops_per_second"] == 2.5 * flops
+
+
+def test_a_profile_that_would_crash_in_libtpu_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    metrics.xla_client, "pjrt_plugin_loaded", lambda name: name == "tpu"
+  )
+  with pytest.raises(ValueError, match="libtpu .* JAX_PLATFORMS=cpu, or run"):
+    run.fit(config.Config(), tmp_path / "w", profile=range(2, 3))
+  assert not (tmp_path / "w").exists()
 
 
 def test_a_trace_holds_its_steps_and_no_others(tmp_path):
