@@ -222,7 +222,7 @@ class Config:
       found[name] = getattr(self, name)
       if type(found[name]) is not kind:
         raise ValueError(
-          f"config.{name} is a {type(found[name]).__name__}; it takes a "
+          f"config.{name} is {fields.kind_of(type(found[name]))}; it takes a "
           f"config.{kind.__name__}"
         )
     return found
@@ -282,15 +282,15 @@ def from_dict(tree: dict) -> Config:
   config = Config()
   if not isinstance(tree, dict):
     raise ValueError(
-      f"the config is a {type(tree).__name__}; it takes an object of sections, "
-      'such as {"model": {"width": 256}}'
+      f"the config is {fields.kind_of(type(tree))}; it takes an object of "
+      'sections, such as {"model": {"width": 256}}'
     )
   for section, values in tree.items():
     if section not in _fields(config):
       raise ValueError(unknown_field(config, str(section)))
     if not isinstance(values, dict):
       raise ValueError(
-        f"config.{section} is {values!r:.60}, a {type(values).__name__}; it "
+        f"config.{section} is {values!r:.60}, {fields.kind_of(type(values))}; it "
         "takes an object of fields"
       )
     for name, value in values.items():

@@ -11,6 +11,11 @@ INT64 = 2**63 - 1
 FLOAT32 = 3.4028234663852886e38
 
 
+def kind_of(kind: type) -> str:
+  """A type in a sentence: 'an int', 'a list'."""
+  return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"
+
+
 def check(
   section,
   zero: tuple[str, ...] = (),
@@ -52,8 +57,8 @@ def _typed(path: str, value, kind: type):
       value = math.inf
   if type(value) is not kind:
     raise ValueError(
-      f"{path} is {value!r:.60}, a {type(value).__name__}; "
-      f"it takes a {kind.__name__}"
+      f"{path} is {value!r:.60}, {kind_of(type(value))}; "
+      f"it takes {kind_of(kind)}"
     )
   if kind is float:
     if not abs(value) <= FLOAT32:
