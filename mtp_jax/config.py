@@ -290,8 +290,8 @@ def from_dict(tree: dict) -> Config:
       raise ValueError(unknown_field(config, str(section)))
     if not isinstance(values, dict):
       raise ValueError(
-        f"config.{section} is {values!r:.60}, {fields.kind_of(type(values))}; it "
-        "takes an object of fields"
+        f"config.{section} is {values!r:.60}, {fields.kind_of(type(values))}; "
+        "it takes an object of fields"
       )
     for name, value in values.items():
       if name not in _fields(getattr(config, section)):
