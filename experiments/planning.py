@@ -257,7 +257,8 @@ def describe(plan: Plan) -> list[str]:
   seconds = plan.flops / plan.peak_flops
   lines.append(
     f"FLOPs of matrix products: {plan.flops:.4g}, "
-    f"{plan.flops / plan.chips:.4g} per chip, {plan.flops / plan.tokens:.4g} per token; at least "
+    f"{plan.flops / plan.chips:.4g} per chip, "
+    f"{plan.flops / plan.tokens:.4g} per token; at least "
     f"{seconds:.4g} s at the chips' peak"
   )
   if plan.collectives:

@@ -154,10 +154,11 @@ def define_processes() -> Callable[[], None]:
 def start(main: Callable[[list[str]], None]) -> None:
   """`app.run`, with what the user can mend said in one line, exit code 1.
 
-  Whatever is no flag is refused. Ctrl-C ends with 130, a closed pipe (`| head`) with 141, both without a
-  traceback. What a terminal's encoding lacks is replaced, and a warning is a
-  line. A program that fails leaves at once: the ordinary way waits for the
-  other processes of a run, which wait for it, and crashes where JAX computes.
+  Arguments that are not flags are refused. Ctrl-C ends with 130, a closed pipe
+  (`| head`) with 141, both without a traceback. What a terminal's encoding
+  lacks is replaced, and a warning is a line. A program that fails leaves at
+  once: the ordinary way waits for the other processes of a run, which wait for
+  it, and crashes where JAX computes.
   """
   if sys.stdout:
     sys.stdout.reconfigure(errors="replace")
