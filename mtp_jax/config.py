@@ -17,6 +17,7 @@ from mtp_jax import fields
 
 HEAD_KINDS = ("parallel", "linear", "causal", "anticausal", "unembedding")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
+OPTIMISERS = ("adamw", "muon")
 LOSSES = ("serial", "checkpointed", "formula")
 REMAT_POLICIES = ("none", "dots", "full")
 SOURCES = ("python", "text", "jsonl", "array_record")
@@ -123,8 +124,9 @@ class Data:
 
 @_section
 class Optim:
-  """AdamW with linear warm-up and cosine decay (paper, table S13)."""
+  """AdamW with linear warm-up and cosine decay (paper, table S13), or Muon."""
 
+  kind: str = "adamw"  # one of OPTIMISERS
   peak: float = 3e-4  # learning rate after warm-up
   warmup: int = 100  # steps
   end: float = 0.03  # last learning rate over peak, the paper's decay ratio
@@ -136,6 +138,7 @@ class Optim:
   def check(self) -> None:
     """Raises ValueError that names the field, its value and the remedy."""
     fields.check(self, zero=("warmup", "end", "beta1", "beta2", "decay"))
+    fields.one_of("optim.kind", self.kind, OPTIMISERS)
     fields.share(self, "end", 0 <= self.end <= 1)
     for name in ("beta1", "beta2"):
       fields.share(self, name, 0 <= getattr(self, name) < 1)

@@ -1,4 +1,4 @@
-"""AdamW as in the paper's appendix: schedule, decay mask, clipping."""
+"""AdamW as in the paper's appendix, or Muon: schedule, decay mask, clipping."""
 
 import jax
 import optax
@@ -36,24 +36,62 @@ def decayed(tree):
 
 
 def make(cfg: config.Optim, steps: int) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW; moments are shaped like the model.
+  """Clip by global norm, then AdamW or Muon; moments are shaped like the model.
+
+  With `cfg.kind` 'muon' the matrices of the transformer layers and of linear
+  heads are updated by Muon, scaled to the root mean square of an AdamW update,
+  so that one learning rate serves both. The embedding, the unembedding and the
+  norms are updated by Adam with Nesterov momentum, without weight decay.
 
   Args:
-    cfg: rates, betas, decay and clip.
+    cfg: kind, rates, betas, decay and clip.
     steps: updates until the schedule's end.
 
   Returns:
     A transformation whose updates `optax.apply_updates` adds.
 
-  Reference: the paper, table S13 and its caption.
+  Reference: the paper, table S13 and its caption, for AdamW; Liu et al. 2025
+  (arXiv 2502.16982) for Muon beside Adam.
   """
-  return optax.chain(
-    optax.clip_by_global_norm(cfg.clip),
-    optax.adamw(
-      schedule(cfg, steps),
+  rate = schedule(cfg, steps)
+  if cfg.kind == "muon":
+    update = optax.contrib.muon(
+      rate,
+      weight_decay=cfg.decay,
+      weight_decay_mask=decayed,
+      adam_b1=cfg.beta1,
+      adam_b2=cfg.beta2,
+      muon_weight_dimension_numbers=_orthogonalised,
+      consistent_rms=0.2,  # of an AdamW update, as Liu et al. found it
+    )
+  else:
+    update = optax.adamw(
+      rate,
       b1=cfg.beta1,
       b2=cfg.beta2,
       weight_decay=cfg.decay,
       mask=decayed,
-    ),
-  )
+    )
+  return optax.chain(optax.clip_by_global_norm(cfg.clip), update)
+
+
+def _orthogonalised(tree):
+  """Which axes of a parameter Muon takes as a matrix's input and output.
+
+  Attention's three axes are one matrix, [D, H C] or [H C, D]; a stack holds a
+  matrix per layer. None: a parameter that Adam updates.
+  """
+
+  def one(p):
+    if len(p.axes) < 2 or "vocab" in p.axes or not jax.tree.leaves(p):
+      return p.replace(None)
+    last = p.get_value().ndim
+    *axes, final = range(last - len(p.axes), last)
+    if p.axes[0] == "embed":
+      first, *rest = *axes, final
+      return p.replace(
+        optax.contrib.MuonDimensionNumbers((first,), tuple(rest))
+      )
+    return p.replace(optax.contrib.MuonDimensionNumbers(tuple(axes), (final,)))
+
+  return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -70,6 +70,8 @@ def shardings(tree, mesh: jax.sharding.Mesh, rules: dict = RULES):
   def one(x):
     if not isinstance(x, nnx.Variable):
       return NamedSharding(mesh, P())
+    if not jax.tree.leaves(x):  # an optimiser that leaves this one to another
+      return x
     value = x.get_value()
     axes = (None,) * value.ndim
     axes = axes[: value.ndim - len(x.axes)] + tuple(x.axes)

@@ -150,3 +150,47 @@ def test_norm_scales_alone_do_not_decay(head):
     want |= {"heads/layers/attn_norm", "heads/layers/mlp_norm"}
   assert spared == want
   assert len(by_name) > len(want)
+
+
+def test_muon_takes_each_layer_as_a_matrix_and_leaves_the_ends_to_adam():
+  """Equals optax's Muon on one layer's two-dimensional matrices; embedding,
+  unembedding and norms move as under Adam without decay."""
+  cfg = config.Model(
+    vocab=23, width=12, mlp=17, layers=3, attn_heads=3, kv_heads=1, n_future=2,
+    head="linear",
+  )  # fmt: skip
+  optimiser = config.Optim(kind="muon", peak=0.3, warmup=0, decay=0.4, clip=1e9)
+  net, gradient = (model.Model(cfg, jax.random.key(i)) for i in range(2))
+
+  rate = optim.schedule(optimiser, STEPS)
+
+  def updates(tx):
+    return jax.jit(tx.update)(gradient, tx.init(net), net)[0]
+
+  got = updates(optim.make(optimiser, STEPS))
+  ends = updates(optax.nadam(rate, b1=0.9, b2=0.95))
+  for name in ("embed", "heads/norm", "heads/unembed", "trunk/mlp_norm"):
+    a, b = (attribute(tree, name) for tree in (got, ends))
+    np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=name)
+
+  D = cfg.width
+  shapes = {"wq": (D, -1), "wk": (D, -1), "wv": (D, -1), "wo": (-1, D)}
+  shapes |= {"w_gate": (D, -1), "w_up": (D, -1), "w_down": (-1, D)}
+  plain = optax.contrib.muon(rate, weight_decay=0.4, consistent_rms=0.2)
+  matrices = {f"trunk/{name}": shape for name, shape in shapes.items()}
+  matrices["heads/layers/w"] = (D, D)
+  for name, shape in matrices.items():
+    for layer in range(2):
+      p, g, u = (
+        attribute(tree, name)[layer].reshape(shape)
+        for tree in (net, gradient, got)
+      )
+      want, _ = plain.update(g, plain.init(p), p)
+      # Products of float32 in another order, through five iterations.
+      np.testing.assert_allclose(u, want, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def attribute(tree, path):
+  for name in path.split("/"):
+    tree = getattr(tree, name)
+  return tree[...]

@@ -501,7 +501,7 @@ from mtp_jax import checkpoint, config, sharding, train
 
 cfg = config.Config(
   model=config.Model(vocab=64, width=32, mlp=48, layers=3, n_future=2),
-  optim=config.Optim(warmup=1))
+  optim=config.Optim(warmup=1, kind=sys.argv[2]))
 
 def mesh(*shape):
   return sharding.make_mesh(
@@ -520,8 +520,9 @@ print("equal")
 """
 
 
-def test_a_state_restores_onto_other_meshes(run_with_devices, tmp_path):
-  assert run_with_devices(8, MESHES, str(tmp_path / "c")) == "equal\n"
+@pytest.mark.parametrize("kind", config.OPTIMISERS)
+def test_a_state_restores_onto_other_meshes(kind, run_with_devices, tmp_path):
+  assert run_with_devices(8, MESHES, str(tmp_path / "c"), kind) == "equal\n"
 
 
 def test_reports_the_share_of_peak_where_it_is_known(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from mtp_jax import config, loss, optim, sharding, train
 
@@ -161,8 +162,9 @@ def test_the_state_is_donated():
   assert all(x.is_deleted() for x in jax.tree.leaves(state.model))
 
 
-def test_the_abstract_state_is_the_state():
-  cfg = settings()
+@pytest.mark.parametrize("kind", config.OPTIMISERS)
+def test_the_abstract_state_is_the_state(kind):
+  cfg = settings(optim__kind=kind)
   a, b = train.abstract_state(cfg, mesh()), train.init_state(cfg, mesh())
   assert jax.tree.structure(a) == jax.tree.structure(b)
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):

@@ -32,7 +32,7 @@ _WORKDIR = program.define_path("workdir", "runs/demo", "Takes the results.")
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Held-out files to continue.")
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each, in turn.")
-_BATCHES = flags.DEFINE_integer("batches", 16, "Held-out batches to score.")
+_BATCHES = flags.DEFINE_integer("batches", 128, "Held-out batches to score.")
 
 
 def main(_: list[str]) -> None:
