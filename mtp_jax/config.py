@@ -192,6 +192,11 @@ class Train:
       raise ValueError(
         f"train.head_weights is {self.head_weights}; no weight may be negative"
       )
+    if self.head_weights and not any(self.head_weights):
+      raise ValueError(
+        f"train.head_weights is {self.head_weights}; with every weight 0 "
+        "nothing is learned: give at least one a positive weight"
+      )
 
 
 @_section

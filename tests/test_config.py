@@ -153,6 +153,7 @@ def test_wrong_types_are_refused(fields, texts):
     ({"optim__peak": 10**400}, ["optim.peak is inf", "finite in 32 bits"]),
     ({"train__head_weights": (1, 10**400, 1, 1)}, ["entry of train.head_we"]),
     ({"train__head_weights": (1, -0.5, 1, 1)}, ["-0.5", "may be negative"]),
+    ({"train__head_weights": (0, 0, 0, 0)}, ["every weight 0", "positive"]),
     ({"data__cache": ""}, ["data.cache is empty"]),
     ({"data__tokenizer": ""}, ["data.tokenizer is empty"]),
   ],
@@ -231,7 +232,7 @@ CONFIGS = st.fixed_dictionaries(
     "optim__peak": st.floats(1e-9, 1e9),
     "mesh__model": SMALL,
     "train__head_weights": st.one_of(
-      st.just(()), st.tuples(*[st.floats(0, 10)] * 4)
+      st.just(()), st.tuples(*[st.floats(0, 10)] * 4).filter(any)
     ),
   }
 )
