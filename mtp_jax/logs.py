@@ -103,7 +103,7 @@ class _Rows:
 
   def write(self, row: dict[str, str]) -> None:
     self._pending.append(row)
-    if self._names is None or not self._path.exists():
+    if self._names is None or not self._path.is_file():
       self._names = self._begin(list(row))
     names, self._names = self._names, None
     with self._path.open("a", encoding="utf-8", newline="") as file:
@@ -122,6 +122,14 @@ class _Rows:
     writer = csv.DictWriter(text, names)
     writer.writeheader()
     writer.writerows(kept)
+    if self._path.exists() and not self._path.is_file():
+      aside = _free_name(self._path)
+      os.replace(self._path, aside)
+      logging.warning(
+        "%s is not a regular file: it is now %s, and a new file takes its rows",
+        self._path,
+        aside.name,
+      )
     if unreadable:
       aside = _free_name(self._path)
       os.replace(self._path, aside)
@@ -140,9 +148,10 @@ def _read(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]], int]:
   """Columns, rows and number of unreadable lines of a CSV file of numbers.
 
   A last line without an end was being written when the process was killed:
-  it does not count. No field holds a comma or a quotation mark.
+  it does not count. No field holds a comma or a quotation mark. A device or a
+  FIFO is not read: it may have no end.
   """
-  if not path.exists():
+  if not path.is_file():
     return [], [], 0
   text = path.read_bytes().decode("utf-8", errors="replace")
   lines = [line.removesuffix("\r") for line in text.split("\n")[:-1]]

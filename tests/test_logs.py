@@ -1,6 +1,8 @@
 """Logs: what a cut-off run left behind goes, and no log ends a run."""
 
 import csv
+import os
+import pathlib
 import resource
 import shutil
 import struct
@@ -112,6 +114,30 @@ def test_what_cannot_be_read_is_set_aside(tmp_path, caplog, damage):
   logs.Writer(tmp_path, 50).write("train", 60, {"loss": 7})
   assert file.read_bytes() == b"step,loss\r\n60,7\r\n"
   assert (tmp_path / "train.csv.damaged1").read_bytes() == damage + whole
+
+
+def test_a_log_that_is_no_regular_file_is_set_aside(
+  tmp_path, caplog, monkeypatch
+):
+  """Reading /dev/zero has no end, and a FIFO waits for one who writes."""
+
+  def read_bytes(path):
+    assert path.is_file()
+    with path.open("rb") as file:
+      return file.read()
+
+  monkeypatch.setattr(pathlib.Path, "read_bytes", read_bytes)
+  (tmp_path / "train.csv").symlink_to("/dev/zero")
+  os.mkfifo(tmp_path / "held_out.csv")
+  writer = logs.Writer(tmp_path, 0)
+  for group in ("train", "held_out"):
+    assert not writer.has(group, 1)
+    writer.write(group, 1, {"loss": 2})
+    assert rows(tmp_path / f"{group}.csv") == [{"step": "1", "loss": "2"}]
+    aside = tmp_path / f"{group}.csv.damaged0"
+    assert aside.exists() and not aside.is_file()
+    said = caplog.messages.pop()
+    assert f"{group}.csv is not a regular file: it is now {aside.name}" in said
 
 
 def test_a_full_disk_ends_no_run_and_loses_no_row(tmp_path, caplog):
