@@ -10,12 +10,12 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from typing import TextIO
+from typing import BinaryIO
 
 import jax
 from absl import logging
 
-from mtp_jax import checkpoint, processes
+from mtp_jax import checkpoint, processes, storage
 
 _RELEASE = 3  # seconds that a killed process may take to release its lock
 _VISIBLE = 10  # seconds that a network file system may take to show a file
@@ -40,15 +40,15 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
         if workdir.exists() and not workdir.is_dir():
           raise NotADirectoryError("it is a file, not a folder")
         workdir.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context(
-          (workdir / "lock").open("a+", encoding="utf-8")
-        )
+        # Without a buffer: `close` would write again what a full disk refused,
+        # and its error would hide the one below.
+        file = stack.enter_context((workdir / "lock").open("ab+", buffering=0))
         first["holder"] = _take(file, workdir)
         stack.callback(file.truncate, 0)
       except checkpoint.CheckpointError as error:
         first["error"] = str(error)
       except (OSError, ValueError) as error:
-        first["error"] = f"cannot write to workdir {workdir}: {error}"
+        first["error"] = storage.not_writable(workdir, error)
     with processes.watched():
       first = json.loads(processes.gather(json.dumps(first))[0])
       if first["error"]:
@@ -57,7 +57,7 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def _take(file: TextIO, workdir: pathlib.Path) -> str:
+def _take(file: BinaryIO, workdir: pathlib.Path) -> str:
   """Locks the file; returns what it now says of the holder."""
   deadline = time.monotonic() + _RELEASE
   locked = False
@@ -68,7 +68,9 @@ def _take(file: TextIO, workdir: pathlib.Path) -> str:
     except BlockingIOError as error:
       if time.monotonic() > deadline:
         file.seek(0)
-        holder = file.read().strip() or "an unknown process"
+        holder = (
+          file.read().decode(errors="replace").strip() or "an unknown process"
+        )
         raise checkpoint.CheckpointError(
           f"workdir {workdir} is in use by another run ({holder}). Stop that "
           "run, or take another workdir"
@@ -88,8 +90,7 @@ def _take(file: TextIO, workdir: pathlib.Path) -> str:
     f"start {uuid.uuid4().hex}"
   )
   file.truncate(0)
-  file.write(holder)
-  file.flush()
+  file.write(holder.encode())
   os.fsync(file.fileno())  # other hosts see it now
   return holder
 

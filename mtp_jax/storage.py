@@ -81,7 +81,7 @@ def folder(path: str | pathlib.Path) -> epath.Path:
   """The absolute path of a folder of checkpoints.
 
   Raises:
-    ValueError: `local` refuses the path, or tensorstore cannot write below it.
+    ValueError: `local` refuses the path, or orbax cannot write below it.
   """
   text = str(path)
   if "://" not in text:
@@ -99,7 +99,20 @@ def folder(path: str | pathlib.Path) -> epath.Path:
       f"path {text} has a backslash, which tensorstore reads as a slash; take "
       "another folder"
     )
+  if "gs:/" in f"{text.removeprefix('gs://')}/":
+    raise ValueError(
+      f"path {text} has a folder whose name ends in 'gs:', which orbax reads "
+      "as an address (gs://); take another folder"
+    )
   return _Path(text)
+
+
+def not_writable(workdir: pathlib.Path, error: Exception) -> str:
+  """Says in a line that a workdir cannot be written, why, and what to do."""
+  remedy = "take another workdir"
+  if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+    remedy = f"free space there, or {remedy}"
+  return f"cannot write to workdir {workdir}: {error}; {remedy}"
 
 
 def steps(folder: epath.Path) -> list[int]:

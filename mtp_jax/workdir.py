@@ -7,6 +7,7 @@ import pathlib
 import shutil
 
 import jax
+from absl import logging
 
 from mtp_jax import checkpoint, config, logs, sharding, storage, train
 from mtp_jax import tokenizer as tokenizer_lib
@@ -98,11 +99,15 @@ def _settings(workdir, record):
   name = cfg.data.tokenizer
   if name != "bytes" and copy.exists():
     name = str(copy)
-  codec = tokenizer_lib.load(name)
+  remedy = f"put the model file of fingerprint {record['tokenizer']} at {copy}"
+  try:
+    codec = tokenizer_lib.load(name)
+  except ValueError as error:
+    raise ValueError(f"{error}; {remedy}") from error
   if codec.fingerprint != record["tokenizer"]:
     raise ValueError(
       f"tokenizer {name} has fingerprint {codec.fingerprint}; the model was "
-      f"trained with {record['tokenizer']}"
+      f"trained with {record['tokenizer']}: {remedy}"
     )
   return cfg, codec
 
@@ -136,14 +141,18 @@ def tokenizer(
 
   A workdir keeps a copy of the run's model file. `data.tokenizer` has to name
   the same model; its file may be gone where it is the name that the run has.
+  Where the copy is damaged, the file that `data.tokenizer` names stands in,
+  and `write_settings` replaces the copy.
 
   Raises:
-    ValueError: no such tokenizer, another one than the run's, or more ids than
-      `model.vocab`.
+    ValueError: no such tokenizer, another one than the run's, a damaged copy
+      and no file to stand in, or more ids than `model.vocab`.
   """
   name, copy = cfg.data.tokenizer, workdir / _MODEL
   if name == "bytes" or not copy.exists():
     codec = tokenizer_lib.load(name)
+  elif fault := _fault(copy):
+    codec = _original(name, workdir, fault)
   else:
     codec = tokenizer_lib.load(str(copy))
     remedy = f"take another workdir, or --config.data.tokenizer={copy}"
@@ -167,6 +176,54 @@ def tokenizer(
   return codec
 
 
+def _fault(name: str | pathlib.Path) -> str:
+  """Why the file is no tokenizer's model; empty where it is one."""
+  try:
+    tokenizer_lib.load(str(name))
+  except ValueError as error:
+    return str(error)
+  return ""
+
+
+def _original(
+  name: str, workdir: pathlib.Path, fault: str
+) -> tokenizer_lib.Tokenizer:
+  """The tokenizer `name` of a run whose copy is damaged.
+
+  Raises:
+    ValueError: it is not readable, or not that of the newest checkpoint.
+  """
+  saved = _saved_fingerprint(workdir)
+  which = f"of fingerprint {saved}" if saved else "that the run began with"
+  remedy = f"put the model file {which} at {workdir / _MODEL}"
+  if _fault(name):
+    raise ValueError(f"{fault}; {remedy}")
+  codec = tokenizer_lib.load(name)
+  if saved not in (None, codec.fingerprint):
+    raise ValueError(
+      f"{fault}; tokenizer {name!r} has another fingerprint, "
+      f"{codec.fingerprint}: {remedy}"
+    )
+  logging.warning("%s; a copy of %s replaces it", fault, name)
+  return codec
+
+
+def _saved_fingerprint(workdir: pathlib.Path) -> str | None:
+  """Of the newest checkpoint's tokenizer, where there is one.
+
+  None among several processes, which read checkpoints only together: they
+  compare fingerprints when all of them restore.
+  """
+  folder = workdir / "checkpoints"
+  if jax.process_count() > 1 or not folder.is_dir():
+    return None
+  try:
+    with checkpoint.Checkpoints(folder) as saved:
+      return saved.metadata()["tokenizer"]
+  except checkpoint.CheckpointError:  # `restore` will say it
+    return None
+
+
 def _tokenizer_name(workdir: pathlib.Path) -> str | None:
   """`data.tokenizer` of the run in `workdir`, if its config.json is whole."""
   try:
@@ -180,14 +237,22 @@ def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
   """Writes config.json and, once, a copy of the tokenizer's model file.
 
   Process 0 writes, when nothing can refuse the run any more.
+
+  Raises:
+    checkpoint.CheckpointError: `workdir` cannot be written.
   """
   if jax.process_index():
     return
   copy, partial = workdir / _MODEL, workdir / f"{_MODEL}.partial"
-  if cfg.data.tokenizer != "bytes" and not copy.exists():
-    shutil.copy(storage.local(cfg.data.tokenizer), partial)
-    partial.rename(copy)
-  logs.write_whole(workdir / "config.json", config.to_json(cfg))
+  try:
+    if cfg.data.tokenizer != "bytes" and _fault(copy):
+      shutil.copy(storage.local(cfg.data.tokenizer), partial)
+      partial.rename(copy)
+    logs.write_whole(workdir / "config.json", config.to_json(cfg))
+  except OSError as error:
+    raise checkpoint.CheckpointError(
+      storage.not_writable(workdir, error)
+    ) from error
 
 
 def metadata(

@@ -415,7 +415,7 @@ def orbax_lines():
 
 NAMES = (
   "lr[3e-4]", "a[b]", "run[0-9]", "[!x]", "[[]", "a[b", "a*b", "a?b", "{a}",
-  " end ", "a%20b", "a#b", "a\nb", "a'b\"c", "$HOME", "a:b", "x/../y", "ü日",
+  " end ", "a%20b", "a#b", "a\nb", "a'b\"c", "$HOME", "a:b", "s3:/w", "x/../y", "ü日",
 )  # fmt: skip
 
 
@@ -429,7 +429,12 @@ def test_any_path_can_be_read_back(tmp_path):
 
 
 def test_paths_that_orbax_cannot_write_to(tmp_path):
-  for name, why in (("a\\b", "a backslash"), ("a\udcff", "not valid UTF-8")):
+  for name, why in (
+    ("a\\b", "a backslash"),
+    ("a\udcff", "not valid UTF-8"),
+    ("gs:/w", "whose name ends in 'gs:'"),
+    ("w/logs:", "whose name ends in 'gs:'"),
+  ):
     with pytest.raises(ValueError, match=why):
       checkpoint.Checkpoints(tmp_path / name)
 

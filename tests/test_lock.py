@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import resource
 import subprocess
 import sys
 
@@ -72,6 +74,28 @@ def test_a_workdir_that_cannot_be_written(tmp_path, kind):
   line = f"cannot write to workdir {target}: "
   with pytest.raises(checkpoint.CheckpointError, match=line):
     with lock.exclusive(target):
+      pass
+
+
+def test_a_full_disk_is_told_with_path_and_remedy(tmp_path, monkeypatch):
+  """No byte can be written, and `close` tries again what `write` could not."""
+  line = f"cannot write to workdir {tmp_path}: .*; take another workdir"
+  limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # EFBIG
+  try:
+    with pytest.raises(checkpoint.CheckpointError, match=line):
+      with lock.exclusive(tmp_path):
+        pass
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+  def fsync(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(lock.os, "fsync", fsync)
+  line = f"{tmp_path}: .*No space left .*; free space there, or take another"
+  with pytest.raises(checkpoint.CheckpointError, match=line):
+    with lock.exclusive(tmp_path):
       pass
 
 

@@ -257,6 +257,13 @@ def test_a_second_run_in_the_workdir_is_refused(unbroken, cfg, monkeypatch):
       run.fit(cfg, unbroken)
 
 
+def test_a_workdir_that_cannot_be_made_is_refused(cfg, monkeypatch):
+  monkeypatch.setattr(run.pipeline, "pack", None)  # not even read
+  line = "cannot write to workdir /dev/null/w: .*; take another workdir"
+  with pytest.raises(checkpoint.CheckpointError, match=line):
+    run.fit(cfg, "/dev/null/w")
+
+
 def test_a_field_that_an_older_checkpoint_lacks_has_its_default(
   unbroken, cfg, tmp_path, capsys
 ):
@@ -463,6 +470,8 @@ def test_settings_that_do_not_fit_are_errors(cfg, tmp_path, monkeypatch):
     run.fit(small, tmp_path)
   with pytest.raises(ValueError, match="has a backslash"):
     run.fit(cfg, tmp_path / "a\\b")
+  with pytest.raises(ValueError, match="name ends in 'gs:'"):
+    run.fit(cfg, tmp_path / "gs:" / "w")
   monkeypatch.chdir(tmp_path)
   for path, line in (("", "path is empty"), ("~no-user/w", "'~no-user/w'")):
     for use in (lambda path: run.fit(cfg, path), workdir.load):

@@ -1,5 +1,11 @@
 """Workdirs: what a run keeps there, and what is read back."""
 
+import dataclasses
+import errno
+import os
+import pathlib
+
+import jax.numpy as jnp
 import pytest
 
 from mtp_jax import checkpoint, config, tokenizer, workdir
@@ -56,6 +62,43 @@ def test_a_run_keeps_its_tokenizer(models, tmp_path):
     workdir.tokenizer(settings(tmp_path / "typo.model"), target)
   for text in ("no tokenizer '", "typo.model'", f"began with '{original}'"):
     assert text in str(error.value)
+
+
+def test_a_damaged_tokenizer_is_replaced_or_its_remedy_told(
+  models, tmp_path, caplog
+):
+  cfg, copy = settings(models / "a.model"), tmp_path / "tokenizer.model"
+  whole = (models / "a.model").read_bytes()
+  fingerprint = tokenizer.load(cfg.data.tokenizer).fingerprint
+  record = {"config": dataclasses.asdict(cfg), "tokenizer": fingerprint}
+  with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+    saved.save(1, {"w": jnp.ones(3)}, record)
+  copy.write_bytes(b"x" * 50)
+  remedy = f"put the model file of fingerprint {fingerprint} at {copy}"
+  for name in ("b.model", "gone.model"):
+    with pytest.raises(ValueError, match=f"no SentencePiece .*{remedy}"):
+      workdir.tokenizer(settings(models / name), tmp_path)
+  with pytest.raises(ValueError, match=f"no SentencePiece .*{remedy}"):
+    workdir.settings(tmp_path)
+  assert copy.read_bytes() == b"x" * 50 and not caplog.messages
+  codec = workdir.tokenizer(cfg, tmp_path)
+  assert codec.fingerprint == fingerprint
+  assert f"a copy of {models / 'a.model'} replaces it" in caplog.text
+  workdir.write_settings(cfg, tmp_path)
+  assert copy.read_bytes() == whole
+  copy.write_bytes((models / "b.model").read_bytes())
+  with pytest.raises(ValueError, match=f"was trained with .*: {remedy}"):
+    workdir.settings(tmp_path)
+
+
+def test_settings_that_cannot_be_written(tmp_path, monkeypatch):
+  def write_bytes(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(pathlib.Path, "write_bytes", write_bytes)
+  line = f"cannot write to workdir {tmp_path}: .*; free space there, or take"
+  with pytest.raises(checkpoint.CheckpointError, match=line):
+    workdir.write_settings(settings("bytes"), tmp_path)
 
 
 def test_a_workdir_without_a_run_names_what_may_be_meant(tmp_path):
