@@ -182,7 +182,7 @@ def test_the_program(tmp_path):
   command = [
     sys.executable, "-m", "experiments.plan",
     "--config=configs/quickstart.py", "--topology=v5e:2x2",
-    "--config.model.layers=1", f"--json={tmp_path}/plan.json",
+    "--config.data.batch=16", "--config.model.layers=1", f"--json={tmp_path}/plan.json",
   ]  # fmt: skip
   done = subprocess.run(
     command,
