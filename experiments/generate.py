@@ -35,7 +35,7 @@ import numpy as np
 from absl import flags
 
 from experiments import interrupts, program
-from mtp_jax import storage, tokenizer, workdir
+from mtp_jax import report, storage, tokenizer, workdir
 from mtp_jax.decode import accept, blockwise, checks, prepare, sampling
 from mtp_jax.decode import stream as stream_lib
 from mtp_jax.decode import tree as tree_lib
@@ -105,7 +105,7 @@ def main(_: list[str]) -> None:
   drafts, size = settings["heads"], sum(a.size for a in jax.tree.leaves(net))
   kind = "chain" if drafts.is_chain else "tree"
   _note(
-    f"{_WORKDIR.value} at step {step}: {size / 1e6:.1f} million parameters on "
+    f"{_WORKDIR.value} at step {step}: {report.short(size)}parameters on "
     f"{program.processor()}; drafts: {kind} of {drafts.size}\n"
   )
 
@@ -225,7 +225,12 @@ def _prompt() -> bytes:
     return _PROMPT.value.encode("utf-8", "surrogateescape")
   if _PROMPT_FILE.value is None or str(_PROMPT_FILE.value) == "-":
     return sys.stdin.buffer.read()
-  return _PROMPT_FILE.value.read_bytes()
+  try:
+    return _PROMPT_FILE.value.read_bytes()
+  except OSError as error:
+    raise ValueError(
+      f"--prompt_file={_PROMPT_FILE.value}: {error.strerror}"
+    ) from error
 
 
 def _ids(codec, text: bytes) -> np.ndarray:

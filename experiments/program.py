@@ -155,18 +155,21 @@ def start(main: Callable[[list[str]], None]) -> None:
   """`app.run`, with what the user can mend said in one line, exit code 1.
 
   Arguments that are not flags are refused. Ctrl-C ends with 130, a closed pipe
-  (`| head`) with 141, both without a traceback. What a terminal's encoding
-  lacks is replaced, and a warning is a line. A program that fails leaves at
+  (`| head`) with 141, both without a traceback. An output that is closed from
+  the start (`>&-`) takes nothing. What a terminal's encoding lacks is
+  replaced, and a warning is a line. A program that fails leaves at
   once: the ordinary way waits for the other processes of a run, which wait for
   it, and crashes where JAX computes.
   """
-  if sys.stdout:
-    sys.stdout.reconfigure(errors="replace")
+  for name in ("stdout", "stderr"):
+    if getattr(sys, name) is None:  # closed (`>&-`): as if to /dev/null
+      setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+  sys.stdout.reconfigure(errors="replace")
   warnings.formatwarning = lambda message, *_, **__: (
     f"warning: {' '.join(str(message).split())}\n"
   )
-  interrupts.watch()
   try:
+    interrupts.watch()
     app.run(mendable(main), flags_parser=mendable(_parse))
   except BaseException as error:
     if code := _exit_code(error):
@@ -245,16 +248,38 @@ def mendable(fun: Callable) -> Callable:
   def call(argv):
     try:
       result = fun(argv)
-      if sys.stdout:
-        sys.stdout.flush()
+      sys.stdout.flush()
       return result
     except _MENDABLE as error:
       if isinstance(error, BrokenPipeError) and _reader_left():
         sys.exit(_PIPE)
       absl_logging.debug("where it happened", exc_info=True)  # --verbosity=1
-      sys.exit(f"error: {error}")
+      sys.exit(f"error: {_output_fault() or error}")
 
   return call
+
+
+def _output_fault() -> str:
+  """Why standard output still cannot take what was printed; else empty."""
+  try:
+    sys.stdout.flush()
+  except OSError as error:
+    return f"standard output cannot be written: {error.strerror}"
+  return ""
+
+
+def print_if_possible(text: str) -> None:
+  """Prints the last words of work that is saved already.
+
+  Where standard output cannot be written, they and what is printed after them
+  are lost without an error.
+  """
+  try:
+    print(text, end="", flush=True)
+  except OSError:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _reader_left() -> bool:

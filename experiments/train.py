@@ -30,13 +30,16 @@ def main(_: list[str]) -> None:
   _join()
   cfg = _CONFIG.value.check()
   state = run.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))
+  text = ""
   if int(state.step) == cfg.train.steps and jax.process_index() == 0:
     workdir = shlex.quote(f"--workdir={_WORKDIR.value}")
     if cfg.model.n_future > 1:
-      print("next, the best trees of drafts:")
-      print(f"  python -m experiments.tune_tree {workdir}")
-    print("next, a text that continues what is typed:")
-    print(f"  python -m experiments.generate {workdir}")
+      text += "next, the best trees of drafts:\n"
+      text += f"  python -m experiments.tune_tree {workdir}\n"
+    text += "next, a text that continues what is typed:\n"
+    text += f"  python -m experiments.generate {workdir}\n"
+  # Also without a text: what the run printed may not be written yet.
+  program.print_if_possible(text)
 
 
 def _steps(text: str) -> range:

@@ -125,7 +125,7 @@ def settings(
     f"devices: {mesh.size} x {device.device_kind} (data {shape['data']} x "
     f"model {shape['model']}) in {processes} process"
     f"{'es' if processes > 1 else ''}, jax {jax.__version__}",
-    f"model: {_short(counts['total'])}parameters, {_short(counts['layers'])}"
+    f"model: {short(counts['total'])}parameters, {short(counts['layers'])}"
     f"of them not embeddings; {cfg.model.n_future} {cfg.model.head} heads",
     f"corpus: {source}; left out of it: {skipped or 'nothing'}",
     f"  to train on: {_size(packed[0])}",
@@ -146,12 +146,12 @@ def _size(split: pipeline.Packed) -> str:
   predicted = len(split.tokens) - split.documents
   size = round(split.bytes_per_token * predicted)
   return (
-    f"{split.documents:,} documents, {_short(size)}bytes, "
-    f"{_short(len(split.tokens))}tokens"
+    f"{split.documents:,} documents, {short(size)}bytes, "
+    f"{short(len(split.tokens))}tokens"
   )
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
   """A count with a space: '1.23 million ', '12,345 '."""
   for size, name in ((1e9, "billion"), (1e6, "million")):
     if number >= size:

@@ -67,8 +67,9 @@ def test_prints_the_text_and_the_figures(call, loaded, heads, tmp_path):
   k = {None: 2, 0: 3, 1: 1}[heads]
   want = expected(loaded, "def f(x):\n", heads=k, max_new=19)
   assert out.out == loaded[2].decode(want.tokens[0])
+  size = sum(leaf.size for leaf in jax.tree.leaves(loaded[0]))
   first, tokens, per_forward = re.search(
-    r"^(run at step 7: 0.0 million .*)\ncompiling.*\n"
+    rf"^(run at step 7: {size:,} parameters on .*)\ncompiling.*\n"
     r"(\d+) tokens, ([\d.]+) tokens per forward pass; [\d.]+ tokens per "
     r"second, the first pass of each program left out; [\d.]+ s in all\n$",
     out.err,
@@ -217,7 +218,7 @@ def test_control_characters_are_shown(call, monkeypatch):
 @pytest.mark.parametrize(
   "settings, words",
   [
-    ({"prompt_file": "no/such.txt"}, "No such file.*no/such.txt"),
+    ({"prompt_file": "no/such.txt"}, "--prompt_file=no/such.txt: No such f"),
     ({"prompt": "a", "heads": 4}, "heads=4 is outside 1..3"),
     ({"prompt": "a", "max_new": 0}, "max_new=0 writes nothing"),
     ({"prompt": "a", "top_p": 0.5}, "--top_p filters what is drawn"),

@@ -348,6 +348,29 @@ def train():
     asked.watch()
     compile()
 
+def take_over():
+  interrupts.PATIENCE = 0.5
+  with processes.stop_signals() as asked:
+    try:
+      print("compiling", flush=True)
+      time.sleep(99)
+    except KeyboardInterrupt:
+      pass  # Python ignores it in a finalizer
+    asked.watch()
+    print("stopped" if asked.wait(20) else "lost")
+
+def take_over_first():  # before the thread can look at the handler
+  interrupts.PATIENCE = 0.5
+  sys.setswitchinterval(9)
+  with processes.stop_signals() as asked:
+    try:
+      signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+      pass
+    asked.watch()
+    sys.setswitchinterval(0.005)
+    print("stopped" if asked.wait(20) else "lost")
+
 def texts():
   interrupts.PATIENCE = 0.5
   signal.signal(signal.SIGINT, interrupts.stop_text)
@@ -390,6 +413,16 @@ def test_ctrl_c_ends_a_program_where_python_does_not_run():
   process.send_signal(signal.SIGINT)
   _, err = process.communicate(timeout=60)
   assert (process.returncode, err) == (130, b"interrupted\n")
+
+
+def test_a_training_that_begins_hears_of_a_ctrl_c_that_python_ignored():
+  """Its loop takes the signal over while the program is to end."""
+  running = [started(name) for name in ("take_over", "take_over_first")]
+  assert running[0].stdout.readline() == b"compiling\n"
+  running[0].send_signal(signal.SIGINT)
+  for process in running:
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, b"stopped\n"), err
 
 
 def test_ctrl_c_stops_a_text_and_twice_the_program():
@@ -445,6 +478,42 @@ def test_a_closed_pipe_and_a_poor_encoding_are_no_errors():
   assert processes["say"].returncode == 0
   assert out == b"na\xefve ? ?\n"
   assert err == b"warning: the first of two lines\n"
+
+
+FULL = """
+import os
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+"""
+CLOSED = """
+import sys
+from experiments import program
+sys.stdout = sys.stderr = None
+program.start(lambda _: sys.exit(3 + sys.stdout.isatty()))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux only")
+def test_a_full_output_fails_a_program_but_no_finished_run(
+  call, tmp_path, monkeypatch
+):
+  (tmp_path / "finished.py").write_text(FULL + FINISHED)
+  found = call(
+    *CONFIG,
+    f"--workdir={tmp_path / 'w'}",
+    module=f"{tmp_path}/finished.py",
+  )
+  assert found == [0, "", ""]
+  stream = open("/dev/full", "w", encoding="utf-8")
+  monkeypatch.setattr(sys, "stdout", stream)
+  with pytest.raises(SystemExit, match="^error: standard output cannot be wri"):
+    program.mendable(lambda _: print("text", flush=True))([])
+  with contextlib.suppress(OSError):
+    stream.close()
+
+
+def test_an_output_that_is_closed_takes_nothing(call, tmp_path):
+  (tmp_path / "closed.py").write_text(CLOSED)
+  assert call(module=f"{tmp_path}/closed.py") == [3, "", ""]
 
 
 def test_a_console_script_is_its_program(call, monkeypatch):
