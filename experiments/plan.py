@@ -1,7 +1,7 @@
 """Does this config fit that TPU slice? Answers without a TPU.
 
   python -m experiments.plan --config=configs/quickstart.py \\
-    --topology=v5e:2x2 --config.model.n_future=4
+    --topology=v5e:2x2 --config.data.batch=8
 
 Compiles the real training step (or, with --decode, one decoding pass) for the
 slice with the TPU compiler, and prints per chip: parameters, optimiser state,

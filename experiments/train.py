@@ -1,7 +1,7 @@
 """Trains a model, or goes on training it.
 
   python -m experiments.train --config=configs/quickstart.py \\
-    --workdir=runs/quickstart --config.model.n_future=4
+    --workdir=runs/quickstart --config.train.steps=1000
 
 Started again on the same workdir it goes on from the last checkpoint. SIGTERM
 and Ctrl-C save the step and exit with 0; before the first step is compiled

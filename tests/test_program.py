@@ -327,6 +327,7 @@ def test_a_finished_run_names_programs_that_can_follow(call, tmp_path):
       *CONFIG,
       f"--workdir={tmp_path / 'a b'}",
       f"--config.model.n_future={heads}",
+      "--config.train.head_weights=()",
       module=f"{tmp_path}/finished.py",
     )
     assert code == 0, err
