@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -19,6 +20,10 @@ QUICK = "--xla_backend_optimization_level=0"
 QUICK += " --xla_cpu_parallel_codegen_split_count=1"
 if metadata.version("jaxlib").startswith("0.10."):
   QUICK += " --xla_cpu_use_fusion_emitters=false"
+# A shell ignores Ctrl-C for what it runs in the background, and for all that
+# this starts. Tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
