@@ -1,5 +1,6 @@
 """What several test files need: processes with devices of their own."""
 
+import json
 import os
 import pathlib
 import signal
@@ -68,3 +69,24 @@ def run_with_devices():
     return done.stdout
 
   return run
+
+
+@pytest.fixture(scope="module")
+def call():
+  """Calls a program; gives its exit code, output and errors."""
+  server = subprocess.Popen(
+    [sys.executable, ROOT / "tests" / "forked.py"],
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+
+  def call(*arguments, module="experiments.train"):
+    server.stdin.write(json.dumps([module, *map(str, arguments)]) + "\n")
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
+
+  yield call
+  server.stdin.close()
+  server.wait()

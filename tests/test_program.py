@@ -23,27 +23,6 @@ from mtp_jax import config
 CONFIG = ["--config=configs/quickstart.py"]
 
 
-@pytest.fixture(scope="module")
-def call():
-  """Calls a program; gives its exit code, output and errors."""
-  server = subprocess.Popen(
-    [sys.executable, ROOT / "tests" / "forked.py"],
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
-
-  def call(*arguments, module="experiments.train"):
-    server.stdin.write(json.dumps([module, *map(str, arguments)]) + "\n")
-    server.stdin.flush()
-    return json.loads(server.stdout.readline())
-
-  yield call
-  server.stdin.close()
-  server.wait()
-
-
 @pytest.mark.parametrize(
   "flag, line",
   [
@@ -56,7 +35,7 @@ def call():
     ("--config.model.width=64.5", "flag --config.model.width=64.5: invalid"),
     (
       "--config.model.kv_heads=3",
-      "error: model.attn_heads 4 is not divisible by model.kv_heads 3",
+      "error: model.attn_heads 2 is not divisible by model.kv_heads 3",
     ),
     (
       "--config.data.source=text",
