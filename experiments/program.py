@@ -46,7 +46,7 @@ def define_config(
     holder = config_flags.DEFINE_config_file(
       "config",
       None,
-      "File with get_config(); --config.model.n_future=4 overrides a field.",
+      "File with get_config(); --config.model.width=64 overrides a field.",
       flag_values=flag_values,
     )
   except flags.Error as error:  # it reads --flagfile at once
