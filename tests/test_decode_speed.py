@@ -12,7 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 from conftest import ROOT
 
-from experiments.decode_speed import limits, report, run
+from experiments.decode_speed import compare, limits, report, run
 from mtp_jax import config, tokenizer, workdir
 from mtp_jax.data import pack, pipeline
 from mtp_jax.decode import choose, generate, prepare
@@ -59,6 +59,10 @@ def test_bandwidth_is_of_this_machine():
   assert 1e8 < limits.bandwidth(64, 3) < 1e13  # bytes per second
 
 
+def test_flop_rate_is_of_this_machine():
+  assert 1e8 < limits.flop_rate(256, 3) < 1e16
+
+
 def test_texts_are_compared_with_the_margin_where_they_part():
   def text(tokens):
     zero = np.zeros(len(tokens))
@@ -69,13 +73,13 @@ def test_texts_are_compared_with_the_margin_where_they_part():
     return generate.Result([text(r) for r in rows], tree_lib.Tree())
 
   ordinary = [result([1, 2, 3], [4, 5, 6])]
-  assert run._same([result([1, 2, 3], [4, 5, 6])], ordinary) == {
+  assert compare.same([result([1, 2, 3], [4, 5, 6])], ordinary) == {
     "of": 2,
     "same": 2,
     "margins": [],
   }
   peer = [[np.array([1, 2, 3]), np.array([4, 5, 7])]]
-  assert run._same(peer, ordinary)["margins"] == [0.25]
+  assert compare.same(peer, ordinary)["margins"] == [0.25]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What memory allows: bytes that a pass has to read, and how fast they come."""
+"""What a device allows: its bytes and FLOPs per second, and a pass's bytes."""
 
 import statistics
 import time
@@ -20,6 +20,21 @@ def bandwidth(megabytes: int = 1024, repeats: int = 9) -> float:
     jax.block_until_ready(read(x))
     times.append(time.perf_counter() - begin)
   return x.nbytes / statistics.median(times[1:])
+
+
+def flop_rate(size: int = 8192, repeats: int = 9) -> float:
+  """bfloat16 FLOP/s of a product of two square matrices; measured.
+
+  On random numbers: with zeros some processors are faster.
+  """
+  x = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
+  product = jax.jit(lambda x: x @ x)
+  times = []
+  for _ in range(repeats + 1):
+    begin = time.perf_counter()
+    jax.block_until_ready(product(x))
+    times.append(time.perf_counter() - begin)
+  return 2 * size**3 / statistics.median(times[1:])
 
 
 def bytes_per_pass(
