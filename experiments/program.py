@@ -211,7 +211,7 @@ def _leave(code: int) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  absl_logging.get_absl_handler().addFilter(_worth_saying)
+  absl_logging.get_absl_handler().addFilter(worth_saying)
   try:
     if "config" in flags.FLAGS:
       config_file.check_overrides(
@@ -230,7 +230,7 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def _worth_saying(line: logging.LogRecord) -> bool:
+def worth_saying(line: logging.LogRecord) -> bool:
   """Whether a line of the log is shown.
 
   Every line of this project is; of a library, warnings and errors; of orbax,

@@ -22,6 +22,7 @@ class Setup:
 
   rows: int = 2  # per device
   seq_len: int = 4096  # tokens of a row
+  vocab: int = 32_000
   remat: str = "full"  # the layers'
   attention: str = "auto"  # one of config.ATTENTION
   rounds: int = 5  # turns of each program
@@ -43,6 +44,7 @@ def settings(
   """A size of the paper in one microbatch of `rows` rows on all devices."""
   cfg = base.run(size, n, "unread", batch=8, steps=10_000)
   cfg.data.batch, cfg.data.seq_len = rows, setup.seq_len
+  cfg.model.vocab = setup.vocab
   cfg.model.remat, cfg.model.attention = setup.remat, setup.attention
   cfg.train.loss = loss
   cfg.train.loss_block = min(cfg.train.loss_block, cfg.data.seq_len)

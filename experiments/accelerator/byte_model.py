@@ -1,0 +1,192 @@
+"""Stage 4: a byte model is trained for the minutes left, and decodes."""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import os
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from experiments.accelerator import exactness, record, scales
+from experiments.decode_speed import compare, limits
+from mtp_jax import config, metrics, run, tokenizer, workdir
+from mtp_jax.data import pipeline
+from mtp_jax.decode import choose, prepare
+from mtp_jax.decode import tree as tree_lib
+from mtp_jax.model import model
+
+PROMPT = 64  # tokens of a prompt, fewer where the model's windows are short
+TOKENS_PER_PARAMETER = 20  # that a model of the size chosen is trained on
+# Of the FLOP/s that stage 3 reached with 0.3B parameters: smaller products are
+# slower, and evaluating and saving take time too.
+CAUTION = 0.5
+
+
+def run_stage(
+  stage: record.Stage, scale: scales.Scale, folder: pathlib.Path
+) -> None:
+  """Trains, then decodes batch after batch. `folder` takes the run."""
+  cfg = scale.byte_run
+  cfg.data.cache = str(folder / "corpus")
+  path = folder / f"run_{len(stage.whole['calls'])}"  # not an earlier call's
+  found = {}
+
+  def pack():
+    train, found["held"] = pipeline.pack(cfg.data, tokenizer.Bytes())
+    return {"bytes": len(train.tokens), "held_out": len(found["held"].tokens)}
+
+  stage.attempt("corpus", pack, kind="corpus", estimate=5)
+  rate = flop_rate(stage)
+  seconds = stage.left - scale.reserve
+  cfg.model = choose_model(scale.byte_models, rate, seconds)
+  cfg.model = dataclasses.replace(
+    cfg.model, attention=exactness.working_attention(stage, scale)
+  )
+  tokens = cfg.data.batch * cfg.data.seq_len
+  step = tokens * metrics.flops_per_token(cfg.model, cfg.data.seq_len)
+  wanted = int(min(rate * max(seconds, 0) / step, scale.most_steps))
+  cfg.train.steps = max(wanted, 2)
+  cfg.optim.warmup = min(cfg.optim.warmup, cfg.train.steps // 2)
+  # Wider models take lower rates.
+  cfg.optim.peak *= min(1, 256 / cfg.model.width)
+  cfg.train.eval_every = cfg.train.save_every = cfg.train.steps
+  cfg.train.log_every = max(cfg.train.steps // 50, 1)
+  stage.attempt(
+    "training",
+    functools.partial(train, cfg, path, seconds),
+    kind="training",
+    estimate=scale.reserve / 2,
+  )
+  if "held" not in found or not stage.known("byte model", "training"):
+    return
+  decode(stage, scale, path, found["held"])
+
+
+def flop_rate(stage: record.Stage) -> float:
+  """Model FLOP/s that a small model's training may reach, from stage 3.
+
+  Without stage 3, a fifth of the device's peak; where that is not known
+  either, a guess that is low for any accelerator.
+  """
+  for name, result in reversed(
+    stage.whole["stages"].get("training", {}).get("results", {}).items()
+  ):
+    if name.endswith("steps"):
+      rates = [
+        row["tokens_per_second"] * row["model_flops"]
+        for row in result["rows"]
+        if "tokens_per_second" in row
+      ]
+      if rates:
+        return CAUTION * max(rates)
+  return (metrics.peak_flops() or 50e12) / 5
+
+
+def choose_model(
+  models: tuple[config.Model, ...], rate: float, seconds: float
+) -> config.Model:
+  """The largest that sees `TOKENS_PER_PARAMETER` in the time; or the least."""
+
+  def needed(cfg):
+    count = model.count_parameters(cfg)["total"]
+    return TOKENS_PER_PARAMETER * count * metrics.flops_per_token(cfg, 512)
+
+  fitting = [m for m in models if needed(m) <= rate * seconds]
+  return max(fitting or models[:1], key=needed)
+
+
+def train(cfg: config.Config, folder: pathlib.Path, seconds: float) -> dict:
+  """`run.fit`, told to stop when `seconds` are over; its last log row."""
+  begin = time.monotonic()
+  with stopped_after(seconds):
+    state = run.fit(cfg, folder)
+  with (folder / "train.csv").open(encoding="utf-8", newline="") as file:
+    rows = list(csv.DictReader(file))
+  return {
+    "parameters": sum(a.size for a in jax.tree.leaves(state.model)),
+    "config": dataclasses.asdict(cfg),
+    "steps": int(state.step),
+    "of": cfg.train.steps,
+    "seconds": time.monotonic() - begin,
+    "last_row": rows[-1] if rows else None,
+  }
+
+
+@contextlib.contextmanager
+def stopped_after(seconds: float) -> Iterator[None]:
+  """SIGTERM after some seconds, once `run.fit` takes it as a wish to save."""
+  over = threading.Event()
+
+  def watch():
+    if over.wait(max(seconds, 0)):
+      return
+    while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+      if over.wait(0.2):  # not compiled yet: there is nothing to save
+        return
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  thread = threading.Thread(target=watch, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    over.set()
+    thread.join()
+
+
+def decode(
+  stage: record.Stage, scale: scales.Scale, folder: pathlib.Path, held
+) -> None:
+  """`decode_speed`'s comparison, one batch size after another."""
+  bandwidth = stage.known("decoding", "device").get("bytes_per_second")
+  bandwidth = bandwidth or limits.bandwidth(64)
+  loaded = {}
+
+  def load():
+    net, cfg, codec = workdir.load(folder)
+    decoder = prepare.decoder(net, codec.vocab)
+    length = min(PROMPT, cfg.data.seq_len // 2)
+    new = cfg.data.seq_len - length
+    count = max(scale.batches)
+    every = held.excerpts(2 * count, length, cfg.data.seq_len, per_document=8)
+    order = np.random.default_rng(0).permutation(2 * count)
+    tuning, prompts = np.split(np.array(every)[order], 2)
+    chances = choose.acceptance(decoder, tuning[:8], max_new=new)
+    trees = [tree_lib.chain(k) for k in (1, 2, 4, 8) if k <= decoder.n_future]
+    trees += [tree_lib.build(chances, size) for size in (16, 64)]
+    trees = list(dict.fromkeys(trees))  # small chances give small trees
+    loaded.update(decoder=decoder, prompts=prompts, new=new, trees=trees)
+    return {"acceptance": chances.tolist(), "prompt_len": length, "new": new}
+
+  stage.attempt("acceptance", load, kind="acceptance", estimate=10)
+  if not loaded:
+    return
+
+  def one(batch):
+    decoder, trees, new = (loaded[k] for k in ("decoder", "trees", "new"))
+    prompts = loaded["prompts"][: max(batch, min(4, max(scale.batches)))]
+    # Compiles all programs side by side.
+    record.together(
+      {
+        t: functools.partial(compare.decode, decoder, t, [prompts[:batch]], new)
+        for t in trees
+      }
+    )
+    return compare.one_batch(
+      decoder, trees, prompts, batch, new=new, bandwidth=bandwidth
+    )
+
+  for batch in scale.batches:
+    stage.attempt(
+      f"batch {batch}",
+      functools.partial(one, batch),
+      kind="batch",
+      estimate=15,
+    )

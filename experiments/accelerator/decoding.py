@@ -1,0 +1,209 @@
+"""Stage 2: a decoding pass, against bandwidth and FLOP/s of the device."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import flops
+from experiments.accelerator import record, scales
+from experiments.decode_speed import limits, report
+from mtp_jax.decode import accept, blockwise, network, prepare, prompts
+from mtp_jax.decode import tree as tree_lib
+from mtp_jax.model import model
+
+
+def run(stage: record.Stage, scale: scales.Scale) -> None:
+  """The device's rates, then all topologies at one batch size after another."""
+  work = scale.decoding
+  device = stage.attempt(
+    "device",
+    lambda: {
+      "bytes_per_second": limits.bandwidth(work.megabytes),
+      "flops_per_second": limits.flop_rate(work.product),
+    },
+    kind="device",
+    estimate=5,
+  )
+  cfg = work.model
+  decoder = None
+
+  def make():
+    nonlocal decoder
+
+    def laid_out(key):
+      return prepare.decoder(model.Model(cfg, key))
+
+    decoder = jax.block_until_ready(jax.jit(laid_out)(jax.random.key(0)))
+    size = sum(a.size for a in jax.tree.leaves(decoder))
+    return {"parameters": size, "config": dataclasses.asdict(cfg)}
+
+  stage.attempt("model", make, kind="model", estimate=10)
+  if decoder is None:
+    return
+  for batch in work.batches:
+    stage.attempt(
+      f"batch {batch}",
+      functools.partial(passes, decoder, work, batch, device or {}),
+      kind="batch",
+      estimate=30,
+    )
+
+
+def passes(
+  decoder: network.Network, work: scales.Decoding, batch: int, device: dict
+) -> Iterator[dict]:
+  """Rows of one batch size, by the topology's name; once after each turn.
+
+  Every first choice is made to stand (`accept.Forced`), so that a pass over a
+  chain of k writes k tokens, whatever the random weights say. Programs are
+  compiled side by side, and run in alternating turns.
+  """
+  slots = work.length + work.passes * 8 + 64
+  slots = -(-slots // 128) * 128
+  rules = {t: accept.Forced(len(t.spine) - 1) for t in work.trees}
+  blank = {
+    t: abstract_state(decoder, rules[t], t, batch, slots) for t in work.trees
+  }
+
+  def build(tree):
+    return blockwise.run.lower(decoder, rules[tree], blank[tree]).compile()
+
+  programs = record.together(
+    {t: functools.partial(build, t) for t in work.trees}
+  )
+  rows = {report.name(t): {} for t in work.trees}
+  for tree, program in programs.items():
+    row = rows[report.name(tree)]
+    if isinstance(program, Exception):
+      row["failed"] = record.reason(program)
+      continue
+    row |= {
+      "size": tree.size,
+      "heads": tree.heads,
+      "tokens_per_pass": len(tree.spine),
+      "temporary_mib": program.memory_analysis().temp_size_in_bytes / 2**20,
+      # The whole cache is read, what is not written yet included.
+      "bytes": limits.bytes_per_pass(decoder, tree, batch, slots),
+      "flops": count(decoder, tree, rules[tree], blank[tree]),
+    }
+  yield rows
+  seconds = {t: [] for t in work.trees}
+  for turn in range(work.repeats + 1):
+    for tree, program in programs.items():
+      row = rows[report.name(tree)]
+      if "failed" in row:
+        continue
+      try:
+        taken = timed(program, decoder, rules[tree], blank[tree], work)
+      except jax.errors.JaxRuntimeError as error:
+        row["failed"] = record.reason(error)
+        continue
+      if turn:  # the first one is a warm-up
+        seconds[tree].append(taken)
+        row |= rates(row, seconds[tree], batch, device)
+    base = rows["ordinary"].get("seconds")
+    for row in rows.values():
+      if base and "seconds" in row:
+        row["over_ordinary"] = row["seconds"] / base
+    if turn:
+      yield rows
+
+
+def rates(row: dict, seconds: list[float], batch: int, device: dict) -> dict:
+  """Seconds of a pass, and the shares of what the device could do."""
+  median = statistics.median(seconds)
+  found = {
+    "seconds": median,
+    "least_seconds": min(seconds),
+    "most_seconds": max(seconds),
+    "tokens_per_second": batch * row["tokens_per_pass"] / median,
+  }
+  if device:
+    reading = row["bytes"] / device["bytes_per_second"]
+    computing = row["flops"] / device["flops_per_second"]
+    found |= {
+      "of_bandwidth": reading / median,
+      "of_flops": computing / median,
+      "limited_by": "bandwidth" if reading > computing else "FLOP/s",
+    }
+  return found
+
+
+def abstract_state(
+  decoder: network.Network, rule, tree: tree_lib.Tree, batch: int, slots: int
+) -> blockwise.State:
+  """Shapes of a decoding state whose cache and text hold `slots` positions."""
+  vocab = decoder.cfg.vocab
+
+  def of(*shape, dtype=np.int32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+  prompt = prompts.Prompt(
+    tokens=of(batch, 1),
+    length=of(batch),
+    logits=of(batch, vocab, dtype=np.float32),
+    drafts=of(batch, tree.drafts, vocab, dtype=np.float32),
+    cache=jax.eval_shape(
+      lambda d: d.empty_cache(batch, slots, tree.heads), decoder
+    ),
+  )
+  return jax.eval_shape(
+    functools.partial(blockwise.begin, tree=tree, size=slots),
+    rule,
+    prompt,
+    max_new=of(),
+    stop=of(1),
+    key=of(batch, 2, dtype=np.uint32),
+  )
+
+
+def timed(program, decoder, rule, blank, work: scales.Decoding) -> float:
+  """Seconds of a pass of one turn that starts at `work.length` tokens.
+
+  The cache holds random numbers: a processor may be faster on zeros.
+  """
+  tokens = len(blank.tree.spine)
+  state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), blank_of(blank))
+  state = dataclasses.replace(
+    state,
+    length=np.full_like(state.length, work.length),
+    end=np.full_like(state.end, work.length + work.passes * tokens),
+    stop=np.full_like(state.stop, -1),
+    cache=noise(blank.cache),
+  )
+  state = jax.block_until_ready(jax.device_put(state))
+  begin = time.perf_counter()
+  state = jax.block_until_ready(program(decoder, rule, state))
+  taken = time.perf_counter() - begin
+  if int(state.passes.min()) != work.passes:
+    raise ValueError(f"{state.passes} passes instead of {work.passes}")
+  return taken / work.passes
+
+
+def blank_of(state: blockwise.State) -> blockwise.State:
+  """`state` without its cache, whose zeros would be made on the host."""
+  return dataclasses.replace(state, cache=())
+
+
+def noise(cache) -> tuple:
+  """Random numbers of a cache's shapes and dtypes."""
+  first = {}
+
+  def one(a):
+    kind = a.shape, a.dtype
+    if kind not in first:
+      first[kind] = jax.random.normal(jax.random.key(0), *kind)
+    return jnp.copy(first[kind])
+
+  return jax.tree.map(one, cache)
+
+
+def count(decoder, tree, rule, blank) -> int:
+  """FLOPs of a pass. In proportion to the rows, as every product is."""
+  return flops.count(lambda d, s: blockwise.advance(d, rule, s), decoder, blank)

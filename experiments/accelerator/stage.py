@@ -1,0 +1,88 @@
+"""One stage in a process of its own."""
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import threading
+
+import jax
+from absl import logging as absl_logging
+
+from experiments import interrupts, program
+from experiments.accelerator import (
+  byte_model,
+  decoding,
+  exactness,
+  record,
+  scales,
+  training,
+)
+
+# In the order of their worth, with their shares of the time.
+SHARES = {
+  "exactness": 0.14,
+  "decoding": 0.28,
+  "training": 0.36,
+  "byte model": 0.22,
+}
+
+
+def run(
+  name: str, folder: pathlib.Path, until: float, scale: str | None
+) -> None:
+  """Does a stage and writes its section of the results.
+
+  Args:
+    name: a key of SHARES.
+    folder: of the results; `scratch` in it takes programs and checkpoints.
+    until: when the stage's time ends, in seconds since the epoch.
+    scale: a key of `scales.SCALES`; None: by the device.
+  """
+  _end_with_parent()
+  interrupts.watch()
+  absl_logging.set_verbosity(absl_logging.INFO)
+  absl_logging.use_absl_handler()
+  absl_logging.get_absl_handler().addFilter(program.worth_saying)
+  logging.getLogger("jax").setLevel(logging.WARNING)
+  scratch = folder / "scratch"
+  if not jax.config.jax_compilation_cache_dir:
+    where = str(scratch / "programs")
+    jax.config.update("jax_compilation_cache_dir", where)
+  stage = record.Stage(folder, name, until)
+  try:
+    if scale is None:
+      scale = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    stage.section |= {
+      "scale": scale,
+      "machine": program.machine(),
+      "device": record.device(),
+    }
+    stage.save()
+    shapes = scales.SCALES[scale]
+    if name == "byte model":
+      byte_model.run_stage(stage, shapes, scratch)
+    else:
+      modules = {
+        "exactness": exactness,
+        "decoding": decoding,
+        "training": training,
+      }
+      modules[name].run(stage, shapes)
+  except Exception as error:  # outside of any attempt
+    stage.finish(f"failed: {record.reason(error)}")
+    raise
+  stage.finish()
+
+
+def _end_with_parent() -> None:
+  """Ends this process when the one that started it is gone."""
+  parent = multiprocessing.parent_process()
+
+  def watch():
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+  if parent:
+    threading.Thread(target=watch, daemon=True).start()

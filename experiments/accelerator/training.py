@@ -1,0 +1,155 @@
+"""Stage 3: training steps, against their FLOPs and the device's memory."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+
+from experiments import aot
+from experiments.accelerator import exactness, record, scales
+from experiments.train_speed import bounds, steps
+from mtp_jax import config, sharding
+
+
+class OutOfTime(Exception):
+  """The search for the largest batch ends here."""
+
+
+def run(stage: record.Stage, scale: scales.Scale) -> None:
+  """Each size's steps in turns, then its largest batches."""
+  mesh = sharding.make_mesh(config.Mesh())
+  kernels = dict.fromkeys((exactness.working_attention(stage, scale), "xla"))
+  for work in scale.training:
+    for kernel in kernels:
+      setup = work.setup
+      if kernel != "auto":
+        setup = dataclasses.replace(setup, attention=kernel)
+      programs, held = [], {}
+      name = work.size if kernel == "auto" else f"{work.size}, XLA's attention"
+      stage.attempt(
+        f"{name}: programs",
+        functools.partial(build, work, setup, mesh, programs),
+        kind=f"{work.size}: programs",
+        estimate=30,
+      )
+      if programs:
+        break
+    if not programs:
+      continue
+    stage.attempt(
+      f"{name}: steps",
+      functools.partial(turns, programs, held, setup, mesh),
+      kind=f"{work.size}: steps",
+      estimate=20,
+    )
+    rows = {(p.row["n"], p.row["loss"]): p.row for p in programs}
+    programs.clear()
+    limit = memory(scale)
+    for n, loss in work.largest if limit else ():
+      if (n, loss) in rows and n in held:
+        stage.attempt(
+          f"{name}: most rows, n={n}, {loss}",
+          functools.partial(
+            largest, stage, rows[n, loss], held[n], setup, mesh, limit
+          ),
+          kind=f"{work.size}: most rows",
+          estimate=20,
+        )
+
+
+def memory(scale: scales.Scale) -> float | None:
+  """Bytes of a device that programs may use, where it is known."""
+  if scale.memory:
+    return scale.memory * aot.GIB
+  return record.device()["bytes_limit"]
+
+
+def build(
+  work: scales.Training,
+  setup: steps.Setup,
+  mesh: jax.sharding.Mesh,
+  programs: list[steps.Program],
+) -> dict:
+  """Compiles all steps side by side into `programs`; tells their memory."""
+  found = record.together(
+    {
+      (n, loss): functools.partial(
+        steps.program, setup, work.size, n, loss, mesh
+      )
+      for n, loss in work.programs
+    }
+  )
+  rows = {}
+  for (n, loss), each in found.items():
+    if isinstance(each, Exception):
+      rows[f"n={n}, {loss}"] = {"failed": record.reason(each)}
+    else:
+      rows[f"n={n}, {loss}"] = dict(each.row)
+      programs.append(each)
+  if not programs:
+    raise ValueError(f"no step compiles: {rows}")
+  return rows
+
+
+def turns(
+  programs: list[steps.Program],
+  held: dict,
+  setup: steps.Setup,
+  mesh: jax.sharding.Mesh,
+) -> Iterator[dict]:
+  """Rows and verdicts after each round; keeps a state per n in `held`."""
+  held |= steps.states(programs, mesh)
+  rows = [p.row for p in programs]
+  for _ in steps.turns(programs, held, setup, mesh):
+    yield {
+      "remat": setup.remat,
+      "tokens_of_a_row": setup.seq_len,
+      "attention": setup.attention,
+      "rows": rows,
+      "bounds": bounds.verdicts(rows),
+    }
+
+
+def largest(
+  stage: record.Stage,
+  row: dict,
+  state,
+  setup: steps.Setup,
+  mesh: jax.sharding.Mesh,
+  limit: float,
+) -> Iterator[dict]:
+  """The most rows that fit, or between which numbers the search ended.
+
+  By the memory that the compiler tells, as in `train_speed`; the largest is
+  then run. Each program is expected to take as long as the longest so far.
+  """
+  found = {"limit_gib": limit / aot.GIB, "fits": 0, "does_not_fit": None}
+  slowest = 0.0
+
+  def one(cfg, mesh):
+    nonlocal slowest
+    if slowest > stage.left:
+      raise OutOfTime
+    before = stage.left
+    step, needed = steps.compiled(cfg, mesh)
+    slowest = max(slowest, before - stage.left)
+    if needed <= limit:
+      found["fits"] = max(found["fits"], cfg.data.batch)
+    else:
+      known = found["does_not_fit"] or math.inf
+      found["does_not_fit"] = min(known, cfg.data.batch)
+    gib = needed / aot.GIB if math.isfinite(needed) else None
+    found.setdefault("gib", {})[cfg.data.batch] = gib
+    stage.save()
+    return step, needed
+
+  yield found  # what follows changes it
+  try:
+    found["most_rows"] = steps.most_rows(
+      row, state, setup, mesh, limit, build=one
+    )
+  except OutOfTime:
+    found["ended"] = "out of time: the bracket is what is known"
+  yield found
