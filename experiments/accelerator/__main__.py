@@ -19,7 +19,6 @@ DIR is done anew; its earlier results stay, under `earlier`.
 import multiprocessing
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ import time
 from absl import flags
 
 from experiments import program
-from experiments.accelerator import record, scales, stage
+from experiments.accelerator import record, scales, stage, supervise
 
 _MINUTES = flags.DEFINE_float("minutes", 7.0, "For all.", lower_bound=0.0)
 _OUTPUT = program.define_path("output", None, "Folder of the results.")
@@ -39,9 +38,6 @@ _COMMIT = flags.DEFINE_string(
   "commit", None, "Of the code, where git does not tell."
 )
 flags.mark_flag_as_required("output")
-
-GRACE = 15.0  # seconds after which a stage that does not end is ended
-LEAST = 3.0  # seconds of its time without which a stage is not begun
 
 
 def main(_: list[str]) -> None:
@@ -64,52 +60,15 @@ def main(_: list[str]) -> None:
   record.write(folder, whole)
   processes = multiprocessing.get_context("forkserver")
   processes.set_forkserver_preload([stage.__name__])  # imported once for all
-  total, seconds, share = sum(stage.SHARES[n] for n in names), {}, 0.0
+  total, share = sum(stage.SHARES[n] for n in names), 0.0
   for name in names:
-    share += stage.SHARES[name] / total
-    seconds[name] = 60 * _MINUTES.value * share
-  for name in names:
-    one(processes, name, folder, begin + seconds[name])
+    share += stage.SHARES[name] / total  # with what those before did not use
+    until = begin + 60 * _MINUTES.value * share
+    supervise.run(processes, stage.run, name, folder, until, _SCALE.value)
   whole = record.read(folder)
   print(summary(whole["stages"]))
   if not any(s.get("results") for s in whole["stages"].values()):
     sys.exit("error: no stage has a result")
-
-
-def one(processes, name: str, folder: pathlib.Path, until: float) -> None:
-  """Runs a stage in a process; how it ended, if not by itself, is written."""
-  if until - time.time() < LEAST:
-    end(folder, name, "left out: no time")
-    return
-  child = processes.Process(
-    target=stage.run, args=(name, folder, until, _SCALE.value)
-  )
-  child.start()
-  try:
-    child.join(max(until + GRACE - time.time(), 0))
-    late = child.exitcode is None
-  finally:  # Ctrl-C, too
-    if child.exitcode is None:
-      child.kill()
-      child.join()
-  if late:
-    end(folder, name, f"ended {GRACE:.0f} s after its time")
-  elif child.exitcode:
-    code = child.exitcode
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    end(folder, name, f"ended by {how}")
-
-
-def end(folder: pathlib.Path, name: str, status: str) -> None:
-  """Writes how a stage ended that could not do so itself."""
-  whole = record.read(folder)
-  section = whole["stages"].setdefault(name, {"status": "running"})
-  if section["status"] == "running":
-    section["status"] = status
-    if running := section.get("running"):
-      section["failed"][running] = status
-      section["running"] = None
-    record.write(folder, whole)
 
 
 def chosen() -> list[str]:

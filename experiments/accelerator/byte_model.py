@@ -24,8 +24,8 @@ from mtp_jax.model import model
 
 PROMPT = 64  # tokens of a prompt, fewer where the model's windows are short
 TOKENS_PER_PARAMETER = 20  # that a model of the size chosen is trained on
-# Of the FLOP/s that stage 3 reached with 0.3B parameters: smaller products are
-# slower, and evaluating and saving take time too.
+# Of the FLOP/s that stage 3 reached with its largest models: smaller products
+# are slower, and evaluating and saving take time too.
 CAUTION = 0.5
 
 
@@ -35,7 +35,7 @@ def run_stage(
   """Trains, then decodes batch after batch. `folder` takes the run."""
   cfg = scale.byte_run
   cfg.data.cache = str(folder / "corpus")
-  path = folder / f"run_{len(stage.whole['calls'])}"  # not an earlier call's
+  path = folder / f"run_{stage.section['call']}"  # not an earlier call's
   found = {}
 
   def pack():

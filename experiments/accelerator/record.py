@@ -51,6 +51,7 @@ class Stage:
     self._taken = collections.defaultdict(list)  # seconds by kind
     self.whole = read(folder)
     self.section = {
+      "call": len(self.whole["calls"]),
       "status": "running",
       "begun": now(),
       "seconds_at_most": round(until - clock(), 1),
@@ -156,9 +157,21 @@ def reason(error: BaseException) -> str:
 
 
 def read(folder: pathlib.Path) -> dict:
-  """The results so far; without any, their beginning."""
+  """The results so far; without any, their beginning.
+
+  Raises:
+    ValueError: the file holds something else.
+  """
+  path = folder / FILE
   with contextlib.suppress(FileNotFoundError):
-    return json.loads((folder / FILE).read_text(encoding="utf-8"))
+    try:
+      whole = json.loads(path.read_text(encoding="utf-8"))
+      return {key: whole[key] for key in ("calls", "stages", "earlier")}
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(
+        f"{path} is not what this program wrote: remove it, or name another "
+        "--output"
+      ) from error
   return {"calls": [], "stages": {}, "earlier": []}
 
 

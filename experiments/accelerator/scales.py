@@ -150,31 +150,25 @@ _GPU = Scale(
   reserve=55,
 )
 
+_TINY = config.Model(
+  vocab=67,
+  width=16,
+  mlp=24,
+  layers=1,
+  attn_heads=2,
+  kv_heads=2,
+  n_future=2,
+  head="unembedding",
+)
+
 _CPU = Scale(
   attention=(Attention(1, 64, 2, 8),),
-  checked=config.Model(
-    vocab=61,
-    width=16,
-    mlp=24,
-    layers=3,
-    attn_heads=2,
-    kv_heads=2,
-    n_future=2,
-  ),
+  checked=_TINY,
   precisions=("bfloat16",),
   rows=2,
   tokens=16,
   decoding=Decoding(
-    model=config.Model(
-      vocab=67,
-      width=16,
-      mlp=24,
-      layers=3,
-      attn_heads=2,
-      kv_heads=2,
-      n_future=2,
-      dtype="bfloat16",
-    ),
+    model=dataclasses.replace(_TINY, dtype="bfloat16"),
     batches=(3,),
     trees=(tree_lib.chain(1), tree_lib.from_paths([(0,), (1,)])),
     length=16,
@@ -191,8 +185,8 @@ _CPU = Scale(
       setup=steps.Setup(rows=1, seq_len=64, vocab=67, rounds=1, steps=1),
     ),
   ),
-  memory=0.02,
-  byte_models=(_byte_model(32, 2, heads=2),),
+  memory=0.0268,
+  byte_models=(_byte_model(32, 1, heads=2),),
   byte_run=_byte_run(seq_len=32, batch=2, max_bytes=300_000, held_out=0.3),
   most_steps=3,
   batches=(2,),

@@ -1,0 +1,209 @@
+"""The call that measures an accelerator, in small on a CPU."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+import stages
+from conftest import ROOT
+
+from experiments.accelerator import byte_model, record, scales, supervise
+from mtp_jax.decode import tree as tree_lib
+
+
+@pytest.fixture
+def clock():
+  now = [1000.0]
+
+  def clock():
+    return now[0]
+
+  clock.passes = lambda seconds: now.__setitem__(0, now[0] + seconds)
+  return clock
+
+
+@pytest.fixture
+def stage(tmp_path, clock):
+  return record.Stage(tmp_path, "decoding", 1100.0, clock=clock)
+
+
+def test_what_no_longer_fits_is_left_out(stage, clock, tmp_path):
+  def work(seconds):
+    clock.passes(seconds)
+    return {"took": seconds}
+
+  def attempt(name, kind, seconds, estimate=0.0):
+    return stage.attempt(
+      name, lambda: work(seconds), kind=kind, estimate=estimate
+    )
+
+  assert attempt("a", "long", 45, estimate=100) == {"took": 45}
+  assert attempt("b", "short", 8, estimate=101) is None
+  assert attempt("c", "short", 8) == {"took": 8}
+  assert attempt("d", "long", 1) == {"took": 1}  # 47 s are left
+  assert attempt("e", "long", 1, estimate=1) == {"took": 1}  # and 46
+  assert attempt("f", "long", 1) == {"took": 1}  # and 45
+  assert attempt("g", "long", 1, estimate=1) is None  # 44: the longest took 45
+  assert attempt("h", "short", 44) == {"took": 44}
+  assert attempt("i", "new", 0) is None  # nothing is left
+  section = record.read(tmp_path)["stages"]["decoding"]
+  assert list(section["results"]) == ["a", "c", "d", "e", "f", "h"]
+  assert section["left_out"] == {
+    "b": "expected to take 101 s, 55 s left",
+    "g": "expected to take 45 s, 44 s left",
+    "i": "expected to take 0 s, 0 s left",
+  }
+  assert section["seconds"]["h"] == 44
+
+
+def test_what_fails_costs_only_itself(stage, tmp_path):
+  def half():
+    yield {"rows": 1}
+    yield {"rows": 2}
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 90 GiB\nwanted")
+
+  assert stage.attempt("half", half, kind="x") == {"rows": 2}
+  assert stage.attempt("none", lambda: 1 / 0, kind="x") is None
+  assert stage.attempt("whole", lambda: {"rows": 3}, kind="x") == {"rows": 3}
+  stage.finish()
+  section = record.read(tmp_path)["stages"]["decoding"]
+  assert section["failed"] == {
+    "half": "JaxRuntimeError: RESOURCE_EXHAUSTED: 90 GiB wanted",
+    "none": "ZeroDivisionError: division by zero",
+  }
+  assert section["results"] == {"half": {"rows": 2}, "whole": {"rows": 3}}
+  assert section["status"] == "finished" and section["running"] is None
+
+
+def test_works_side_by_side():
+  found = record.together({1: lambda: "one", 2: lambda: 1 / 0})
+  assert found[1] == "one" and isinstance(found[2], ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+  "work, status",
+  [
+    (stages.crash, "ended by SIGABRT"),
+    (stages.hang, "ended 0.1 s after its time"),
+    (stages.fail, "ended by exit code 1"),
+  ],
+)
+def test_a_stage_that_ends_badly(work, status, tmp_path, monkeypatch):
+  monkeypatch.setattr(supervise, "GRACE", 0.1)
+  monkeypatch.setattr(supervise, "LEAST", 0.1)
+  stage = record.Stage(tmp_path, "training", time.time() + 9)
+  stage.section["running"] = "1.3B"
+  stage.section["results"]["0.3B"] = {"seconds": 1}
+  stage.save()
+  processes = multiprocessing.get_context("spawn")
+  until = time.time() + (1 if work is stages.hang else 60)
+  supervise.run(processes, work, "training", tmp_path, until, "cpu")
+  section = record.read(tmp_path)["stages"]["training"]
+  assert section["status"] == section["failed"]["1.3B"] == status
+  assert section["results"] == {"0.3B": {"seconds": 1}}
+  assert section["running"] is None
+
+
+def test_no_time_at_all(tmp_path):
+  supervise.run(None, None, "training", tmp_path, time.time(), "cpu")
+  section = record.read(tmp_path)["stages"]["training"]
+  assert section["status"] == "left out: no time"
+
+
+def test_the_byte_model_is_as_large_as_the_time_allows():
+  models = scales.SCALES["gpu"].byte_models
+
+  def width(rate, seconds):
+    return byte_model.choose_model(models, rate, seconds).width
+
+  assert width(1e14, -5) == width(1e12, 10) == 256
+  widths = [width(1e14, s) for s in (10, 200, 1000, 10_000, 1_000_000)]
+  assert widths == [256, 384, 512, 768, 1024]
+
+
+def test_the_shapes_for_an_accelerator_are_sound():
+  """They are not run here. cuDNN and splash take heads of 64 and 128."""
+  gpu = scales.SCALES["gpu"]
+  for cfg in (gpu.checked, gpu.decoding.model, *gpu.byte_models):
+    cfg.check()
+    assert cfg.width // cfg.attn_heads in (64, 128)
+  assert {t.size for t in gpu.decoding.trees} == {1, 2, 4, 8, 16, 64}
+  assert all(t.heads <= 8 for t in gpu.decoding.trees)
+  assert gpu.decoding.trees[0] == tree_lib.chain(1)
+  for work in gpu.training:
+    assert set(work.largest) <= set(work.programs)
+    assert work.setup.seq_len % 64 == 0
+
+
+def test_start_to_end_after_a_call_that_was_killed(tmp_path, call):
+  path = tmp_path / record.FILE
+  killed = subprocess.Popen(
+    [
+      *(sys.executable, "-m", "experiments.accelerator", "--stages=exactness"),
+      f"--output={tmp_path}",
+    ],
+    cwd=ROOT,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  first = {}
+  while not first.get("results"):
+    assert killed.poll() is None, killed.stderr.read()
+    time.sleep(0.1)
+    if path.exists():
+      first = json.loads(path.read_text())["stages"].get("exactness", {})
+  killed.send_signal(signal.SIGKILL)
+  killed.stderr.read()  # until its stage has ended, too
+  assert killed.wait() == -signal.SIGKILL
+  first = json.loads(path.read_text())["stages"]["exactness"]
+  assert first["results"] and first["status"] == "running"
+
+  code, out, err = call(
+    "--minutes=30", f"--output={tmp_path}", module="experiments.accelerator"
+  )
+  assert code == 0, err
+  whole = json.loads(path.read_text())
+  assert whole["earlier"] == [{"exactness": first}]
+  assert len(whole["calls"]) == 2
+  assert len(whole["calls"][1]["commit"]) >= 40
+  results = {}
+  for name, section in whole["stages"].items():
+    assert f"{name}: finished" in out
+    assert not section["failed"] and not section["left_out"], section
+    assert section["scale"] == "cpu" and section["machine"]["jax"]
+    results[name] = section["results"]
+  assert list(results) == ["exactness", "decoding", "training", "byte model"]
+  assert [r["met"] for r in results["exactness"].values()] == [True] * 4
+  rows = results["decoding"]["batch 3"]
+  assert list(rows) == ["ordinary", "tree 3"]
+  assert [r["tokens_per_pass"] for r in rows.values()] == [1, 2]
+  assert all(r["seconds"] > 0 and r["of_flops"] > 0 for r in rows.values())
+  (row,) = results["training"]["1M: steps"]["rows"]
+  assert row["n"] == 4 and row["seconds"] > 0
+  most = results["training"]["1M: most rows, n=4, serial"]
+  assert 1 <= most["most_rows"] == most["fits"] == most["does_not_fit"] - 1
+  assert results["byte model"]["training"]["steps"] == 3
+  rows = results["byte model"]["batch 2"]
+  assert rows["chain 2"]["same_texts"]["of"] == 2
+  assert rows["ordinary"]["speedup"] == 1
+
+
+def test_bad_calls(tmp_path, call):
+  def error(*arguments):
+    code, _, err = call(*arguments, module="experiments.accelerator")
+    assert code == 1 and err.count("\n") == 1
+    return err
+
+  assert "no stage 'decode'; there are exactness, decoding" in error(
+    f"--output={tmp_path}", "--stages=decode"
+  )
+  (tmp_path / record.FILE).write_text("[]")
+  assert "is not what this program wrote" in error(f"--output={tmp_path}")
+  assert "--output is required" in error()
