@@ -1,6 +1,5 @@
 """What several test files need: processes with devices of their own."""
 
-import json
 import os
 import pathlib
 import signal
@@ -8,6 +7,7 @@ import subprocess
 import sys
 from importlib import metadata
 
+import forked
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -71,22 +71,14 @@ def run_with_devices():
   return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def call():
   """Calls a program; gives its exit code, output and errors."""
-  server = subprocess.Popen(
-    [sys.executable, ROOT / "tests" / "forked.py"],
-    env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
-  )
 
   def call(*arguments, module="experiments.train"):
-    server.stdin.write(json.dumps([module, *map(str, arguments)]) + "\n")
-    server.stdin.flush()
-    return json.loads(server.stdout.readline())
+    program = [module] if module.endswith(".py") else ["-m", module]
+    process = forked.Process([*program, *arguments])
+    out, err = process.communicate()
+    return process.returncode, out, err
 
-  yield call
-  server.stdin.close()
-  server.wait()
+  return call

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import jax
 import numpy as np
 import portpicker
@@ -64,10 +65,9 @@ class Job:
     self.outputs = []
     self.processes = []
     self.begin = time.monotonic()
-    for command in commands:
+    for command in map(list, commands):
       path = home / f"output_{len(list(home.glob('output_*')))}"
-      env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
+      own = {
         "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -78,15 +78,17 @@ class Job:
         **(variables or {}),
       }
       with path.open("w") as file:
-        self.processes.append(
-          subprocess.Popen(
+        if command[0] == sys.executable:
+          process = forked.Process(command[1:], output=file, cwd=ROOT, **own)
+        else:
+          process = subprocess.Popen(
             [str(c) for c in command],
             cwd=ROOT,
-            env=env,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | own,
             stdout=file,
             stderr=subprocess.STDOUT,
           )
-        )
+      self.processes.append(process)
       self.outputs.append(path)
 
   def text(self, i=0):

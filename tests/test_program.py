@@ -329,7 +329,6 @@ def train():
     compile()
 
 def take_over():
-  interrupts.PATIENCE = 0.5
   with processes.stop_signals() as asked:
     try:
       print("compiling", flush=True)
@@ -340,7 +339,6 @@ def take_over():
     print("stopped" if asked.wait(20) else "lost")
 
 def take_over_first():  # before the thread can look at the handler
-  interrupts.PATIENCE = 0.5
   sys.setswitchinterval(9)
   with processes.stop_signals() as asked:
     try:
@@ -482,7 +480,7 @@ def test_a_full_output_fails_a_program_but_no_finished_run(
     f"--workdir={tmp_path / 'w'}",
     module=f"{tmp_path}/finished.py",
   )
-  assert found == [0, "", ""]
+  assert found == (0, "", "")
   stream = open("/dev/full", "w", encoding="utf-8")
   monkeypatch.setattr(sys, "stdout", stream)
   with pytest.raises(SystemExit, match="^error: standard output cannot be wri"):
@@ -493,7 +491,7 @@ def test_a_full_output_fails_a_program_but_no_finished_run(
 
 def test_an_output_that_is_closed_takes_nothing(call, tmp_path):
   (tmp_path / "closed.py").write_text(CLOSED)
-  assert call(module=f"{tmp_path}/closed.py") == [3, "", ""]
+  assert call(module=f"{tmp_path}/closed.py") == (3, "", "")
 
 
 def test_a_console_script_is_its_program(call, monkeypatch):

@@ -13,6 +13,7 @@ import sys
 import time
 import types
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -76,22 +77,19 @@ def cfg(home):
   return config.load(home / "config.json")
 
 
-def start(home, target, **variables):
-  env = (
-    os.environ
-    | variables
-    | {
-      "JAX_PLATFORMS": "cpu",
-      "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-      "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-      "PYTHONUNBUFFERED": "1",
-    }
-  )
-  command = [sys.executable, "-c", PROGRAM, home / "config.json", target]
-  return subprocess.Popen(
-    command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-  )
+def start(home, target):
+  program = ["-c", PROGRAM, home / "config.json", target]
+  return forked.Process(program, **variables(home))
+
+
+def variables(home):
+  """Environment in which runs share their compiled programs."""
+  return {
+    "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "PYTHONUNBUFFERED": "1",
+  }
 
 
 def finish(home, target):
@@ -195,10 +193,16 @@ def test_64_bits_and_a_poor_locale_change_nothing(home, unbroken, tmp_path):
   shutil.copytree(unbroken, target)
   for step in (STEPS, STEPS - SAVE_EVERY):
     shutil.rmtree(target / f"checkpoints/{step}")
-  variables = dict(JAX_ENABLE_X64="1", PYTHONUTF8="0", LC_ALL="C")
-  process = start(home, target, **variables)
-  out, err = process.communicate(timeout=300)
-  assert process.returncode == 0, err[-3000:]
+  done = subprocess.run(
+    [sys.executable, "-c", PROGRAM, home / "config.json", target],
+    env=os.environ
+    | variables(home)
+    | {"JAX_ENABLE_X64": "1", "PYTHONUTF8": "0", "LC_ALL": "C"},
+    capture_output=True,
+    text=True,
+  )
+  out, err = done.stdout, done.stderr
+  assert done.returncode == 0, err[-3000:]
   assert final(target).keys() == final(unbroken).keys()
   assert "finished at step 50; " in out and "failed" not in err
   for a, b in zip(
