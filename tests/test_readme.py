@@ -1,5 +1,6 @@
 """The README is true: its map is the tree, its commands and its code run."""
 
+import json
 import os
 import pathlib
 import re
@@ -111,9 +112,15 @@ def test_every_command_runs(home):
       arguments += ["--max_bytes=300000", "--held_out=0.3"]
     elif arguments[1] == "experiments.tune_tree":
       arguments += ["--prompts=4", "--prompt_len=8"]
+    elif arguments[1] == "experiments.plan":
+      arguments += ["--json=plan.json"]
     out = run(home, arguments)
     if arguments[1] == "experiments.plan":
+      assert "training step on v5e:2x2: 4 chips" in out
       assert "of 15.75: fits" in out
+      plan = json.loads((home / "plan.json").read_text())
+      assert plan["fits"] and plan["chips"] == 4 and plan["flops"] > 1e9
+      assert "text" not in plan["compiled"]
     if arguments[1] == "experiments.generate":
       assert " s in all" in out
 

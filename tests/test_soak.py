@@ -12,7 +12,7 @@ from experiments.soak import faults, job
 
 def test_a_full_disk_loses_nothing(tmp_path):
   output = tmp_path / "soak.json"
-  flags = "--minutes=0.1 --steps=40 --faults=full_disk".split()
+  flags = "--minutes=0.1 --steps=20 --faults=full_disk".split()
   done = subprocess.run(
     [sys.executable, "-m", "experiments.soak", *flags]
     + [f"--workdir={tmp_path / 'w'}", f"--output={output}"],
@@ -44,7 +44,7 @@ class Ended:
 
 def test_what_is_lost_is_counted(tmp_path):
   """The soak can fail: it sees steps that were lost and words not said."""
-  run = faults.Soak(tmp_path, 40, None, 0)
+  run = faults.Soak(tmp_path, 20, None, 0)
   run.expected, run.saying = 12, "packing anew"
   run.check_start(Ended("going on from step 12\npacking anew", [8, 12]))
   assert run.lost == 0 and not run.broken
