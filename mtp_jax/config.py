@@ -128,6 +128,9 @@ class Optim:
 
   kind: str = "adamw"  # one of OPTIMISERS
   peak: float = 3e-4  # learning rate after warm-up
+  # Under Muon: the learning rate of what Adam updates (embedding, unembedding,
+  # norms) over that of the matrices.
+  adam_ratio: float = 1.0
   warmup: int = 100  # steps
   end: float = 0.03  # last learning rate over peak, the paper's decay ratio
   beta1: float = 0.9
@@ -139,6 +142,11 @@ class Optim:
     """Raises ValueError that names the field, its value and the remedy."""
     fields.check(self, zero=("warmup", "end", "beta1", "beta2", "decay"))
     fields.one_of("optim.kind", self.kind, OPTIMISERS)
+    if self.kind == "adamw" and self.adam_ratio != 1:
+      raise ValueError(
+        f"optim.adam_ratio is {self.adam_ratio}, but optim.kind is 'adamw', "
+        "which has one learning rate; set optim.peak, or optim.kind to 'muon'"
+      )
     fields.share(self, "end", 0 <= self.end <= 1)
     for name in ("beta1", "beta2"):
       fields.share(self, name, 0 <= getattr(self, name) < 1)

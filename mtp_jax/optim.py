@@ -40,8 +40,9 @@ def make(cfg: config.Optim, steps: int) -> optax.GradientTransformation:
 
   With `cfg.kind` 'muon' the matrices of the transformer layers and of linear
   heads are updated by Muon, scaled to the root mean square of an AdamW update,
-  so that one learning rate serves both. The embedding, the unembedding and the
-  norms are updated by Adam with Nesterov momentum, without weight decay.
+  so that one learning rate can serve both. The embedding, the unembedding and
+  the norms are updated by Adam with Nesterov momentum, without weight decay,
+  at `cfg.adam_ratio` times that rate.
 
   Args:
     cfg: kind, rates, betas, decay and clip.
@@ -63,6 +64,7 @@ def make(cfg: config.Optim, steps: int) -> optax.GradientTransformation:
       adam_b2=cfg.beta2,
       muon_weight_dimension_numbers=_orthogonalised,
       consistent_rms=0.2,  # of an AdamW update, as Liu et al. found it
+      adam_learning_rate=lambda step: cfg.adam_ratio * rate(step),
     )
   else:
     update = optax.adamw(

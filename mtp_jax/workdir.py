@@ -20,7 +20,7 @@ from mtp_jax.model import model
 _FREE = {
   "data": ("path", "cache", "workers", "tokenizer"),
   "model": ("attention",),
-  "optim": ("peak", "warmup", "end"),
+  "optim": ("peak", "adam_ratio", "warmup", "end"),
   "train": (
     "steps",
     "max_bad_steps",
@@ -35,7 +35,7 @@ _FREE = {
 }
 # Those of them that change what is computed; `changes` names them.
 _RATES = {
-  "optim": ("peak", "warmup", "end"),
+  "optim": ("peak", "adam_ratio", "warmup", "end"),
   "train": ("steps", "max_bad_steps"),
 }
 

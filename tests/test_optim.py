@@ -159,7 +159,9 @@ def test_muon_takes_each_layer_as_a_matrix_and_leaves_the_ends_to_adam():
     vocab=23, width=12, mlp=17, layers=3, attn_heads=3, kv_heads=1, n_future=2,
     head="linear",
   )  # fmt: skip
-  optimiser = config.Optim(kind="muon", peak=0.3, warmup=0, decay=0.4, clip=1e9)
+  optimiser = config.Optim(
+    kind="muon", peak=0.3, adam_ratio=2.0, warmup=0, decay=0.4, clip=1e9
+  )
   net, gradient = (model.Model(cfg, jax.random.key(i)) for i in range(2))
 
   rate = optim.schedule(optimiser, STEPS)
@@ -168,7 +170,7 @@ def test_muon_takes_each_layer_as_a_matrix_and_leaves_the_ends_to_adam():
     return jax.jit(tx.update)(gradient, tx.init(net), net)[0]
 
   got = updates(optim.make(optimiser, STEPS))
-  ends = updates(optax.nadam(rate, b1=0.9, b2=0.95))
+  ends = updates(optax.nadam(lambda t: 2 * rate(t), b1=0.9, b2=0.95))
   for name in ("embed", "heads/norm", "heads/unembed", "trunk/mlp_norm"):
     a, b = (attribute(tree, name) for tree in (got, ends))
     np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=name)
