@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,15 +180,17 @@ def test_start_to_end_after_a_call_that_was_killed(tmp_path, call):
     assert not section["failed"] and not section["left_out"], section
     assert section["scale"] == "cpu" and section["machine"]["jax"]
     results[name] = section["results"]
+  assert re.search(r"batch 3, tree 3: [\d.]+ ms, [\d.]+ of ordinary", out)
+  assert "of 2 texts the same" in out and "NOT MET" not in out
   assert list(results) == ["exactness", "decoding", "training", "byte model"]
   assert [r["met"] for r in results["exactness"].values()] == [True] * 4
   rows = results["decoding"]["batch 3"]
   assert list(rows) == ["ordinary", "tree 3"]
   assert [r["tokens_per_pass"] for r in rows.values()] == [1, 2]
   assert all(r["seconds"] > 0 and r["of_flops"] > 0 for r in rows.values())
-  (row,) = results["training"]["1M: steps"]["rows"]
+  (row,) = results["training"]["1M, auto attention: steps"]["rows"]
   assert row["n"] == 4 and row["seconds"] > 0
-  most = results["training"]["1M: most rows, n=4, serial"]
+  most = results["training"]["1M, auto attention: most rows, n=4, serial"]
   assert 1 <= most["most_rows"] == most["fits"] == most["does_not_fit"] - 1
   assert results["byte model"]["training"]["steps"] == 3
   rows = results["byte model"]["batch 2"]

@@ -26,7 +26,7 @@ import time
 from absl import flags
 
 from experiments import program
-from experiments.accelerator import record, scales, stage, supervise
+from experiments.accelerator import record, report, scales, stage, supervise
 
 _MINUTES = flags.DEFINE_float("minutes", 7.0, "For all.", lower_bound=0.0)
 _OUTPUT = program.define_path("output", None, "Folder of the results.")
@@ -66,7 +66,7 @@ def main(_: list[str]) -> None:
     until = begin + 60 * _MINUTES.value * share
     supervise.run(processes, stage.run, name, folder, until, _SCALE.value)
   whole = record.read(folder)
-  print(summary(whole["stages"]))
+  print(report.text(whole["stages"]))
   if not any(s.get("results") for s in whole["stages"].values()):
     sys.exit("error: no stage has a result")
 
@@ -92,23 +92,6 @@ def commit() -> str:
     ).stdout.strip()
   except (OSError, subprocess.CalledProcessError):
     return "unknown"
-
-
-def summary(stages: dict) -> str:
-  """A line per stage, and per thing that it could not do."""
-  lines = []
-  for name, section in stages.items():
-    results = section.get("results", {})
-    lines.append(f"{name}: {section['status']}, {len(results)} results")
-    lines += [
-      f"  {key}: NOT MET"
-      for key, value in results.items()
-      if value.get("met") is False
-    ]
-    for title in ("failed", "left_out"):
-      found = section.get(title, {})
-      lines += [f"  {key}: {title}, {why}" for key, why in found.items()]
-  return "\n".join(lines)
 
 
 if __name__ == "__main__":

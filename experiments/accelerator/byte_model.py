@@ -1,6 +1,7 @@
 """Stage 4: a byte model is trained for the minutes left, and decodes."""
 
 import contextlib
+import copy
 import csv
 import dataclasses
 import functools
@@ -33,7 +34,7 @@ def run_stage(
   stage: record.Stage, scale: scales.Scale, folder: pathlib.Path
 ) -> None:
   """Trains, then decodes batch after batch. `folder` takes the run."""
-  cfg = scale.byte_run
+  cfg = copy.deepcopy(scale.byte_run)
   cfg.data.cache = str(folder / "corpus")
   path = folder / f"run_{stage.section['call']}"  # not an earlier call's
   found = {}
@@ -93,13 +94,15 @@ def choose_model(
   models: tuple[config.Model, ...], rate: float, seconds: float
 ) -> config.Model:
   """The largest that sees `TOKENS_PER_PARAMETER` in the time; or the least."""
+  fitting = [m for m in models if needed_flops(m) <= rate * seconds]
+  return max(fitting or models[:1], key=needed_flops)
 
-  def needed(cfg):
-    count = model.count_parameters(cfg)["total"]
-    return TOKENS_PER_PARAMETER * count * metrics.flops_per_token(cfg, 512)
 
-  fitting = [m for m in models if needed(m) <= rate * seconds]
-  return max(fitting or models[:1], key=needed)
+@functools.cache
+def needed_flops(cfg: config.Model) -> float:
+  """FLOPs of a run over `TOKENS_PER_PARAMETER`, in windows of 512 tokens."""
+  count = model.count_parameters(cfg)["total"]
+  return TOKENS_PER_PARAMETER * count * metrics.flops_per_token(cfg, 512)
 
 
 def train(cfg: config.Config, folder: pathlib.Path, seconds: float) -> dict:

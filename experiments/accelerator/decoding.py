@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from mtp_jax.model import model
 def run(stage: record.Stage, scale: scales.Scale) -> None:
   """The device's rates, then all topologies at one batch size after another."""
   work = scale.decoding
-  device = stage.attempt(
+  stage.attempt(
     "device",
     lambda: {
       "bytes_per_second": limits.bandwidth(work.megabytes),
@@ -30,29 +30,27 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
     kind="device",
     estimate=5,
   )
-  cfg = work.model
-  decoder = None
+  made = []
 
   def make():
-    nonlocal decoder
+    made.append(jax.block_until_ready(jax.jit(random_decoder)()))
+    size = sum(a.size for a in jax.tree.leaves(made))
+    return {"parameters": size, "config": dataclasses.asdict(work.model)}
 
-    def laid_out(key):
-      return prepare.decoder(model.Model(cfg, key))
-
-    decoder = jax.block_until_ready(jax.jit(laid_out)(jax.random.key(0)))
-    size = sum(a.size for a in jax.tree.leaves(decoder))
-    return {"parameters": size, "config": dataclasses.asdict(cfg)}
+  def random_decoder():
+    return prepare.decoder(model.Model(work.model, jax.random.key(0)))
 
   stage.attempt("model", make, kind="model", estimate=10)
-  if decoder is None:
-    return
-  for batch in work.batches:
-    stage.attempt(
-      f"batch {batch}",
-      functools.partial(passes, decoder, work, batch, device or {}),
-      kind="batch",
-      estimate=30,
-    )
+  for decoder in made:
+    for batch in work.batches:
+      stage.attempt(
+        f"batch {batch}",
+        functools.partial(
+          passes, decoder, work, batch, stage.known("decoding", "device")
+        ),
+        kind="batch",
+        estimate=30,
+      )
 
 
 def passes(
@@ -60,22 +58,29 @@ def passes(
 ) -> Iterator[dict]:
   """Rows of one batch size, by the topology's name; once after each turn.
 
-  Every first choice is made to stand (`accept.Forced`), so that a pass over a
-  chain of k writes k tokens, whatever the random weights say. Programs are
-  compiled side by side, and run in alternating turns.
+  Every first choice is accepted (`accept.Forced`), so that a pass over a chain
+  of k writes k tokens, whatever the random weights say. Programs are compiled
+  side by side, and run in alternating turns.
+
+  Args:
+    decoder: the model.
+    work: topologies, and how often they are timed.
+    batch: rows B.
+    device: bytes and FLOPs per second; may be empty.
   """
-  slots = work.length + work.passes * 8 + 64
+  most = work.passes * max(t.heads for t in work.trees)
+  slots = work.length + most + max(t.size for t in work.trees)
   slots = -(-slots // 128) * 128
   rules = {t: accept.Forced(len(t.spine) - 1) for t in work.trees}
-  blank = {
+  states = {
     t: abstract_state(decoder, rules[t], t, batch, slots) for t in work.trees
   }
 
-  def build(tree):
-    return blockwise.run.lower(decoder, rules[tree], blank[tree]).compile()
+  def compiled(tree):
+    return blockwise.run.lower(decoder, rules[tree], states[tree]).compile()
 
   programs = record.together(
-    {t: functools.partial(build, t) for t in work.trees}
+    {t: functools.partial(compiled, t) for t in work.trees}
   )
   rows = {report.name(t): {} for t in work.trees}
   for tree, program in programs.items():
@@ -83,14 +88,19 @@ def passes(
     if isinstance(program, Exception):
       row["failed"] = record.reason(program)
       continue
+    temporary = program.memory_analysis().temp_size_in_bytes
     row |= {
       "size": tree.size,
       "heads": tree.heads,
       "tokens_per_pass": len(tree.spine),
-      "temporary_mib": program.memory_analysis().temp_size_in_bytes / 2**20,
-      # The whole cache is read, what is not written yet included.
+      "temporary_mib": temporary / 2**20,
+      # A pass reads the whole cache, what is not written yet included.
       "bytes": limits.bytes_per_pass(decoder, tree, batch, slots),
-      "flops": count(decoder, tree, rules[tree], blank[tree]),
+      "flops": flops.count(
+        lambda d, s, rule=rules[tree]: blockwise.advance(d, rule, s),
+        decoder,
+        states[tree],
+      ),
     }
   yield rows
   seconds = {t: [] for t in work.trees}
@@ -100,7 +110,7 @@ def passes(
       if "failed" in row:
         continue
       try:
-        taken = timed(program, decoder, rules[tree], blank[tree], work)
+        taken = timed(program, decoder, rules[tree], states[tree], work)
       except jax.errors.JaxRuntimeError as error:
         row["failed"] = record.reason(error)
         continue
@@ -111,8 +121,7 @@ def passes(
     for row in rows.values():
       if base and "seconds" in row:
         row["over_ordinary"] = row["seconds"] / base
-    if turn:
-      yield rows
+    yield rows
 
 
 def rates(row: dict, seconds: list[float], batch: int, device: dict) -> dict:
@@ -163,47 +172,46 @@ def abstract_state(
   )
 
 
-def timed(program, decoder, rule, blank, work: scales.Decoding) -> float:
+def timed(
+  program: Callable,
+  decoder: network.Network,
+  rule,
+  like: blockwise.State,
+  work: scales.Decoding,
+) -> float:
   """Seconds of a pass of one turn that starts at `work.length` tokens.
 
-  The cache holds random numbers: a processor may be faster on zeros.
+  The cache holds random numbers: some processors are faster on zeros.
   """
-  tokens = len(blank.tree.spine)
-  state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), blank_of(blank))
+  new = work.passes * len(like.tree.spine)
+  # The cache apart: it would be made on the host.
+  state = jax.tree.map(
+    lambda a: np.zeros(a.shape, a.dtype), dataclasses.replace(like, cache=())
+  )
   state = dataclasses.replace(
     state,
     length=np.full_like(state.length, work.length),
-    end=np.full_like(state.end, work.length + work.passes * tokens),
+    end=np.full_like(state.end, work.length + new),
     stop=np.full_like(state.stop, -1),
-    cache=noise(blank.cache),
+    cache=random_cache(like.cache),
   )
   state = jax.block_until_ready(jax.device_put(state))
   begin = time.perf_counter()
   state = jax.block_until_ready(program(decoder, rule, state))
   taken = time.perf_counter() - begin
-  if int(state.passes.min()) != work.passes:
+  if set(np.asarray(state.passes)) != {work.passes}:
     raise ValueError(f"{state.passes} passes instead of {work.passes}")
   return taken / work.passes
 
 
-def blank_of(state: blockwise.State) -> blockwise.State:
-  """`state` without its cache, whose zeros would be made on the host."""
-  return dataclasses.replace(state, cache=())
-
-
-def noise(cache) -> tuple:
-  """Random numbers of a cache's shapes and dtypes."""
-  first = {}
+def random_cache(like: tuple) -> tuple:
+  """Random numbers, drawn once per shape and copied, since runs donate them."""
+  drawn = {}
 
   def one(a):
     kind = a.shape, a.dtype
-    if kind not in first:
-      first[kind] = jax.random.normal(jax.random.key(0), *kind)
-    return jnp.copy(first[kind])
+    if kind not in drawn:
+      drawn[kind] = jax.random.normal(jax.random.key(0), *kind)
+    return jnp.copy(drawn[kind])
 
-  return jax.tree.map(one, cache)
-
-
-def count(decoder, tree, rule, blank) -> int:
-  """FLOPs of a pass. In proportion to the rows, as every product is."""
-  return flops.count(lambda d, s: blockwise.advance(d, rule, s), decoder, blank)
+  return jax.tree.map(one, like)

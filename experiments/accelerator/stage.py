@@ -8,6 +8,7 @@ import pathlib
 import threading
 
 import jax
+from absl import flags
 from absl import logging as absl_logging
 
 from experiments import interrupts, program
@@ -42,6 +43,7 @@ def run(
   """
   _end_with_parent()
   interrupts.watch()
+  flags.FLAGS.mark_as_parsed()  # what logging and grain ask for
   absl_logging.set_verbosity(absl_logging.INFO)
   absl_logging.use_absl_handler()
   absl_logging.get_absl_handler().addFilter(program.worth_saying)

@@ -20,27 +20,25 @@ class OutOfTime(Exception):
 def run(stage: record.Stage, scale: scales.Scale) -> None:
   """Each size's steps in turns, then its largest batches."""
   mesh = sharding.make_mesh(config.Mesh())
-  kernels = dict.fromkeys((exactness.working_attention(stage, scale), "xla"))
+  kernel = exactness.working_attention(stage, scale)
   for work in scale.training:
-    for kernel in kernels:
-      setup = work.setup
-      if kernel != "auto":
-        setup = dataclasses.replace(setup, attention=kernel)
-      programs, held = [], {}
-      name = work.size if kernel == "auto" else f"{work.size}, XLA's attention"
+    programs, states = [], {}
+    for attention in dict.fromkeys((kernel, "xla")):
+      setup = dataclasses.replace(work.setup, attention=attention)
+      name = f"{work.size}, {attention} attention"
       stage.attempt(
         f"{name}: programs",
         functools.partial(build, work, setup, mesh, programs),
         kind=f"{work.size}: programs",
         estimate=30,
       )
-      if programs:
+      if programs or f"{name}: programs" in stage.section["left_out"]:
         break
     if not programs:
       continue
     stage.attempt(
       f"{name}: steps",
-      functools.partial(turns, programs, held, setup, mesh),
+      functools.partial(turns, programs, states, setup, mesh),
       kind=f"{work.size}: steps",
       estimate=20,
     )
@@ -48,11 +46,11 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
     programs.clear()
     limit = memory(scale)
     for n, loss in work.largest if limit else ():
-      if (n, loss) in rows and n in held:
+      if (n, loss) in rows and n in states:
         stage.attempt(
           f"{name}: most rows, n={n}, {loss}",
           functools.partial(
-            largest, stage, rows[n, loss], held[n], setup, mesh, limit
+            largest, stage, rows[n, loss], states[n], setup, mesh, limit
           ),
           kind=f"{work.size}: most rows",
           estimate=20,
@@ -95,14 +93,14 @@ def build(
 
 def turns(
   programs: list[steps.Program],
-  held: dict,
+  states: dict,
   setup: steps.Setup,
   mesh: jax.sharding.Mesh,
 ) -> Iterator[dict]:
-  """Rows and verdicts after each round; keeps a state per n in `held`."""
-  held |= steps.states(programs, mesh)
+  """Rows and verdicts after each round; keeps a state per n in `states`."""
+  states |= steps.states(programs, mesh)
   rows = [p.row for p in programs]
-  for _ in steps.turns(programs, held, setup, mesh):
+  for _ in steps.turns(programs, states, setup, mesh):
     yield {
       "remat": setup.remat,
       "tokens_of_a_row": setup.seq_len,
