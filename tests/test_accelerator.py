@@ -14,7 +14,13 @@ import pytest
 import stages
 from conftest import ROOT
 
-from experiments.accelerator import byte_model, record, scales, supervise
+from experiments.accelerator import (
+  byte_model,
+  exactness,
+  record,
+  scales,
+  supervise,
+)
 from mtp_jax.decode import tree as tree_lib
 
 
@@ -140,6 +146,39 @@ def test_the_shapes_for_an_accelerator_are_sound():
   for work in gpu.training:
     assert set(work.largest) <= set(work.programs)
     assert work.setup.seq_len % 64 == 0
+
+
+def test_a_training_is_told_to_stop_once_it_would_save():
+  heard = []
+  begin = time.monotonic()
+  with byte_model.stopped_after(0.1):
+    time.sleep(0.4)  # nothing takes the signal yet: it would end the process
+    old = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    while not heard:
+      assert time.monotonic() - begin < 30
+      time.sleep(0.01)
+  with byte_model.stopped_after(0.1):
+    pass  # done in time
+  time.sleep(0.2)
+  signal.signal(signal.SIGTERM, old)
+  assert heard == [1]
+
+
+def test_a_kernel_that_is_wrong_or_fails_is_not_trained_with(stage):
+  scale = scales.SCALES["gpu"]
+
+  def chosen(**section):
+    stage.whole["stages"]["exactness"] = section
+    return exactness.working_attention(stage, scale)
+
+  small, large = (
+    f"attention, {a.tokens} tokens, {a.channels} channels, documents"
+    for a in scale.attention
+  )
+  assert chosen() == "auto"
+  assert chosen(results={small: {"met": True}}, failed={}) == "auto"
+  assert chosen(results={small: {"met": True}, large: {"met": False}}) == "xla"
+  assert chosen(results={}, failed={large: "INTERNAL: no engine"}) == "xla"
 
 
 def test_start_to_end_after_a_call_that_was_killed(tmp_path, call):
