@@ -206,7 +206,7 @@ def test_start_to_end_after_a_call_that_was_killed(tmp_path, call):
   assert first["results"] and first["status"] == "running"
 
   code, out, err = call(
-    "--minutes=30", f"--output={tmp_path}", module="experiments.accelerator"
+    "--minutes=120", f"--output={tmp_path}", module="experiments.accelerator"
   )
   assert code == 0, err
   whole = json.loads(path.read_text())

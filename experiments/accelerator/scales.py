@@ -41,6 +41,7 @@ class Training:
   size: str
   programs: tuple[tuple[int, str], ...]  # (n, loss), equal n side by side
   largest: tuple[tuple[int, str], ...]  # of which the largest batch is sought
+  first: tuple[int, ...]  # rows per device of the search's first programs
   setup: steps.Setup
 
 
@@ -130,12 +131,14 @@ _GPU = Scale(
         (4, "formula"),
       ),
       largest=(),
+      first=(),
       setup=steps.Setup(rows=4, rounds=3),
     ),
     Training(
       size="1.3B",
       programs=((1, "serial"), (4, "serial"), (4, "formula")),
       largest=((4, "serial"), (4, "formula"), (1, "serial")),
+      first=(1, 2, 8),
       setup=steps.Setup(rows=2, rounds=2),
     ),
   ),
@@ -182,6 +185,7 @@ _CPU = Scale(
       size="1M",
       programs=((4, "serial"),),
       largest=((4, "serial"),),
+      first=(1, 2),
       setup=steps.Setup(rows=1, seq_len=64, vocab=67, rounds=1, steps=1),
     ),
   ),

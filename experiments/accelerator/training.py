@@ -10,7 +10,7 @@ import jax
 from experiments import aot
 from experiments.accelerator import exactness, record, scales
 from experiments.train_speed import bounds, steps
-from mtp_jax import config, sharding
+from mtp_jax import config, sharding, train
 
 
 class OutOfTime(Exception):
@@ -20,15 +20,16 @@ class OutOfTime(Exception):
 def run(stage: record.Stage, scale: scales.Scale) -> None:
   """Each size's steps in turns, then its largest batches."""
   mesh = sharding.make_mesh(config.Mesh())
-  kernel = exactness.working_attention(stage, scale)
-  for work in scale.training:
+  kernel, limit = exactness.working_attention(stage, scale), memory(scale)
+  for size in scale.training:
     programs, states = [], {}
     for attention in dict.fromkeys((kernel, "xla")):
-      setup = dataclasses.replace(work.setup, attention=attention)
+      setup = dataclasses.replace(size.setup, attention=attention)
+      work = dataclasses.replace(size, setup=setup)
       name = f"{work.size}, {attention} attention"
       stage.attempt(
         f"{name}: programs",
-        functools.partial(build, work, setup, mesh, programs),
+        functools.partial(build, work, mesh, programs),
         kind=f"{work.size}: programs",
         estimate=30,
       )
@@ -38,19 +39,18 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
       continue
     stage.attempt(
       f"{name}: steps",
-      functools.partial(turns, programs, states, setup, mesh),
+      functools.partial(turns, work, programs, states, mesh),
       kind=f"{work.size}: steps",
       estimate=20,
     )
     rows = {(p.row["n"], p.row["loss"]): p.row for p in programs}
     programs.clear()
-    limit = memory(scale)
     for n, loss in work.largest if limit else ():
       if (n, loss) in rows and n in states:
         stage.attempt(
           f"{name}: most rows, n={n}, {loss}",
           functools.partial(
-            largest, stage, rows[n, loss], states[n], setup, mesh, limit
+            largest, stage, work, rows[n, loss], states[n], mesh, limit
           ),
           kind=f"{work.size}: most rows",
           estimate=20,
@@ -66,7 +66,6 @@ def memory(scale: scales.Scale) -> float | None:
 
 def build(
   work: scales.Training,
-  setup: steps.Setup,
   mesh: jax.sharding.Mesh,
   programs: list[steps.Program],
 ) -> dict:
@@ -74,7 +73,7 @@ def build(
   found = record.together(
     {
       (n, loss): functools.partial(
-        steps.program, setup, work.size, n, loss, mesh
+        steps.program, work.setup, work.size, n, loss, mesh
       )
       for n, loss in work.programs
     }
@@ -92,19 +91,19 @@ def build(
 
 
 def turns(
+  work: scales.Training,
   programs: list[steps.Program],
-  states: dict,
-  setup: steps.Setup,
+  states: dict[int, train.State],
   mesh: jax.sharding.Mesh,
 ) -> Iterator[dict]:
   """Rows and verdicts after each round; keeps a state per n in `states`."""
   states |= steps.states(programs, mesh)
   rows = [p.row for p in programs]
-  for _ in steps.turns(programs, states, setup, mesh):
+  for _ in steps.turns(programs, states, work.setup, mesh):
     yield {
-      "remat": setup.remat,
-      "tokens_of_a_row": setup.seq_len,
-      "attention": setup.attention,
+      "remat": work.setup.remat,
+      "tokens_of_a_row": work.setup.seq_len,
+      "attention": work.setup.attention,
       "rows": rows,
       "bounds": bounds.verdicts(rows),
     }
@@ -112,41 +111,55 @@ def turns(
 
 def largest(
   stage: record.Stage,
+  work: scales.Training,
   row: dict,
-  state,
-  setup: steps.Setup,
+  state: train.State,
   mesh: jax.sharding.Mesh,
   limit: float,
 ) -> Iterator[dict]:
   """The most rows that fit, or between which numbers the search ended.
 
   By the memory that the compiler tells, as in `train_speed`; the largest is
-  then run. Each program is expected to take as long as the longest so far.
+  then run. What the search asks for first is compiled side by side. Later
+  programs are expected to take as long as the longest of them so far.
   """
   found = {"limit_gib": limit / aot.GIB, "fits": 0, "does_not_fit": None}
-  slowest = 0.0
+  found["gib"], slowest = {}, 0.0
+  yield found  # what follows changes it
+  ready = record.together(
+    {
+      cfg.data.batch: functools.partial(steps.compiled, cfg, mesh)
+      for cfg in (
+        steps.settings(
+          work.setup, work.size, row["n"], row["loss"], count * mesh.size
+        )
+        for count in work.first
+      )
+    }
+  )
 
-  def one(cfg, mesh):
+  def compiled(cfg, mesh):
     nonlocal slowest
-    if slowest > stage.left:
-      raise OutOfTime
-    before = stage.left
-    step, needed = steps.compiled(cfg, mesh)
-    slowest = max(slowest, before - stage.left)
-    if needed <= limit:
-      found["fits"] = max(found["fits"], cfg.data.batch)
+    rows = cfg.data.batch
+    if isinstance(ready.get(rows), tuple):
+      step, needed = ready.pop(rows)
     else:
-      known = found["does_not_fit"] or math.inf
-      found["does_not_fit"] = min(known, cfg.data.batch)
-    gib = needed / aot.GIB if math.isfinite(needed) else None
-    found.setdefault("gib", {})[cfg.data.batch] = gib
+      if slowest > stage.left:
+        raise OutOfTime
+      before = stage.left
+      step, needed = steps.compiled(cfg, mesh)
+      slowest = max(slowest, before - stage.left)
+    if needed <= limit:
+      found["fits"] = max(found["fits"], rows)
+    else:
+      found["does_not_fit"] = min(found["does_not_fit"] or math.inf, rows)
+    found["gib"][rows] = needed / aot.GIB if math.isfinite(needed) else None
     stage.save()
     return step, needed
 
-  yield found  # what follows changes it
   try:
     found["most_rows"] = steps.most_rows(
-      row, state, setup, mesh, limit, build=one
+      row, state, work.setup, mesh, limit, build=compiled
     )
   except OutOfTime:
     found["ended"] = "out of time: the bracket is what is known"
