@@ -17,7 +17,8 @@ import numpy as np
 
 from experiments.accelerator import exactness, record, scales
 from experiments.decode_speed import compare, limits
-from mtp_jax import config, metrics, run, tokenizer, workdir
+from mtp_jax import config, metrics, tokenizer, workdir
+from mtp_jax import run as run_lib
 from mtp_jax.data import pipeline
 from mtp_jax.decode import choose, prepare
 from mtp_jax.decode import tree as tree_lib
@@ -30,11 +31,9 @@ TOKENS_PER_PARAMETER = 20  # that a model of the size chosen is trained on
 CAUTION = 0.5
 
 
-def run_stage(
-  stage: record.Stage, scale: scales.Scale, folder: pathlib.Path
-) -> None:
-  """Trains, then decodes batch after batch. `folder` takes the run."""
-  cfg = copy.deepcopy(scale.byte_run)
+def run(stage: record.Stage, scale: scales.Scale) -> None:
+  """Trains, then decodes batch after batch."""
+  cfg, folder = copy.deepcopy(scale.byte_run), stage.folder / "scratch"
   cfg.data.cache = str(folder / "corpus")
   path = folder / f"run_{stage.section['call']}"  # not an earlier call's
   found = {}
@@ -109,7 +108,7 @@ def train(cfg: config.Config, folder: pathlib.Path, seconds: float) -> dict:
   """`run.fit`, told to stop when `seconds` are over; its last log row."""
   begin = time.monotonic()
   with stopped_after(seconds):
-    state = run.fit(cfg, folder)
+    state = run_lib.fit(cfg, folder)
   with (folder / "train.csv").open(encoding="utf-8", newline="") as file:
     rows = list(csv.DictReader(file))
   return {
@@ -149,7 +148,7 @@ def decode(
 ) -> None:
   """`decode_speed`'s comparison, one batch size after another."""
   bandwidth = stage.known("decoding", "device").get("bytes_per_second")
-  bandwidth = bandwidth or limits.bandwidth(64)
+  bandwidth = bandwidth or limits.bandwidth(scale.decoding.megabytes)
   loaded = {}
 
   def load():

@@ -26,9 +26,10 @@ class Stage:
   is killed leaves all that was known. Sections of other stages stay.
 
   Attributes:
-    whole: everything in the file.
-    section: of it, this stage's: `results`, `failed` and `left_out` by the
-      name of the attempt, and which one is `running`.
+    folder: of the file.
+    whole: everything in it.
+    section: of it, this stage's: `results`, `failed`, `left_out` and `seconds`
+      by the name of the attempt, and which one is `running`.
   """
 
   def __init__(
@@ -47,7 +48,7 @@ class Stage:
       until: when its time ends, by `clock`.
       clock: seconds.
     """
-    self._path, self._until, self._clock = folder / FILE, until, clock
+    self.folder, self._until, self._clock = folder, until, clock
     self._taken = collections.defaultdict(list)  # seconds by kind
     self.whole = read(folder)
     self.section = {
@@ -55,6 +56,7 @@ class Stage:
       "status": "running",
       "begun": now(),
       "seconds_at_most": round(until - clock(), 1),
+      "seconds": {},
       "running": None,
       "results": {},
       "failed": {},
@@ -117,7 +119,7 @@ class Stage:
     taken = self._clock() - begin
     self._taken[kind].append(taken)
     section["running"] = None
-    section.setdefault("seconds", {})[name] = round(taken, 2)
+    section["seconds"][name] = round(taken, 2)
     self.save()
     logging.info("%s: %.1f s", name, taken)
     return section["results"].get(name)
@@ -130,7 +132,7 @@ class Stage:
 
   def save(self) -> None:
     """Writes the file."""
-    write(self._path.parent, self.whole)
+    write(self.folder, self.whole)
 
 
 def together(works: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:

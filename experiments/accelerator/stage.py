@@ -28,6 +28,12 @@ SHARES = {
   "training": 0.36,
   "byte model": 0.22,
 }
+_STAGES = {
+  "exactness": exactness.run,
+  "decoding": decoding.run,
+  "training": training.run,
+  "byte model": byte_model.run,
+}
 
 
 def run(
@@ -48,9 +54,8 @@ def run(
   absl_logging.use_absl_handler()
   absl_logging.get_absl_handler().addFilter(program.worth_saying)
   logging.getLogger("jax").setLevel(logging.WARNING)
-  scratch = folder / "scratch"
   if not jax.config.jax_compilation_cache_dir:
-    where = str(scratch / "programs")
+    where = str(folder / "scratch" / "programs")
     jax.config.update("jax_compilation_cache_dir", where)
   stage = record.Stage(folder, name, until)
   try:
@@ -62,16 +67,7 @@ def run(
       "device": record.device(),
     }
     stage.save()
-    shapes = scales.SCALES[scale]
-    if name == "byte model":
-      byte_model.run_stage(stage, shapes, scratch)
-    else:
-      modules = {
-        "exactness": exactness,
-        "decoding": decoding,
-        "training": training,
-      }
-      modules[name].run(stage, shapes)
+    _STAGES[name](stage, scales.SCALES[scale])
   except Exception as error:  # outside of any attempt
     stage.finish(f"failed: {record.reason(error)}")
     raise
