@@ -1,18 +1,16 @@
 """The call that measures an accelerator, in small on a CPU."""
 
+import concurrent.futures
 import json
 import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import pytest
 import stages
-from conftest import ROOT
 
 from experiments.accelerator import (
   byte_model,
@@ -182,32 +180,31 @@ def test_a_kernel_that_is_wrong_or_fails_is_not_trained_with(stage):
 
 
 def test_start_to_end_after_a_call_that_was_killed(tmp_path, call):
-  path = tmp_path / record.FILE
-  killed = subprocess.Popen(
-    [
-      *(sys.executable, "-m", "experiments.accelerator", "--stages=exactness"),
-      f"--output={tmp_path}",
-    ],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  first = {}
-  while not first.get("results"):
-    assert killed.poll() is None, killed.stderr.read()
-    time.sleep(0.1)
-    if path.exists():
-      first = json.loads(path.read_text())["stages"].get("exactness", {})
-  killed.send_signal(signal.SIGKILL)
-  killed.stderr.read()  # until its stage has ended, too
-  assert killed.wait() == -signal.SIGKILL
+  path, first = tmp_path / record.FILE, {}
+  arguments = "--minutes=120", f"--output={tmp_path}"
+
+  def killed():
+    code, *_ = call(*arguments, module="experiments.accelerator")
+    assert code == -signal.SIGKILL
+
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    done = pool.submit(killed)
+    while not first.get("results"):
+      assert not done.done(), done.result()
+      time.sleep(0.05)
+      if path.exists():  # whole, whenever it is read
+        whole = json.loads(path.read_text())
+        first = whole["stages"].get("exactness", {})
+    os.kill(whole["calls"][0]["process"], signal.SIGKILL)
+    done.result()
+  with pytest.raises(ProcessLookupError):  # the stage ends with its call
+    for _ in range(600):
+      os.kill(first["process"], 0)
+      time.sleep(0.1)
   first = json.loads(path.read_text())["stages"]["exactness"]
   assert first["results"] and first["status"] == "running"
 
-  code, out, err = call(
-    "--minutes=120", f"--output={tmp_path}", module="experiments.accelerator"
-  )
+  code, out, err = call(*arguments, module="experiments.accelerator")
   assert code == 0, err
   whole = json.loads(path.read_text())
   assert whole["earlier"] == [{"exactness": first}]
