@@ -10,14 +10,15 @@ predicts 4 tokens of a SentencePiece model with a transformer layer per head:
   python -m experiments.train --config=configs/decode_speed.py:pieces \\
     --workdir=runs/pieces --config.data.tokenizer=runs/code.model
 
-About half an hour each. Corpus: the Python files of this machine.
+About half an hour each. Corpus: the Python files of this machine. `smollm2` has
+the shape of SmolLM2-135M, with one head, for passes of random weights.
 """
 
 import dataclasses
 
 from mtp_jax import config
 
-RUNS = ("bytes", "pieces")
+RUNS = ("bytes", "pieces", "smollm2")
 
 
 def get_config(name: str) -> config.Config:
@@ -54,5 +55,18 @@ def get_config(name: str) -> config.Config:
         base.model, vocab=2048, layers=8, n_future=4, head="parallel"
       ),
       train=dataclasses.replace(base.train, steps=1200, save_every=300),
+    )
+  if name == "smollm2":
+    return dataclasses.replace(
+      base,
+      model=config.Model(
+        vocab=49152,
+        width=576,
+        mlp=1536,
+        layers=30,
+        attn_heads=9,
+        kv_heads=3,
+        n_future=1,
+      ),
     )
   raise ValueError(f"no run {name!r}; choose one of {', '.join(RUNS)}")

@@ -122,7 +122,8 @@ def decoding(
   if tree is None:
     tree = tree_lib.chain(cfg.decode.heads or cfg.model.n_future)
   decoder = jax.eval_shape(
-    lambda key: prepare.decoder(model.Model(cfg.model, key)), jax.random.key(0)
+    lambda key: prepare.decoder(model.Model(cfg.model, key), platform="tpu"),
+    jax.random.key(0),
   )
   rules = {k: v for k, v in sharding.RULES.items() if v != "data"}
   where = sharding.shardings(decoder, mesh, rules)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtp_jax import config
-from mtp_jax.decode import accept, blockwise, network, prepare, prompts
+from mtp_jax.decode import accept, blockwise, cpu, network, prepare, prompts
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import layers, model
 
@@ -193,6 +193,34 @@ def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
   for want in (uncached(half, tokens), uncached(full, tokens)):
     error = got - want[:, :, :16]
     assert jnp.std(error) < 0.02 * jnp.std(want)
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (3, 5), (2, cpu.FEW)])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_weight_that_is_turned_multiplies_as_it_was(rows, axes):
+  rng = np.random.default_rng(0)
+  w = rng.normal(size=(7, 3, 5)).astype(np.float32)
+  x = rng.normal(size=(*rows, *w.shape[:axes])).astype(np.float32)
+  turned = cpu.matrix(jnp.asarray(w), axes)
+  np.testing.assert_array_equal(turned.array(), w)
+  got = layers.product("", x, turned, "float32")
+  np.testing.assert_allclose(got, np.tensordot(x, w, axes), rtol=0, atol=1e-5)
+  half = layers.product("", x.astype("bfloat16"), turned)
+  assert half.dtype == jnp.bfloat16 and half.shape == got.shape
+
+
+def test_weights_are_turned_for_a_cpu_alone(net, tokens):
+  """Another platform's weights lie as they were, and say the same."""
+  seen = []
+  for platform in (None, "gpu", "tpu"):
+    decoder = prepare.decoder(net, platform=platform)
+    weight = decoder.trunk[0].wo.get_value()
+    assert isinstance(weight, cpu.Matrix) == (platform is None)
+    cache = decoder.empty_cache(B, S, 3)
+    args = tokens[:, :16], ZERO, places(16)
+    seen.append(read(decoder, cache, *args, heads=3)[1])
+  for got in seen[1:]:
+    np.testing.assert_allclose(got, seen[0], rtol=0, atol=ATOL)
 
 
 # --- Trees --------------------------------------------------------------------

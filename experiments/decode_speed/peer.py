@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtp_jax.decode import network, prompts
+from mtp_jax.decode import cpu, network, prompts
 
 try:
   import torch
@@ -147,4 +147,6 @@ def _layer(block) -> dict[str, np.ndarray]:
 
 
 def _numpy(param) -> np.ndarray:
-  return np.asarray(param[...], np.float32)
+  weight = param.get_value()
+  weight = weight.array() if isinstance(weight, cpu.Matrix) else weight
+  return np.asarray(weight, np.float32)

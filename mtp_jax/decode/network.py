@@ -251,12 +251,8 @@ class Network:
 
   def _unembed(self, x, head):
     x = layers.rms_norm(x, self.norm[...], self.cfg.norm_eps)
-    logits = jnp.einsum(
-      "BWD,DV->BWV",
-      x,
-      self.unembed[min(head, len(self.unembed) - 1)].astype(x.dtype),
-      preferred_element_type=jnp.float32,
-    )
+    unembed = self.unembed[min(head, len(self.unembed) - 1)]
+    logits = layers.product("BWD,DV->BWV", x, unembed, "float32")
     padded = logits.shape[-1]
     if self.vocab < padded:
       logits = jnp.where(jnp.arange(padded) < self.vocab, logits, -jnp.inf)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from mtp_jax import sharding
 from mtp_jax.decode import cache as cache_lib
-from mtp_jax.decode import checks, int8, network
+from mtp_jax.decode import checks, cpu, int8, network
 from mtp_jax.model import model
 
 
@@ -21,11 +21,14 @@ def decoder(
   cache_dtype: str | None = None,
   draft_dtype: str | None = None,
   mesh: jax.sharding.Mesh | None = None,
+  platform: str | None = None,
 ) -> network.Network:
   """Lays a trained model out for decoding; call it once, outside the loop.
 
-  Matrices are cast to `cfg.dtype`, norms stay float32. In a float32 model the
-  embeddings are shared with `net`, the layers are copies.
+  Matrices are cast to `cfg.dtype`, norms stay float32. On a CPU they are turned
+  round (`cpu.Matrix`), but for int8 ones and on a mesh. In a float32 model the
+  embedding, and the unembedding where it is not turned, are shared with `net`;
+  the layers are copies.
 
   Args:
     net: the model.
@@ -39,6 +42,7 @@ def decoder(
       in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
       own; drafts may be accepted less often.
     mesh: tensor parallel over its axis 'model', rows over 'data'.
+    platform: that the decoder runs on; None: `jax.default_backend()`.
 
   Raises:
     ValueError: the model has fewer ids than `vocab`, or none are wanted; a
@@ -69,31 +73,42 @@ def decoder(
 
   net = _map(cast, net)
 
+  turn = mesh is None and (platform or jax.default_backend()) == "cpu"
+
+  def lay_out(layer, dtype=cfg.dtype):
+    """Its matrices in a dtype, turned round where that pays."""
+
+    def one(p):
+      w = p[...]
+      if w.ndim == 1:
+        return p
+      if dtype == "int8":
+        return p.replace(int8.matrix(w))
+      w = w.astype(dtype)
+      return p.replace(cpu.matrix(w, _inputs(p)) if turn else w)
+
+    return _map(one, layer)
+
   def unstack(tree, size):
-    return tuple(jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
+    return (jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
+
+  def all_laid_out(layers):
+    first, *drafting = layers
+    rest = (lay_out(layer, draft_dtype or cfg.dtype) for layer in drafting)
+    return lay_out(first), *rest
 
   own = cfg.head == "unembedding"
   unembed = net.heads.unembed
-  unembed = unstack(unembed, cfg.n_future) if own else (unembed,)
-  heads = unstack(net.heads.layers, cfg.n_future)
-  if draft_dtype:
-
-    def lower(p):
-      if p.ndim == 1:
-        return p
-      w = p[...]
-      return p.replace(
-        int8.matrix(w) if draft_dtype == "int8" else w.astype(draft_dtype)
-      )
-
-    heads = (heads[0], *_map(lower, heads[1:]))
-    unembed = (unembed[0], *_map(lower, unembed[1:] or unembed))
+  if own:
+    unembed = unstack(unembed, cfg.n_future)
+  else:  # a second one, for drafts, where they are in another dtype
+    unembed = [unembed] * (2 if draft_dtype else 1)
   made = network.Network(
     embed=net.embed,
-    trunk=unstack(net.trunk, cfg.trunk_layers),
-    heads=heads,
+    trunk=tuple(map(lay_out, unstack(net.trunk, cfg.trunk_layers))),
+    heads=all_laid_out(unstack(net.heads.layers, cfg.n_future)),
     norm=net.heads.norm,
-    unembed=unembed,
+    unembed=all_laid_out(unembed),
     cfg=cfg,
     vocab=vocab,
     sliding_window=sliding_window,
@@ -101,6 +116,11 @@ def decoder(
     mesh=mesh,
   )
   return made if mesh is None else _place(made, mesh)
+
+
+def _inputs(p: nnx.Param) -> int:
+  """How many axes a product sums over: `embed` is read, or else written."""
+  return 1 if p.axes[0] == "embed" else len(p.axes) - 1
 
 
 def _place(

@@ -27,7 +27,7 @@ class Linear(nnx.Module):
     self.w = layers.param(key, (D, D), ("embed", None), D)
 
   def __call__(self, x: jax.Array, ctx: layers.Context) -> jax.Array:
-    return x @ self.w.astype(x.dtype)
+    return layers.product("BTD,DE->BTE", x, self.w)
 
 
 class Heads(nnx.Module):

@@ -73,6 +73,24 @@ def rotate(x: jax.Array, ctx: Context) -> jax.Array:
   return pair.reshape(x.shape).astype(x.dtype)
 
 
+def product(
+  equation: str, x: jax.Array, w: nnx.Param, dtype: str | None = None
+) -> jax.Array:
+  """`jnp.einsum(equation, x, w)` of activations and a weight.
+
+  Args:
+    equation: such as 'BTD,DHC->BTHC': the last axes of x with the first of w.
+    x: activations; w is cast to their dtype.
+    w: an array, or what a decoder keeps in its place, in fewer bits
+      (`decode.int8.Matrix`) or in an order of its own (`decode.cpu.Matrix`).
+    dtype: of the sums and of the result; None: as x.
+  """
+  w = w.astype(x.dtype)
+  if not isinstance(w, jax.Array):
+    return w.product(x, dtype)
+  return jnp.einsum(equation, x, w, preferred_element_type=dtype)
+
+
 def param(
   key: jax.Array, shape: tuple[int, ...], axes: tuple, fan_in: int, gain=1.0
 ) -> nnx.Param:
@@ -121,20 +139,20 @@ class Block(nnx.Module):
   ) -> tuple[jax.Array, jax.Array]:
     """Keys (rotated) and values of x [B, T, D], each [B, T, K, C]."""
     y = rms_norm(x, self.attn_norm[...], self.cfg.norm_eps)
-    k = jnp.einsum("BTD,DKC->BTKC", y, self.wk.astype(x.dtype))
-    v = jnp.einsum("BTD,DKC->BTKC", y, self.wv.astype(x.dtype))
+    k = product("BTD,DKC->BTKC", y, self.wk)
+    v = product("BTD,DKC->BTKC", y, self.wv)
     return rotate(k, ctx), v
 
   def mix(self, x: jax.Array, ctx: Context, *kv: jax.Array) -> jax.Array:
     """Attention of x [B, T, D] over `kv` as `ctx` takes it, then the MLP."""
     y = rms_norm(x, self.attn_norm[...], self.cfg.norm_eps)
-    q = rotate(jnp.einsum("BTD,DHC->BTHC", y, self.wq.astype(x.dtype)), ctx)
+    q = rotate(product("BTD,DHC->BTHC", y, self.wq), ctx)
     y = ctx.attend(q, *kv)
-    x = x + jnp.einsum("BTHC,HCD->BTD", y, self.wo.astype(x.dtype))
+    x = x + product("BTHC,HCD->BTD", y, self.wo)
     y = rms_norm(x, self.mlp_norm[...], self.cfg.norm_eps)
-    gate = jax.nn.silu(y @ self.w_gate.astype(x.dtype))
-    up = gate * (y @ self.w_up.astype(x.dtype))
-    return x + up @ self.w_down.astype(x.dtype)
+    gate = jax.nn.silu(product("BTD,DF->BTF", y, self.w_gate))
+    up = gate * product("BTD,DF->BTF", y, self.w_up)
+    return x + product("BTF,FD->BTD", up, self.w_down)
 
 
 def stack(make: Callable, key: jax.Array, size: int):

@@ -1,0 +1,49 @@
+"""Weights as a CPU multiplies few rows fastest: outputs first, on the left.
+
+XLA's kernels for CPUs copy the right-hand matrix of a product into tiles, each
+time. In `x @ w` that is the weight, which costs more than a product of a few
+rows; with the weight on the left it is the rows.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+FEW = 128  # rows from which on the copy costs nothing beside the product
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+  """A weight [*in, *out], kept as [out, in]; `layers.product` multiplies it."""
+
+  values: jax.Array  # [out, in]
+  inputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+  outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+  def astype(self, dtype) -> "Matrix":
+    return dataclasses.replace(self, values=self.values.astype(dtype))
+
+  def array(self) -> jax.Array:
+    """The weight [*in, *out]."""
+    return self.values.T.reshape(*self.inputs, *self.outputs)
+
+  def product(self, x: jax.Array, dtype: str | None = None) -> jax.Array:
+    """x [..., *in] times the weight, [..., *out]; see `layers.product`."""
+    batch = x.shape[: x.ndim - len(self.inputs)]
+    x = x.reshape(math.prod(batch), -1)
+    if len(x) < FEW:
+      y = jnp.einsum("FD,MD->FM", self.values, x, preferred_element_type=dtype)
+      # Without the barrier the compiler would turn the product round again.
+      y = jax.lax.optimization_barrier(y).T
+    else:
+      y = jnp.einsum("MD,FD->MF", x, self.values, preferred_element_type=dtype)
+    return y.reshape(*batch, *self.outputs)
+
+
+def matrix(w: jax.Array, axes: int = 1) -> Matrix:
+  """`w` [*in, *out] laid out; the first `axes` of its axes are `in`."""
+  inputs, outputs = w.shape[:axes], w.shape[axes:]
+  return Matrix(w.reshape(math.prod(inputs), -1).T, inputs, outputs)
