@@ -174,6 +174,40 @@ def test_costs(tmp_path):
   assert all(r["seconds"] > 0 for r in found["width"] + found["cache"])
 
 
+def test_checkouts_take_turns(tmp_path):
+  """This one, and one whose clock runs 10,000 times as fast."""
+  path, other = tmp_path / "out.json", tmp_path / "other"
+  other.mkdir()
+  (other / "sitecustomize.py").write_text(
+    "import time\nreal = time.perf_counter\n"
+    "time.perf_counter = lambda: 1e4 * real()\n"
+  )
+  (other / "mtp_jax").symlink_to(ROOT / "mtp_jax")
+  done = subprocess.run(
+    [
+      *(sys.executable, "-m", "experiments.decode_speed.checkouts"),
+      "--config=configs/decode_speed.py:smollm2",
+      *("--config.model.width=36", "--config.model.layers=2"),
+      *("--config.model.vocab=31", "--config.model.mlp=8"),
+      *("--batches=2", "--widths=1,9", "--length=5", "--rounds=2"),
+      *(f"--before={other}", f"--output={path}"),
+    ],
+    cwd=ROOT,
+    check=True,
+    timeout=600,
+    capture_output=True,
+    text=True,
+  )
+  rows = json.loads(path.read_text())["rows"]
+  windows = [(r["batch"], r["width"]) for r in rows]
+  assert windows == [(2, 1), (2, 9), (1, 256)]
+  for row in rows:
+    before, after = row["seconds"]["before"], row["seconds"]["after"]
+    assert len(before) == len(after) == 2
+    assert min(before) > max(after) > 0
+  assert done.stdout.splitlines()[-1].startswith("| 1 | 256 |")
+
+
 @pytest.mark.parametrize("head", ["parallel", "unembedding"])
 def test_a_llama_says_what_head_1_says(head):
   """Where torch and transformers are installed; make does not."""
