@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 
-from mtp_jax import config
+from mtp_jax import config, storage
 
 HOME = pathlib.Path(__file__).parents[1]  # has configs/, cloned or installed
 
@@ -97,7 +97,7 @@ def check_overrides(arguments: list[str]) -> None:
 def _find(name: str) -> pathlib.Path:
   if not name.strip():
     raise ValueError("--config is empty; try --config=configs/quickstart.py")
-  path = pathlib.Path(name).expanduser()
+  path = storage.local(name)
   for candidate in (path, HOME / path):
     if candidate.is_dir():
       raise ValueError(f"--config={name} is a folder; name a file in it")

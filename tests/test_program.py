@@ -79,6 +79,7 @@ def test_errors_are_a_line(call, flag, line, tmp_path):
     (["--config.model.width=8", *CONFIG], "name its file before, as"),
     (["--config"], "error: Missing value for flag --config"),
     (["--config="], "error: --config is empty; try"),
+    (["--config=~nobody9/c.py"], "error: path '~nobody9/c.py': Could not det"),
     (["--config=configs"], "error: --config=configs is a folder; name a file"),
     (
       ["--config=configs/quikstart.py"],

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from experiments.demo import report
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SMALL = [  # what makes a run of the README's commands take seconds
@@ -141,3 +143,11 @@ def test_the_demo_and_the_notebook(home):
   (code,) = blocks("python")
   out = run(home, ["-c", code])
   assert re.search(r"[\d.]+$", out.strip())
+
+
+@pytest.mark.parametrize(
+  "text, times",
+  [("", 0), ("1 1 1", 0), ("a b a b", 1), ("x = the, the\n the the2", 3)],
+)
+def test_the_demo_counts_repeated_words(text, times):
+  assert report.most_repeats(text) == times

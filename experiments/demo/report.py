@@ -4,8 +4,10 @@ import base64
 import csv
 import html
 import io
+import itertools
 import json
 import pathlib
+import re
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -75,6 +77,12 @@ tokens: {key(last["heads"])}. The texts are {same}.</p>
 </html>
 """
   (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def most_repeats(text: str) -> int:
+  """How often a word stands in a row at most, whatever marks are between."""
+  words = re.findall(r"[^\W\d]\w*", text)
+  return max((len([*same]) for _, same in itertools.groupby(words)), default=0)
 
 
 def draw(folder: pathlib.Path, result: dict) -> plt.Figure:

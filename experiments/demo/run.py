@@ -51,6 +51,10 @@ def main(_: list[str]) -> None:
   prompts = held.excerpts(_PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len)
   result["prompts"] = [p.tolist() for p in prompts]
   result["decoding"] = decode(net, codec, result["prompts"], new)
+  result["most_repeats"] = [
+    report.most_repeats(codec.decode(tokens))
+    for tokens in result["decoding"][0]["tokens"]
+  ]
   result["seconds"] = round(time.time() - begin)
   (folder / "demo.json").write_text(
     json.dumps(result, indent=1) + "\n", encoding="utf-8"
@@ -195,7 +199,8 @@ def show(result: dict, codec) -> None:
   predicted = scores["predicted_tokens_per_forward"]
   console.print(
     f"predicted on the files themselves: {predicted:.2f} tokens per forward; "
-    f"{result['seconds']} s since the command began",
+    f"at most {max(result['most_repeats'])} times the same word in a row in "
+    f"the texts; {result['seconds']} s since the command began",
     highlight=False,
   )
 
