@@ -117,6 +117,7 @@ def settings(
   counts = model.count_parameters(cfg.model)
   cut = f" ({packed[1].cut})" if packed[1].cut else ""
   source = f"{cfg.data.source} {cfg.data.path}".rstrip()
+  files = f"{packed[0].files:,} file{'' if packed[0].files == 1 else 's'}"
   skipped = ", ".join(f"{n:,} {why}" for why, n in packed[0].skipped.items())
   tokens = cfg.data.batch * cfg.data.seq_len
   windows = packed[0].windows(cfg.data.seq_len)
@@ -127,7 +128,7 @@ def settings(
     f"{'es' if processes > 1 else ''}, jax {jax.__version__}",
     f"model: {short(counts['total'])}parameters, {short(counts['layers'])}"
     f"of them not embeddings; {cfg.model.n_future} {cfg.model.head} heads",
-    f"corpus: {source}; left out of it: {skipped or 'nothing'}",
+    f"corpus: {source}, {files}; left out: {skipped or 'nothing'}",
     f"  to train on: {_size(packed[0])}",
     f"  held out: {_size(packed[1])}{cut}",
     f"steps: {cfg.train.steps:,} of {tokens:,} tokens, {epochs:.3g} epochs",

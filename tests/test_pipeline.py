@@ -140,6 +140,7 @@ def test_packing_keeps_every_document_whole(data):
     assert [codec.decode_bytes(p) for p in parts] == wanted
     assert packed.documents == len(wanted) > 0
     assert packed.skipped == skipped
+    assert packed.files == len(corpora.files(data)) > 0
     # An end is predicted too, a beginning never.
     size = sum(map(len, wanted))
     assert packed.bytes_per_token == size / (size + len(wanted))

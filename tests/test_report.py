@@ -84,10 +84,13 @@ def test_a_full_disk_under_the_output_ends_nothing(monkeypatch, caplog):
 def test_the_first_lines_say_what_was_held_out_and_left_out():
   cfg = config.Config()
   whole = pack.Packed(np.arange(7), np.array([0]), 1.0, "", 1, {"not UTF-8": 3})
-  part = dataclasses.replace(whole, cut="the last 5 of 99 bytes of book.txt:1")
+  part = dataclasses.replace(
+    whole, cut="the last 5 of 99 bytes of book.txt:1", files=1234
+  )
   mesh = sharding.make_mesh(cfg.mesh)
   for split, end in ((whole, "tokens"), (part, f"tokens ({part.cut})")):
-    lines = report.settings(cfg, (whole, split), mesh)
-    assert any(x.endswith("left out of it: 3 not UTF-8") for x in lines)
+    lines = report.settings(cfg, (split, split), mesh)
+    corpus = f"corpus: python, {split.files:,} files; left out: 3 not UTF-8"
+    assert corpus in lines
     (line,) = (x for x in lines if "held out" in x)
     assert line.endswith(end)

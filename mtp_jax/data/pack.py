@@ -24,7 +24,7 @@ from mtp_jax import config
 from mtp_jax.data import blocks, corpora
 from mtp_jax.data import packed as packed_lib
 
-_VERSION = 2  # of the documents and of the layout; a new one builds anew
+_VERSION = 3  # of the documents and of the layout; a new one builds anew
 _SPLITS = ("train", "held_out")
 # What reading raises if files are missing or their contents are wrong. Other
 # OSErrors, such as EIO and ESTALE, may pass: the cache may be whole.
@@ -123,6 +123,7 @@ def _build(folder: pathlib.Path, data: config.Data, tokenizer) -> None:
     meta = {s.name: s.summary(tokenizer.fingerprint) for s in splits}
   meta["skipped"] = dict(sorted(skipped.items()))
   meta["cut"] = str(cut or "")
+  meta["files"] = len(corpora.files(data))
   with _writing(folder.parent):
     (folder / "meta.json").write_text(_sealed(meta), encoding="utf-8")
   if skipped.places and data.source != "python":
@@ -241,6 +242,7 @@ def _split(folder: pathlib.Path, name: str, meta: dict) -> Packed:
     documents=split["documents"],
     skipped=meta["skipped"],
     cut=meta["cut"],
+    files=meta["files"],
   )
 
 

@@ -24,6 +24,7 @@ class Packed:
   documents: int
   skipped: dict[str, int]  # records left out of the corpus, by reason
   cut: str = ""  # the part of a document held out, where no whole one is
+  files: int = 0  # of the corpus, both splits together
 
   def windows(self, seq_len: int) -> int:
     """Number of windows; the last one may be padded."""
