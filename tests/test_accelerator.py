@@ -1,12 +1,15 @@
 """The call that measures an accelerator, in small on a CPU."""
 
 import concurrent.futures
+import copy
+import dataclasses
 import json
 import multiprocessing
 import os
 import re
 import signal
 import time
+import warnings
 
 import jax
 import pytest
@@ -19,6 +22,8 @@ from experiments.accelerator import (
   scales,
   supervise,
 )
+from experiments.train_speed import steps
+from mtp_jax import config, sharding, train
 from mtp_jax.decode import tree as tree_lib
 
 
@@ -144,6 +149,30 @@ def test_the_shapes_for_an_accelerator_are_sound():
   for work in gpu.training:
     assert set(work.largest) <= set(work.programs)
     assert work.setup.seq_len % 64 == 0
+
+
+def test_cudnn_takes_the_shapes_that_are_trained(monkeypatch):
+  """Lowered for CUDA, forward and backward; not run: no GPU."""
+  module = "jax._src.cudnn.fused_attention_stablehlo"
+  monkeypatch.setattr(f"{module}.check_cudnn_version", lambda: 91200)
+  gpu, mesh = scales.SCALES["gpu"], sharding.make_mesh(config.Mesh())
+  runs = [
+    steps.settings(work.setup, work.size, 4, "serial", work.setup.rows)
+    for work in gpu.training
+  ]
+  byte_run = copy.deepcopy(gpu.byte_run)
+  byte_run.model = gpu.byte_models[0]
+  for cfg in (*runs, byte_run):
+    cfg.model = dataclasses.replace(cfg.model, attention="cudnn")
+    traced = train.compile_step(cfg.check(), mesh).trace(
+      train.abstract_state(cfg, mesh), steps.batch_of(cfg)
+    )
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")  # a refusal is a warning
+      text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    kernels = set(re.findall(r"@(__cudnn[^(]*)\(", text))
+    forward = "__cudnn$fmhaScaleBiasSoftmax"
+    assert kernels == {forward, f"{forward}Backward"}
 
 
 def test_a_training_is_told_to_stop_once_it_would_save():
