@@ -199,8 +199,7 @@ def test_a_kernel_that_is_wrong_or_fails_is_not_trained_with(stage):
     return exactness.working_attention(stage, scale)
 
   small, large = (
-    f"attention, {a.tokens} tokens, {a.channels} channels, documents"
-    for a in scale.attention
+    exactness.attention_name(shape, documents=True) for shape in scale.attention
   )
   assert chosen() == "auto"
   assert chosen(results={small: {"met": True}}, failed={}) == "auto"

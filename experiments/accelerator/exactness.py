@@ -34,26 +34,35 @@ TURNS = 10  # timed calls of a kernel
 
 
 def run(stage: record.Stage, scale: scales.Scale) -> None:
-  """Attention kernels, then losses, then texts."""
-  for shape in scale.attention:
-    for documents in (True, False):
-      name = f"attention, {shape.tokens} tokens, {shape.channels} channels"
+  """The kernels that training needs, losses, texts, the other kernels."""
+
+  def attend(documents):
+    for shape in scale.attention:
       stage.attempt(
-        name + (", documents" if documents else ""),
+        attention_name(shape, documents),
         functools.partial(kernels, shape, documents),
         kind="attention",
         estimate=10,
       )
+
+  attend(documents=True)
   stage.attempt(
-    "losses", functools.partial(losses, scale), kind="losses", estimate=15
+    "losses", functools.partial(losses, scale), kind="losses", estimate=10
   )
   for name in scale.precisions:
     stage.attempt(
       f"texts, {name}",
       functools.partial(texts, scale, name),
       kind="texts",
-      estimate=15,
+      estimate=10,
     )
+  attend(documents=False)
+
+
+def attention_name(shape: scales.Attention, documents: bool) -> str:
+  """Of a result of `kernels`."""
+  name = f"attention, {shape.tokens} tokens, {shape.channels} channels"
+  return f"{name}, documents" if documents else name
 
 
 def kernels(shape: scales.Attention, documents: bool) -> dict:
@@ -221,11 +230,11 @@ def working_attention(stage: record.Stage, scale: scales.Scale) -> str:
 
   Also 'auto' where stage 1 did not get so far.
   """
+  failed = stage.whole["stages"].get("exactness", {}).get("failed", {})
   for shape in scale.attention:
-    name = f"attention, {shape.tokens} tokens, {shape.channels} channels"
-    section = stage.whole["stages"].get("exactness", {})
-    wrong = stage.known("exactness", f"{name}, documents").get("met") is False
-    if wrong or f"{name}, documents" in section.get("failed", {}):
+    name = attention_name(shape, documents=True)
+    right = stage.known("exactness", name).get("met", True)
+    if not right or name in failed:
       return "xla"
   return "auto"
 
