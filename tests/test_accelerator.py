@@ -1,16 +1,15 @@
 """The call that measures an accelerator, in small on a CPU."""
 
-import concurrent.futures
 import copy
 import dataclasses
 import json
 import multiprocessing
-import os
 import re
 import signal
 import time
 import warnings
 
+import forked
 import jax
 import pytest
 import stages
@@ -143,9 +142,10 @@ def test_the_shapes_for_an_accelerator_are_sound():
   for cfg in (gpu.checked, gpu.decoding.model, *gpu.byte_models):
     cfg.check()
     assert cfg.width // cfg.attn_heads in (64, 128)
-  assert {t.size for t in gpu.decoding.trees} == {1, 2, 4, 8, 16, 64}
-  assert all(t.heads <= 8 for t in gpu.decoding.trees)
-  assert gpu.decoding.trees[0] == tree_lib.chain(1)
+  trees = [tree for group in gpu.decoding.groups for tree in group]
+  assert {t.size for t in trees} == {1, 2, 4, 8, 16, 64}
+  assert all(t.heads <= 8 for t in trees)
+  assert {g[0] for g in gpu.decoding.groups} == {tree_lib.chain(1)}
   for work in gpu.training:
     assert set(work.largest) <= set(work.programs)
     assert work.setup.seq_len % 64 == 0
@@ -207,33 +207,27 @@ def test_a_kernel_that_is_wrong_or_fails_is_not_trained_with(stage):
   assert chosen(results={}, failed={large: "INTERNAL: no engine"}) == "xla"
 
 
-def test_start_to_end_after_a_call_that_was_killed(tmp_path, call):
+def test_start_to_end_after_a_call_that_was_killed(tmp_path):
   path, first = tmp_path / record.FILE, {}
-  arguments = "--minutes=120", f"--output={tmp_path}"
 
-  def killed():
-    code, *_ = call(*arguments, module="experiments.accelerator")
-    assert code == -signal.SIGKILL
+  def start():
+    arguments = "--minutes=120", f"--output={tmp_path}"
+    return forked.Process(["-m", "experiments.accelerator", *arguments])
 
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    done = pool.submit(killed)
-    while not first.get("results"):
-      assert not done.done(), done.result()
-      time.sleep(0.05)
-      if path.exists():  # whole, whenever it is read
-        whole = json.loads(path.read_text())
-        first = whole["stages"].get("exactness", {})
-    os.kill(whole["calls"][0]["process"], signal.SIGKILL)
-    done.result()
-  with pytest.raises(ProcessLookupError):  # the stage ends with its call
-    for _ in range(600):
-      os.kill(first["process"], 0)
-      time.sleep(0.1)
+  killed = start()
+  while not first.get("results"):
+    assert killed.poll() is None, killed.communicate()
+    time.sleep(0.05)
+    if path.exists():  # whole, whenever it is read
+      first = json.loads(path.read_text())["stages"].get("exactness", {})
+  killed.kill()
+  killed.communicate()  # ends with its stage, which ends with it
   first = json.loads(path.read_text())["stages"]["exactness"]
   assert first["results"] and first["status"] == "running"
 
-  code, out, err = call(*arguments, module="experiments.accelerator")
-  assert code == 0, err
+  process = start()
+  out, err = process.communicate(timeout=1800)
+  assert process.returncode == 0, err
   whole = json.loads(path.read_text())
   assert whole["earlier"] == [{"exactness": first}]
   assert len(whole["calls"]) == 2
@@ -244,17 +238,17 @@ def test_start_to_end_after_a_call_that_was_killed(tmp_path, call):
     assert not section["failed"] and not section["left_out"], section
     assert section["scale"] == "cpu" and section["machine"]["jax"]
     results[name] = section["results"]
-  assert re.search(r"batch 3, tree 3: [\d.]+ ms, [\d.]+ of ordinary", out)
+  assert re.search(r"batch 3: .*, tree 3: [\d.]+ ms, [\d.]+ of ordinary", out)
   assert "of 2 texts the same" in out and "NOT MET" not in out
   assert list(results) == ["exactness", "decoding", "training", "byte model"]
   assert [r["met"] for r in results["exactness"].values()] == [True] * 4
-  rows = results["decoding"]["batch 3"]
+  rows = results["decoding"]["batch 3: ordinary, tree 3"]
   assert list(rows) == ["ordinary", "tree 3"]
   assert [r["tokens_per_pass"] for r in rows.values()] == [1, 2]
   assert all(r["seconds"] > 0 and r["of_flops"] > 0 for r in rows.values())
-  (row,) = results["training"]["1M, auto attention: steps"]["rows"]
+  (row,) = results["training"]["1M, n=4, auto attention: steps"]["rows"]
   assert row["n"] == 4 and row["seconds"] > 0
-  most = results["training"]["1M, auto attention: most rows, n=4, serial"]
+  most = results["training"]["1M, n=4, auto attention: most rows, n=4, serial"]
   assert 1 <= most["most_rows"] == most["fits"] == most["does_not_fit"] - 1
   assert results["byte model"]["training"]["steps"] == 3
   rows = results["byte model"]["batch 2"]

@@ -53,7 +53,6 @@ def main(_: list[str]) -> None:
     {
       "command": " ".join(["python -m experiments.accelerator", *sys.argv[1:]]),
       "commit": _COMMIT.value or commit(),
-      "process": os.getpid(),
       "begun": record.now(),
       "minutes": _MINUTES.value,
     }

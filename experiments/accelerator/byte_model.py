@@ -26,8 +26,8 @@ from mtp_jax.model import model
 
 PROMPT = 64  # tokens of a prompt, fewer where the model's windows are short
 TOKENS_PER_PARAMETER = 20  # that a model of the size chosen is trained on
-# Of the FLOP/s that stage 3 reached with its largest models: smaller products
-# are slower, and evaluating and saving take time too.
+# Of the most FLOP/s that stage 3 reached: smaller products are slower, and
+# evaluating and saving take time too.
 CAUTION = 0.5
 
 
@@ -75,18 +75,14 @@ def flop_rate(stage: record.Stage) -> float:
   Without stage 3, a fifth of the device's peak; where that is not known
   either, a guess that is low for any accelerator.
   """
-  for name, result in reversed(
-    stage.whole["stages"].get("training", {}).get("results", {}).items()
-  ):
-    if name.endswith("steps"):
-      rates = [
-        row["tokens_per_second"] * row["model_flops"]
-        for row in result["rows"]
-        if "tokens_per_second" in row
-      ]
-      if rates:
-        return CAUTION * max(rates)
-  return (metrics.peak_flops() or 50e12) / 5
+  results = stage.whole["stages"].get("training", {}).get("results", {})
+  rates = [
+    row["tokens_per_second"] * row["model_flops"]
+    for result in results.values()
+    for row in result.get("rows", [])
+    if "tokens_per_second" in row
+  ]
+  return CAUTION * max(rates) if rates else (metrics.peak_flops() or 50e12) / 5
 
 
 def choose_model(

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,20 +42,24 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
     return prepare.decoder(model.Model(work.model, jax.random.key(0)))
 
   stage.attempt("model", make, kind="model", estimate=10)
+  device = stage.known("decoding", "device")
   for decoder in made:
-    for batch in work.batches:
+    for trees, batch in itertools.product(work.groups, work.batches):
+      names = ", ".join(map(report.name, trees))
       stage.attempt(
-        f"batch {batch}",
-        functools.partial(
-          passes, decoder, work, batch, stage.known("decoding", "device")
-        ),
-        kind="batch",
-        estimate=30,
+        f"batch {batch}: {names}",
+        functools.partial(passes, decoder, work, trees, batch, device),
+        kind="passes",
+        estimate=20,
       )
 
 
 def passes(
-  decoder: network.Network, work: scales.Decoding, batch: int, device: dict
+  decoder: network.Network,
+  work: scales.Decoding,
+  trees: Sequence[tree_lib.Tree],
+  batch: int,
+  device: dict,
 ) -> Iterator[dict]:
   """Rows of one batch size, by the topology's name; once after each turn.
 
@@ -64,25 +69,25 @@ def passes(
 
   Args:
     decoder: the model.
-    work: topologies, and how often they are timed.
+    work: how often passes are timed.
+    trees: topologies, ordinary decoding among them.
     batch: rows B.
     device: bytes and FLOPs per second; may be empty.
   """
-  most = work.passes * max(t.heads for t in work.trees)
-  slots = work.length + most + max(t.size for t in work.trees)
+  every = [t for group in work.groups for t in group]
+  most = work.passes * max(t.heads for t in every)
+  slots = work.length + most + max(t.size for t in every)
   slots = -(-slots // 128) * 128
-  rules = {t: accept.Forced(len(t.spine) - 1) for t in work.trees}
+  rules = {t: accept.Forced(len(t.spine) - 1) for t in trees}
   states = {
-    t: abstract_state(decoder, rules[t], t, batch, slots) for t in work.trees
+    t: abstract_state(decoder, rules[t], t, batch, slots) for t in trees
   }
 
   def compiled(tree):
     return blockwise.run.lower(decoder, rules[tree], states[tree]).compile()
 
-  programs = record.together(
-    {t: functools.partial(compiled, t) for t in work.trees}
-  )
-  rows = {report.name(t): {} for t in work.trees}
+  programs = record.together({t: functools.partial(compiled, t) for t in trees})
+  rows = {report.name(t): {} for t in trees}
   for tree, program in programs.items():
     row = rows[report.name(tree)]
     if isinstance(program, Exception):
@@ -103,7 +108,7 @@ def passes(
       ),
     }
   yield rows
-  seconds = {t: [] for t in work.trees}
+  seconds = {t: [] for t in trees}
   for turn in range(work.repeats + 1):
     for tree, program in programs.items():
       row = rows[report.name(tree)]

@@ -5,7 +5,6 @@ import concurrent.futures
 import contextlib
 import datetime
 import json
-import os
 import pathlib
 import time
 import traceback
@@ -54,7 +53,6 @@ class Stage:
     self.whole = read(folder)
     self.section = {
       "call": len(self.whole["calls"]),
-      "process": os.getpid(),
       "status": "running",
       "begun": now(),
       "seconds_at_most": round(until - clock(), 1),

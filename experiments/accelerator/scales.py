@@ -26,7 +26,8 @@ class Decoding:
 
   model: config.Model
   batches: tuple[int, ...]
-  trees: tuple[tree_lib.Tree, ...]
+  # What is compiled and timed together, ordinary decoding in each.
+  groups: tuple[tuple[tree_lib.Tree, ...], ...]
   length: int  # tokens in each row's cache, before the passes
   passes: int  # of a turn
   repeats: int  # turns of each tree
@@ -68,11 +69,9 @@ class Scale:
 # A made-up acceptance, the same for all heads: it shapes trees as trained
 # models' do, and is no claim about any.
 _CHANCES = np.array([[0.6 * 0.25**rank for rank in range(10)]] * 7)
-_TREES = (
-  *map(tree_lib.chain, (1, 2, 4, 8)),
-  tree_lib.build(_CHANCES, 16),
-  tree_lib.build(_CHANCES, 64),
-)
+_TREES = {k: tree_lib.chain(k) for k in (1, 2, 4, 8)} | {
+  size: tree_lib.build(_CHANCES, size) for size in (16, 64)
+}
 
 
 def _byte_model(width: int, layers: int, heads: int = 8) -> config.Model:
@@ -112,7 +111,10 @@ _GPU = Scale(
   decoding=Decoding(
     model=dataclasses.replace(sizes.model("1.3B", 8), dtype="bfloat16"),
     batches=(1, 8, 32, 42),
-    trees=_TREES,
+    groups=tuple(
+      tuple(_TREES[size] for size in sizes)
+      for sizes in ((1, 4, 16), (1, 2, 8, 64))
+    ),
     length=512,
     passes=32,
     repeats=5,
@@ -122,14 +124,7 @@ _GPU = Scale(
   training=(
     Training(
       size="0.3B",
-      programs=(
-        (1, "serial"),
-        (1, "formula"),
-        (2, "serial"),
-        (2, "formula"),
-        (4, "serial"),
-        (4, "formula"),
-      ),
+      programs=((1, "serial"), (4, "serial"), (4, "formula")),
       largest=(),
       first=(),
       setup=steps.Setup(rows=4, rounds=3),
@@ -140,6 +135,18 @@ _GPU = Scale(
       largest=((4, "serial"), (4, "formula"), (1, "serial")),
       first=(1, 2, 8),
       setup=steps.Setup(rows=2, rounds=2),
+    ),
+    Training(
+      size="0.3B",
+      programs=(
+        (1, "serial"),
+        (1, "formula"),
+        (2, "serial"),
+        (2, "formula"),
+      ),
+      largest=(),
+      first=(),
+      setup=steps.Setup(rows=4, rounds=3),
     ),
   ),
   memory=None,
@@ -173,7 +180,7 @@ _CPU = Scale(
   decoding=Decoding(
     model=dataclasses.replace(_TINY, dtype="bfloat16"),
     batches=(3,),
-    trees=(tree_lib.chain(1), tree_lib.from_paths([(0,), (1,)])),
+    groups=((tree_lib.chain(1), tree_lib.from_paths([(0,), (1,)])),),
     length=16,
     passes=4,
     repeats=2,

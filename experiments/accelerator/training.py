@@ -21,12 +21,13 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
   """Each size's steps in turns, then its largest batches."""
   mesh = sharding.make_mesh(config.Mesh())
   kernel, limit = exactness.working_attention(stage, scale), memory(scale)
-  for size in scale.training:
+  for part in scale.training:
     programs, states = [], {}
+    heads = " and ".join(map(str, sorted({n for n, _ in part.programs})))
     for attention in dict.fromkeys((kernel, "xla")):
-      setup = dataclasses.replace(size.setup, attention=attention)
-      work = dataclasses.replace(size, setup=setup)
-      name = f"{work.size}, {attention} attention"
+      setup = dataclasses.replace(part.setup, attention=attention)
+      work = dataclasses.replace(part, setup=setup)
+      name = f"{work.size}, n={heads}, {attention} attention"
       stage.attempt(
         f"{name}: programs",
         functools.partial(build, work, mesh, programs),
