@@ -22,6 +22,7 @@ RUNS = ("bytes", "pieces", "smollm2")
 
 
 def get_config(name: str) -> config.Config:
+  """The model `name`, 'bytes' or 'pieces', and how it is trained."""
   base = config.Config(
     model=config.Model(
       vocab=259,

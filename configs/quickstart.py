@@ -1,7 +1,8 @@
 """A byte-level model that predicts 8 bytes at once, for two CPU cores.
 
   make demo
-  python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
+  python -m experiments.train --config=configs/quickstart.py \\
+    --workdir=runs/quickstart
 
 Corpus: the Python files of this machine (standard library and packages).
 About 5 minutes of training on two cores; 2.1 bits per byte of head 1 on the
@@ -12,6 +13,7 @@ from mtp_jax import config
 
 
 def get_config() -> config.Config:
+  """An 8-head byte model small enough for two CPU cores."""
   heads = 8
   return config.Config(
     model=config.Model(

@@ -89,6 +89,7 @@ flags.mark_flags_as_mutual_exclusive(["heads", "tree"])
 
 
 def main(_: list[str]) -> None:
+  """Writes the texts to standard output, all else to standard error."""
   # What may be wrong is found before the model is read.
   rule, stops = _rule(), [_unescaped(text) for text in _STOP.value]
   tree = None if _TREE.value is None else _tuned_tree(_TREE.value)

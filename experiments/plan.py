@@ -40,6 +40,7 @@ flags.mark_flag_as_required("topology")
 
 
 def main(_: list[str]) -> None:
+  """Compiles the program, prints its plan and writes it as JSON if asked."""
   cfg = _CONFIG.value.check()
   options = _options(_OPTIONS.value)
   if _JSON.value:

@@ -33,10 +33,12 @@ class Plan:
 
   @property
   def needed(self) -> int:
+    """Bytes per chip: peak memory of the run and the program itself."""
     return self.compiled.peak + self.compiled.program
 
   @property
   def fits(self) -> bool:
+    """Whether the compiler accepted it and `needed` is within `hbm`."""
     return self.compiled.fits and self.needed <= self.hbm
 
 

@@ -35,6 +35,7 @@ class Collective:
 
   @property
   def hidden(self) -> bool:
+    """Whether any product or kernel runs between its start and its end."""
     return self.behind > 0
 
 

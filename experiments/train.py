@@ -27,6 +27,7 @@ _join = program.define_processes()
 
 
 def main(_: list[str]) -> None:
+  """Trains, or resumes, the run in --workdir; process 0 says what is next."""
   _join()
   cfg = _CONFIG.value.check()
   state = run.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))

@@ -36,6 +36,7 @@ _FIELDS = "source|path|field|max_bytes|held_out|on_error"
 
 
 def main(_: list[str]) -> None:
+  """Trains a SentencePiece model on the training split and writes it."""
   program.make_room(_OUTPUT.value)
   data = config.Data(
     source=_SOURCE.value,

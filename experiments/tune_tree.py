@@ -33,6 +33,7 @@ flags.mark_flag_as_required("workdir")
 
 
 def main(_: list[str]) -> None:
+  """Measures acceptance on held-out text and writes the best tree per size."""
   # What may be wrong is found before the model is read.
   sizes = _sizes(_SIZES.value)
   cfg, codec = workdir.settings(_WORKDIR.value)

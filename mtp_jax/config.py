@@ -54,6 +54,7 @@ class Model:
 
   @property
   def trunk_layers(self) -> int:
+    """Layers below the heads: the total, less the heads' own, plus extra."""
     return self.layers - self.head_layers + self.extra_layers
 
   def check(self) -> None:

@@ -132,6 +132,7 @@ class Reader:
     return loaded
 
   def close(self) -> None:
+    """Releases orbax's manager and its threads."""
     self._manager.close()
 
   def _restore(self, step, **items):

@@ -560,7 +560,7 @@ class Ties:
     self.near = sum(int((m < EPSILON).sum()) for m in self.margins)
 
   def check(self, row, text):
-    """`text` is row's up to its end, or up to a near-tie that fell otherwise."""
+    """`text` is the row's up to its end, or to a near-tie decided otherwise."""
     want = self.texts[row][: len(text)]
     differ = np.flatnonzero(np.array(want) != np.array(text))
     self.compared += len(text) if not differ.size else int(differ[0])

@@ -415,7 +415,8 @@ def orbax_lines():
 
 NAMES = (
   "lr[3e-4]", "a[b]", "run[0-9]", "[!x]", "[[]", "a[b", "a*b", "a?b", "{a}",
-  " end ", "a%20b", "a#b", "a\nb", "a'b\"c", "$HOME", "a:b", "s3:/w", "x/../y", "ü日",
+  " end ", "a%20b", "a#b", "a\nb", "a'b\"c", "$HOME", "a:b", "s3:/w",
+  "x/../y", "ü日",
 )  # fmt: skip
 
 

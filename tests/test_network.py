@@ -350,7 +350,7 @@ def test_a_head_that_has_not_read_the_drafts_is_not_asked(kind):
 
 @jax.jit
 def banded(net, tokens, window):
-  """The uncached model that looks back over `window` tokens, itself included."""
+  """The uncached model with a sliding window that includes the token itself."""
   T = tokens.shape[1]
   ahead = np.arange(T)[:, None] - np.arange(T)
   mask = jnp.asarray((ahead >= 0) & (ahead < window))
@@ -607,7 +607,8 @@ for shape in ((4, 2), (2, 4), (8, 1)):
   part = k.addressable_shards[0].data.shape
   assert part[:2] == (8 // shape[0], 4 // shape[1]), (shape, part)
 try:
-  prepare.decoder(net, mesh=sharding.make_mesh(config.Mesh(1, 8), jax.devices()))
+  prepare.decoder(
+    net, mesh=sharding.make_mesh(config.Mesh(1, 8), jax.devices()))
 except ValueError as error:
   assert "kv_heads 4 is not divisible by 8" in str(error), error
 print("equal")

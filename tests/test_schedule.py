@@ -20,7 +20,9 @@ def test_a_plain_gather_keeps_the_chip_waiting():
   found = one("""
 ENTRY %main (p: bf16[8,16]) -> bf16[32,16] {
   %p = bf16[8,16]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %all-gather.7 = bf16[32,16]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=3, replica_groups={{0,1,2,3}}, dimensions={0}, metadata={op_name="jit(step)/jvp(trunk)/while/body/dot"}
+  ROOT %all-gather.7 = bf16[32,16]{1,0:T(8,128)(2,1)} all-gather(%p), \
+channel_id=3, replica_groups={{0,1,2,3}}, dimensions={0}, \
+metadata={op_name="jit(step)/jvp(trunk)/while/body/dot"}
 }
 """)
   # Three of four parts come from others.
@@ -33,8 +35,11 @@ def permute(between):
   return one(f"""
 ENTRY %main (p: f32[5,7]) -> f32[5,7] {{
   %p = f32[5,7]{{1,0}} parameter(0)
-  %collective-permute-start.1 = (f32[5,7]{{1,0}}, f32[5,7]{{1,0}}, u32[]{{:S(2)}}, u32[]{{:S(2)}}) collective-permute-start(%p), channel_id=1, source_target_pairs={{{{0,1}},{{1,0}}}}
-{between}  ROOT %collective-permute-done.1 = f32[5,7]{{1,0}} collective-permute-done(%collective-permute-start.1)
+  %collective-permute-start.1 = (f32[5,7]{{1,0}}, f32[5,7]{{1,0}}, \
+u32[]{{:S(2)}}, u32[]{{:S(2)}}) collective-permute-start(%p), channel_id=1, \
+source_target_pairs={{{{0,1}},{{1,0}}}}
+{between}  ROOT %collective-permute-done.1 = f32[5,7]{{1,0}} \
+collective-permute-done(%collective-permute-start.1)
 }}
 """)
 
@@ -51,7 +56,8 @@ def test_a_start_without_an_end_is_an_error():
     one("""
 ENTRY %main (p: f32[2]) -> f32[4] {
   %p = f32[2]{0} parameter(0)
-  ROOT %all-gather-start.1 = (f32[2]{0}, f32[4]{0}) all-gather-start(%p), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+  ROOT %all-gather-start.1 = (f32[2]{0}, f32[4]{0}) all-gather-start(%p), \
+channel_id=1, replica_groups={{0,1}}, dimensions={0}
 }
 """)
 
@@ -60,7 +66,8 @@ def test_a_gather_that_is_started_and_awaited():
   found = one("""
 ENTRY %main (p: f32[2]) -> f32[4] {
   %p = f32[2]{0} parameter(0)
-  %all-gather-start.1 = (f32[2]{0}, f32[4]{0}) all-gather-start(%p), channel_id=1, replica_groups={{0,1}}, dimensions={0}
+  %all-gather-start.1 = (f32[2]{0}, f32[4]{0}) all-gather-start(%p), \
+channel_id=1, replica_groups={{0,1}}, dimensions={0}
   ROOT %all-gather-done.1 = f32[4]{0} all-gather-done(%all-gather-start.1)
 }
 """)
@@ -72,7 +79,8 @@ def test_an_unknown_group_is_an_error():
     one("""
 ENTRY %main (p: f32[2]) -> f32[4] {
   %p = f32[2]{0} parameter(0)
-  ROOT %all-gather.1 = f32[4]{0} all-gather(%p), channel_id=1, replica_groups={}, dimensions={0}
+  ROOT %all-gather.1 = f32[4]{0} all-gather(%p), channel_id=1, \
+replica_groups={}, dimensions={0}
 }
 """)
 
@@ -97,7 +105,9 @@ def test_a_loop_counts_its_turns_and_the_loops_around_it():
 %inner_body (s: (s32[], f32[9])) -> (s32[], f32[9]) {
   %s = (s32[], f32[9]{0}) parameter(0)
   %v = f32[9]{0} get-tuple-element(%s), index=1
-  %all-reduce.1 = f32[9]{0} all-reduce(%v), channel_id=1, replica_groups=[2,4]<=[8], to_apply=%add, metadata={op_name="jit(step)/jvp(heads)/while/body/sum"}
+  %all-reduce.1 = f32[9]{0} all-reduce(%v), channel_id=1, \
+replica_groups=[2,4]<=[8], to_apply=%add, \
+metadata={op_name="jit(step)/jvp(heads)/while/body/sum"}
   ROOT %t = (s32[], f32[9]{0}) tuple(%s, %all-reduce.1)
 }
 
@@ -110,7 +120,8 @@ def test_a_loop_counts_its_turns_and_the_loops_around_it():
 
 %outer_body (s.2: (s32[], f32[9])) -> (s32[], f32[9]) {
   %s.2 = (s32[], f32[9]{0}) parameter(0)
-  ROOT %while.1 = (s32[], f32[9]{0}) while(%s.2), condition=%inner_cond, body=%inner_body
+  ROOT %while.1 = (s32[], f32[9]{0}) while(%s.2), condition=%inner_cond, \
+body=%inner_body
 }
 
 %outer_cond (s.3: (s32[], f32[9])) -> pred[] {
@@ -122,7 +133,8 @@ def test_a_loop_counts_its_turns_and_the_loops_around_it():
 
 ENTRY %main (p: (s32[], f32[9])) -> (s32[], f32[9]) {
   %p = (s32[], f32[9]{0}) parameter(0)
-  ROOT %while.2 = (s32[], f32[9]{0}) while(%p), condition=%outer_cond, body=%outer_body
+  ROOT %while.2 = (s32[], f32[9]{0}) while(%p), condition=%outer_cond, \
+body=%outer_body
 }
 """)
   assert (found.kind, found.part, found.times) == ("all-reduce", "heads", 15)
@@ -156,12 +168,15 @@ def test_a_gather_on_another_core(between):
   found = one(f"""
 %gather (q: f32[4]) -> f32[8] {{
   %q = f32[4]{{0}} parameter(0)
-  ROOT %all-gather.1 = f32[8]{{0}} all-gather(%q), channel_id=2, replica_groups=mesh['data'=2,'model'=4] {{'data'}}, dimensions={{0}}, metadata={{op_name="jit(step)/transpose(jvp(trunk))/while/body/convert"}}
+  ROOT %all-gather.1 = f32[8]{{0}} all-gather(%q), channel_id=2, \
+replica_groups=mesh['data'=2,'model'=4] {{'data'}}, dimensions={{0}}, \
+metadata={{op_name="jit(step)/transpose(jvp(trunk))/while/body/convert"}}
 }}
 
 ENTRY %main (p: f32[4]) -> f32[8] {{
   %p = f32[4]{{0}} parameter(0)
-  %g-start = ((), (), s32[]) async-start(), async_execution_thread="sparsecore", calls=%gather
+  %g-start = ((), (), s32[]) async-start(), \
+async_execution_thread="sparsecore", calls=%gather
   %g-update = ((f32[4]{{0}}), f32[8]{{0}}, s32[]) async-update(%g-start, %p)
 {between}  ROOT %g-done = f32[8]{{0}} async-done(%g-update)
 }}
@@ -177,27 +192,35 @@ def test_a_gather_fused_with_products_is_counted_once():
   found = one(f"""
 %start (q: f32[4]) -> (f32[4], f32[8]) {{
   %q = f32[4]{{0}} parameter(0)
-  %all-gather.1 = f32[8]{{0}} all-gather(%q), channel_id=2, replica_groups={{{{0,1}}}}, {step}
-  ROOT %c = (f32[4]{{0}}, f32[8]{{0}}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+  %all-gather.1 = f32[8]{{0}} all-gather(%q), channel_id=2, \
+replica_groups={{{{0,1}}}}, {step}
+  ROOT %c = (f32[4]{{0}}, f32[8]{{0}}) custom-call(%all-gather.1), \
+custom_call_target="AsyncCollectiveStart"
 }}
 
 %carry (q.1: f32[4]) -> f32[8] {{
   %q.1 = f32[4]{{0}} parameter(0)
-  %all-gather.2 = f32[8]{{0}} all-gather(%q.1), channel_id=2, replica_groups={{{{0,1}}}}, {step}
-{PRODUCT.format(3)}  ROOT %c.1 = f32[8]{{0}} custom-call(%all-gather.2), custom_call_target="AsyncCollectiveStep"
+  %all-gather.2 = f32[8]{{0}} all-gather(%q.1), channel_id=2, \
+replica_groups={{{{0,1}}}}, {step}
+{PRODUCT.format(3)}  ROOT %c.1 = f32[8]{{0}} custom-call(%all-gather.2), \
+custom_call_target="AsyncCollectiveStep"
 }}
 
 %done (q.2: f32[4]) -> f32[8] {{
   %q.2 = f32[4]{{0}} parameter(0)
-  %all-gather.3 = f32[8]{{0}} all-gather(%q.2), channel_id=2, replica_groups={{{{0,1}}}}, {step}
-  ROOT %c.2 = f32[8]{{0}} custom-call(%all-gather.3), custom_call_target="AsyncCollectiveDone"
+  %all-gather.3 = f32[8]{{0}} all-gather(%q.2), channel_id=2, \
+replica_groups={{{{0,1}}}}, {step}
+  ROOT %c.2 = f32[8]{{0}} custom-call(%all-gather.3), \
+custom_call_target="AsyncCollectiveDone"
 }}
 
 ENTRY %main (p: f32[4]) -> f32[8] {{
   %p = f32[4]{{0}} parameter(0)
-  %async-collective-start = (f32[4]{{0}}, f32[8]{{0}}) fusion(%p), kind=kCustom, calls=%start
+  %async-collective-start = (f32[4]{{0}}, f32[8]{{0}}) fusion(%p), \
+kind=kCustom, calls=%start
   %fusion.1 = f32[8]{{0}} fusion(%p), kind=kOutput, calls=%carry
-  ROOT %async-collective-done = f32[8]{{0}} fusion(%p), kind=kCustom, calls=%done
+  ROOT %async-collective-done = f32[8]{{0}} fusion(%p), kind=kCustom, \
+calls=%done
 }}
 """)
   assert (found.kind, found.received, found.behind) == ("all-gather", 16, 1)
@@ -213,13 +236,15 @@ def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():
 
 %all-reduce-scatter.2 (q: f32[8]) -> f32[2] {
   %q = f32[8]{0} parameter(0)
-  %all-reduce.1 = f32[8]{0} all-reduce(%q), channel_id=2, replica_groups={{0,1,2,3}}, to_apply=%add
+  %all-reduce.1 = f32[8]{0} all-reduce(%q), channel_id=2, \
+replica_groups={{0,1,2,3}}, to_apply=%add
   ROOT %d = f32[2]{0} dynamic-slice(%all-reduce.1), dynamic_slice_sizes={2}
 }
 
 ENTRY %main (p: f32[8]) -> f32[2] {
   %p = f32[8]{0} parameter(0)
-  ROOT %fusion.1 = f32[2]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.2, metadata={op_name="jit(step)/update/sub"}
+  ROOT %fusion.1 = f32[2]{0} fusion(%p), kind=kCustom, \
+calls=%all-reduce-scatter.2, metadata={op_name="jit(step)/update/sub"}
 }
 """)
   assert (found.kind, found.received) == ("reduce-scatter", 8 * 4 * 3 // 4)

@@ -165,7 +165,8 @@ def step(net, opt, batch, shards):
 
 MESHES = (8, 1), (4, 2), (2, 4)
 for head, layers, meshes in (
-  ("parallel", 3, MESHES), ("causal", 3, MESHES[1:2]), ("unembedding", 1, MESHES[1:])
+  ("parallel", 3, MESHES), ("causal", 3, MESHES[1:2]),
+  ("unembedding", 1, MESHES[1:]),
 ):
   cfg = config.Model(vocab=V, width=D, mlp=F, layers=layers, attn_heads=H,
                      kv_heads=K, n_future=N, head=head)
@@ -217,7 +218,8 @@ for a, b in zip(jax.tree.leaves(born),
   np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 unembed = jax.device_put(one.heads.unembed, where.heads.unembed)
-for collect in (sharding.gathered, jax.jit(sharding.gathered, static_argnums=1)):
+compiled = jax.jit(sharding.gathered, static_argnums=1)
+for collect in (sharding.gathered, compiled):
   got = collect(unembed, mesh)
   want = NamedSharding(mesh, P(None, None, "model"))
   assert got.get_value().sharding.is_equivalent_to(want, 3), got

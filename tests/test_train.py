@@ -202,7 +202,8 @@ for shape in ((8, 1), (4, 2), (2, 4)):
     # Sums over devices in another order; Adam's quotient magnifies them where
     # a gradient is near zero: a hundredth of three learning rates.
     np.testing.assert_allclose(
-      y, x, rtol=2e-4, atol=3e-4, err_msg=f"{shape} {jax.tree_util.keystr(path)}")
+      y, x, rtol=2e-4, atol=3e-4,
+      err_msg=f"{shape} {jax.tree_util.keystr(path)}")
 print("equal")
 """
 

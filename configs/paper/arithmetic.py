@@ -23,6 +23,7 @@ RUNS = tuple(f"{size}-n{n}" for size in CONTEXTS for n in (1, 2, 4))
 
 
 def get_config(name: str = "") -> config.Config:
+  """The run `name` of `RUNS`; ValueError lists them for another name."""
   size, n, _ = base.choose(name, RUNS)
   cfg = base.run(
     size,

@@ -20,6 +20,7 @@ RUNS = tuple(f"7B-n{n}" for n in (1, 8, 16, 32))
 
 
 def get_config(name: str = "") -> config.Config:
+  """The run `name` of `RUNS`; ValueError lists them for another name."""
   _, n, _ = base.choose(name, RUNS)
   cfg = base.run("6.7B", n, "code", batch=12, steps=25_000, seq_len=8192)
   cfg.model.head = "unembedding"

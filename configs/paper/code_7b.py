@@ -28,6 +28,7 @@ RUNS = (
 
 
 def get_config(name: str = "") -> config.Config:
+  """The run `name` of `RUNS`; ValueError lists them for another name."""
   budget, n, kind = base.choose(name, RUNS)
   batch, steps = BUDGETS[budget]
   cfg = base.run("6.7B", n, "code", batch=batch, steps=steps)

@@ -23,6 +23,7 @@ RUNS = ("7B-n1", "7B-n4", "7B-n4-head1")
 
 
 def get_config(name: str = "") -> config.Config:
+  """The run `name` of `RUNS`; ValueError lists them for another name."""
   _, n, head1 = base.choose(name, RUNS)
   cfg = base.run(
     "6.7B",

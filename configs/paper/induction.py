@@ -29,6 +29,7 @@ RUNS = tuple(
 
 
 def get_config(name: str = "") -> config.Config:
+  """The run `name` of `RUNS`; ValueError lists them for another name."""
   size, n, books = base.choose(name, RUNS)
   return base.run(
     size,

@@ -21,5 +21,6 @@ RUNS = tuple(f"{budget}-n{n}" for budget in STEPS for n in (1, 2, 4))
 
 
 def get_config(name: str = "") -> config.Config:
+  """The run `name` of `RUNS`; ValueError lists them for another name."""
   budget, n, _ = base.choose(name, RUNS)
   return base.run("6.7B", n, "language", batch=8, steps=STEPS[budget], end=0.1)

@@ -28,6 +28,7 @@ RUNS = tuple(f"{size}-n{n}" for size in STEPS for n in (1, 2, 4))
 
 
 def get_config(name: str = "") -> config.Config:
+  """The run `name` of `RUNS`; ValueError lists them for another name."""
   size, n, _ = base.choose(name, RUNS)
   warmup = 2000 if size == "6.7B" else 1000
   return base.run(size, n, "code", batch=8, steps=STEPS[size], warmup=warmup)

@@ -35,6 +35,7 @@ RUNS = tuple(f"{corpus}-n{n}" for corpus in STEPS for n in (1, 2, 4))
 
 
 def get_config(name: str = "") -> config.Config:
+  """The run `name` of `RUNS`; ValueError lists them for another name."""
   corpus, n, _ = base.choose(name, RUNS)
   steps = STEPS[corpus]
   warmup = min(100, steps - 1)

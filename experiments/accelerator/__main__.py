@@ -41,6 +41,7 @@ flags.mark_flag_as_required("output")
 
 
 def main(_: list[str]) -> None:
+  """Runs the chosen stages in turn; `results.json` is rewritten after each."""
   begin, folder, names = time.time(), _OUTPUT.value, chosen()
   program.make_room(folder / record.FILE)
   # JAX takes three quarters by default: too little for the largest batch.

@@ -36,6 +36,7 @@ flags.mark_flags_as_required(["before", "output"])
 
 
 def main(_: list[str]) -> None:
+  """Times both checkouts in alternating turns; prints and writes the ratios."""
   program.make_room(_OUTPUT.value)
   cfg = _CONFIG.value.check().model
   here = pathlib.Path(__file__).parents[2]

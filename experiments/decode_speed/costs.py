@@ -1,6 +1,7 @@
 """What a decoding pass costs: by its width, and by what the cache holds.
 
-  python -m experiments.decode_speed.costs --config=configs/decode_speed.py:pieces
+  python -m experiments.decode_speed.costs \\
+    --config=configs/decode_speed.py:pieces
 
 Random weights, so the model need not be trained; drafts stand or fall as told
 (`accept.Forced`), which takes the model's quality out of the figures. Measures
@@ -35,6 +36,7 @@ flags.mark_flag_as_required("output")
 
 
 def main(_: list[str]) -> None:
+  """Times passes of a random model by width and by cache; writes JSON."""
   program.make_room(_OUTPUT.value)
   cfg = _CONFIG.value.check().model
   net = jax.jit(lambda key: model.Model(cfg, key))(jax.random.key(0))
@@ -119,7 +121,8 @@ def tables(result: dict) -> str:
   ]
   lines += [
     "",
-    "| cache | tokens in it | grown with the text | ms per pass | of bandwidth |",
+    "| cache | tokens in it | grown with the text | ms per pass | "
+    "of bandwidth |",
     "|---|---|---|---|---|",
   ]
   lines += [

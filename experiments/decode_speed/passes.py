@@ -1,4 +1,4 @@
-"""The worker of `checkouts`: times passes over a window whenever it is asked to.
+"""The worker of `checkouts`: times passes over a window on request.
 
 Imports nothing but the library's decoder, so that it runs on other versions
 of it. Reads lines of a batch size and a window, and answers each with the
@@ -23,6 +23,7 @@ MOST = 64  # of them at most
 
 
 def main() -> None:
+  """Answers each input line 'batch width' with the seconds of a pass."""
   given = json.loads(sys.argv[1])
   length = given.pop("length")
   cfg = config.Model(**given)

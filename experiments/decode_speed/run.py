@@ -6,10 +6,10 @@ Continues held-out prompts at several batch sizes with every topology that
 `decode.choose` tries and a chain of 3, all of them in alternating turns, and
 writes for each: tokens per forward, seconds, speedup, efficiency (speedup over
 tokens per forward) beside its limit from the bytes that a pass reads, and
-whether the texts are ordinary decoding's. The trees are built on other held-out prompts.
-Then more prompts go through the server, with what 'auto' takes among the rest.
-With --peer Hugging Face's transformers (torch) decodes the same weights in the
-same turns.
+whether the texts are ordinary decoding's. The trees are built on other
+held-out prompts. Then more prompts go through the server, where 'auto' is one
+of the candidates. With --peer Hugging Face's transformers (torch) decodes the
+same weights in the same turns.
 """
 
 import dataclasses
@@ -49,6 +49,7 @@ flags.mark_flags_as_required(["workdirs", "output"])
 
 
 def main(_: list[str]) -> None:
+  """Measures each model; results are saved after each batch size."""
   most = max(map(int, _BATCHES.value))
   if most > _PROMPTS.value:
     raise ValueError(f"a batch of {most} needs --prompts={most}")

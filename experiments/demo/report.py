@@ -19,10 +19,12 @@ matplotlib.use("Agg")
 
 EPSILON = 1e-4  # top-two margin of logits below which a tie may fall either way
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto;
-  padding: 0 1rem; color: #222; }
-pre { background: #f7f7f7; padding: .8rem; overflow-x: auto; line-height: 1.45; }
-table { border-collapse: collapse; } td, th { padding: .2rem .9rem; text-align: right;
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem;
+  margin: 2rem auto; padding: 0 1rem; color: #222; }
+pre { background: #f7f7f7; padding: .8rem; overflow-x: auto;
+  line-height: 1.45; }
+table { border-collapse: collapse; }
+td, th { padding: .2rem .9rem; text-align: right;
   border-bottom: 1px solid #ddd; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
 .pair pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px; }

@@ -36,6 +36,7 @@ _BATCHES = flags.DEFINE_integer("batches", 128, "Held-out batches to score.")
 
 
 def main(_: list[str]) -> None:
+  """Trains, scores, decodes both ways, and writes the report to the workdir."""
   begin, folder = time.time(), _WORKDIR.value
   state = run.fit(_CONFIG.value.check(), folder)
   if int(state.step) < _CONFIG.value.train.steps:

@@ -1,6 +1,6 @@
 """Memory, FLOPs and time of every way to run the heads, for n in 1, 2, 4, 8.
 
-  python -m experiments.heads_memory.run                # cpu: 13 minutes, 2 cores
+  python -m experiments.heads_memory.run                # 13 minutes, 2 cores
   python -m experiments.heads_memory.run --scale=paper  # 7B, compiled, not run
 
 Writes <scale>.csv, <scale>_step.csv, <scale>.json and <scale>.png beside this
@@ -64,6 +64,7 @@ def implementations(scale: scales.Scale) -> dict:
 
 
 def settings(scale: scales.Scale, n: int, extra_layers=0) -> config.Model:
+  """The model of a scale with n heads; `extra_layers` as in `config.Model`."""
   return config.Model(
     vocab=scale.vocab,
     width=scale.width,
@@ -95,6 +96,7 @@ def gradient(call, net, tokens, key):
 
 
 def training_step(call, tx, net, opt, tokens, key):
+  """One optimiser update; returns (net, optimiser state, loss in nats)."""
   value, grads = gradient(call, net, tokens, key)
   updates, opt = tx.update(grads, opt, net)
   return optax.apply_updates(net, updates), opt, value
@@ -246,6 +248,7 @@ def verdicts(scale, rows, grown, steps) -> dict[str, dict]:
 
 
 def main(_: list[str]) -> None:
+  """Measures a scale, writes CSV and JSON, and prints the verdicts."""
   program.make_room((_OUTPUT.value / _SCALE.value).with_suffix(".csv"))
   scale, start = scales.SCALES[_SCALE.value], time.time()
   rows = measure_losses(scale, _SEED.value)

@@ -95,6 +95,7 @@ def verdicts(rows: list[dict]) -> dict[str, float]:
 
 
 def main(_: list[str]) -> None:
+  """Compiles the step for each slice and number of heads; writes the tables."""
   program.make_room(_OUTPUT.value / f"{_SIZE.value}.csv")
   rows, heads = [], []
   for slice_ in _SLICES.value:
@@ -121,6 +122,7 @@ def main(_: list[str]) -> None:
 
 
 def write(path: pathlib.Path, rows: list[dict]) -> None:
+  """Writes rows with the same keys as a CSV file with a header."""
   with path.open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
     table.writeheader()

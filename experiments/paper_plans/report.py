@@ -1,4 +1,7 @@
-"""The table of BUILD.md from the results: python -m experiments.paper_plans.report"""
+"""The README's table of slices, made from the results.
+
+python -m experiments.paper_plans.report
+"""
 
 from experiments.paper_plans import run
 

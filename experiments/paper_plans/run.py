@@ -119,6 +119,7 @@ def line(name: str, cfg: config.Config, slice_: str, loss: str) -> dict:
 
 
 def main(_: list[str]) -> None:
+  """Plans every distinct run; what the results hold already is skipped."""
   path = _RESULTS.value
   every = runs()
   groups = distinct(every)
@@ -150,6 +151,7 @@ def planned(path, name, cfg, slice_, loss) -> dict[str, str]:
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
+  """Rows of the results, all values as strings; none if the file is missing."""
   if not path.exists():
     return []
   with path.open(newline="", encoding="utf-8") as file:
@@ -157,6 +159,7 @@ def read(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def append(path: pathlib.Path, row: dict) -> None:
+  """Adds a row to the results; a new file starts with the header."""
   new = not path.exists()
   with path.open("a", newline="", encoding="utf-8") as file:
     rows = csv.DictWriter(file, list(row), lineterminator="\n")

@@ -40,6 +40,7 @@ _OUTPUT = program.define_path("output", None, "Takes the result as JSON.")
 
 
 def main(_: list[str]) -> None:
+  """Trains undisturbed, then under faults; exits with 1 on a broken promise."""
   if _OUTPUT.value:
     program.make_room(_OUTPUT.value)
   jax.config.update("jax_platforms", "cpu")
@@ -61,6 +62,7 @@ def main(_: list[str]) -> None:
 
 
 def chosen() -> list[str]:
+  """Kinds of faults that --faults names, else all; ValueError for others."""
   names = {kind.replace(" ", "_"): kind for kind in faults.FAULTS}
   if unknown := set(_FAULTS.value or ()) - names.keys():
     raise ValueError(f"--faults: {unknown}; there are {', '.join(names)}")

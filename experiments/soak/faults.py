@@ -118,6 +118,7 @@ class Soak:
     return job.runs()
 
   def strike(self, fault: str, job: job_lib.Job) -> None:
+    """Does `fault` to the running job."""
     victim = self.rng.choice(job.processes)
     if fault == "SIGKILL":
       victim.kill()
@@ -143,6 +144,7 @@ class Soak:
   def check_end(
     self, fault: str, codes: list[int | None], job: job_lib.Job
   ) -> None:
+    """Compares how the job ended with what is promised for `fault`."""
     done = codes == [0, 0]
     if job.newest() == self.steps and None not in codes:
       return  # the fault came after the last save
@@ -156,6 +158,7 @@ class Soak:
       self.expect(-9 in codes and not {0, None} & {*codes}, f"kill: {codes}")
 
   def expect(self, holds: bool, promise: str) -> None:
+    """Records and prints `promise` as broken unless `holds`."""
     if not holds:
       self.broken.append(f"start {self.starts}: {promise}")
       print("BROKEN:", self.broken[-1], flush=True)

@@ -96,6 +96,7 @@ class Disk:
         pass
 
   def free(self) -> None:
+    """Removes the file that fills the disk."""
     (self.folder / "filler").unlink(missing_ok=True)
 
 
@@ -148,6 +149,7 @@ class Job:
     )
 
   def runs(self) -> bool:
+    """Whether both processes are alive."""
     return all(process.poll() is None for process in self.processes)
 
   def wait_for(self, condition) -> bool:
@@ -159,9 +161,11 @@ class Job:
     return False
 
   def stepped(self) -> bool:
+    """Whether the log shows a training step of this start."""
     return bool(re.search(r"^step \d+/", self.text(), re.M))
 
   def committed(self) -> list[int]:
+    """Steps whose checkpoints are complete, ascending."""
     names = [path.name for path in self.folder.iterdir()]
     return sorted(int(name) for name in names if name.isdecimal())
 

@@ -78,6 +78,7 @@ def cross_entropy_programs() -> dict:
 
 
 def has_tokamax() -> bool:
+  """Whether tokamax, which is no dependency, is installed."""
   return importlib.util.find_spec("tokamax") is not None
 
 
@@ -172,6 +173,7 @@ def tokamax_loss() -> list[dict]:
 
 
 def main(_: list[str]) -> None:
+  """Compiles all kernels for TPUs and writes the memory that each takes."""
   program.make_room(_OUTPUT.value / "memory.csv")
   jax.config.update("jax_platforms", "cpu")
   stamp = {
@@ -189,6 +191,7 @@ def main(_: list[str]) -> None:
 
 
 def write(path: pathlib.Path, rows: list[dict], stamp: dict) -> None:
+  """Writes rows, each with the versions and date of `stamp`, as CSV."""
   with path.open("w", newline="", encoding="utf-8") as file:
     table = csv.DictWriter(file, [*rows[0], *stamp], lineterminator="\n")
     table.writeheader()

@@ -48,6 +48,7 @@ def memory() -> float:
 
 
 def main(_: list[str]) -> None:
+  """Times the step with each kind of loss; results so far are kept as JSON."""
   path, limit = _OUTPUT.value, memory()
   program.make_room(path)
   mesh = sharding.make_mesh(config.Mesh())

@@ -130,6 +130,7 @@ class Writer:
     return zlib.crc32((self._done + array.array("I", rest)).tobytes())
 
   def close(self) -> None:
+    """Closes the file; nothing can be read after it."""
     self._file.close()
 
 

@@ -42,6 +42,7 @@ class Skipped(collections.Counter):
     self.places: list[str] = []  # at most 3; not of empty or equal records
 
   def add(self, reason: str, place: object) -> None:
+    """Counts one document for `reason`; the first three places are kept."""
     self[reason] += 1
     if len(self.places) < 3:
       self.places.append(str(place))

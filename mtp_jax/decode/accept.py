@@ -86,12 +86,14 @@ class TopK(_Best):
   block: int = dataclasses.field(default=1, metadata={"static": True})
 
   def check(self, tree):
+    """Raises ValueError: k below 1, or a block longer than the tree's spine."""
     if checks.integer("k", self.k) < 1:
       raise ValueError(f"k={self.k}: the best token at least has to stand")
     if not 1 <= checks.integer("block", self.block) <= len(tree.spine):
       raise ValueError(f"block={self.block} is outside 1..{len(tree.spine)}")
 
   def accept(self, tree, judged, keys):
+    """(last accepted node [B], bonus token [B]: head 1's best after it)."""
     k = min(self.k, judged.logits.shape[-1])
     least = jax.lax.top_k(judged.logits, k)[0][..., -1]
     stands = _scores(tree, judged) >= least[:, tree.parent]
@@ -117,12 +119,14 @@ class Typical(_Best):
   temperature: float = 1.0
 
   def check(self, tree):
+    """Raises ValueError: a number that is not above 0."""
     for name in ("epsilon", "delta"):
       if not checks.number(name, getattr(self, name)) > 0:
         raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
     sampling.Sampler(temperature=self.temperature).check()
 
   def accept(self, tree, judged, keys):
+    """(last accepted node [B], bonus token [B], drawn with `keys` [B])."""
     epsilon, delta, temperature = (
       jnp.asarray(x, jnp.float32)
       for x in (self.epsilon, self.delta, self.temperature)
@@ -159,18 +163,22 @@ class Forced:
 
   @property
   def sampler(self):
+    """The sampler of `rule`, or None."""
     return self.rule.sampler
 
   def check(self, tree):
+    """Raises ValueError: a bad `rule`, or more drafts than the tree's spine."""
     check_rule(self.rule, tree)
     most = len(tree.spine) - 1
     if not 0 <= checks.integer("count", self.count) <= most:
       raise ValueError(f"count={self.count} is outside 0..{most}")
 
   def propose(self, logits, count, seen, keys):
+    """As `rule` proposes."""
     return self.rule.propose(logits, count, seen, keys)
 
   def accept(self, tree, judged, keys):
+    """(first choice [B] at depth `count`, bonus token [B] of `rule`)."""
     _, token = self.rule.accept(tree, judged, keys)
     # Clipped for the prompt's pass, which drafts nothing.
     count = jnp.minimum(self.count, len(tree.spine) - 1)
@@ -215,6 +223,10 @@ class Lossless:
       )
 
   def propose(self, logits, count, seen, keys):
+    """Candidates [B, D, count], drawn without replacement or the best.
+
+    Logits are [B, D, V]; `seen` [B, V] counts for the repetition penalty.
+    """
     seen = None if seen is None else seen[:, None]
     law = self.sampler.probabilities(logits, seen)
     if not self.drawn:
@@ -222,6 +234,7 @@ class Lossless:
     return Drafts(sampling.draw_distinct(law, count, keys), law)
 
   def accept(self, tree, judged, keys):
+    """(last accepted node [B], bonus token [B] drawn from the residual)."""
     luck = jax.vmap(jax.random.split)(keys)
     shape = tree.drafts, tree.width
     u = jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(

@@ -24,6 +24,7 @@ class Matrix:
   outputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
   def astype(self, dtype) -> "Matrix":
+    """The same weight with its values in `dtype`, as `jax.Array.astype`."""
     return dataclasses.replace(self, values=self.values.astype(dtype))
 
   def array(self) -> jax.Array:

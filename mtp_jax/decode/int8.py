@@ -34,9 +34,11 @@ class Matrix:
 
   @property
   def ndim(self) -> int:
+    """Axes of the weight."""
     return self.values.ndim
 
   def astype(self, dtype) -> jax.Array:
+    """The weight [D, ...] as an array of `dtype`, scales multiplied in."""
     return self.values.astype(dtype) * self.scale.astype(dtype)
 
 

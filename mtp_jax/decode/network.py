@@ -55,6 +55,7 @@ class Network:
 
   @property
   def n_future(self) -> int:
+    """N, the number of heads."""
     return self.cfg.n_future
 
   @property

@@ -56,6 +56,7 @@ class Tree:
 
   @property
   def is_chain(self) -> bool:
+    """Whether every node is the first choice after the one before."""
     return all(p == (0,) * i for i, p in enumerate(self.paths, 1))
 
   @functools.cached_property

@@ -27,6 +27,7 @@ class Linear(nnx.Module):
     self.w = layers.param(key, (D, D), ("embed", None), D)
 
   def __call__(self, x: jax.Array, ctx: layers.Context) -> jax.Array:
+    """[B, T, D] -> [B, T, D]; reads nothing of `ctx`."""
     return layers.product("BTD,DE->BTE", x, self.w)
 
 
