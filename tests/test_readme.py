@@ -36,34 +36,31 @@ def commands():
 
 
 def mapped():
-  """Files that the README's map names."""
+  """Paths that the README's map names; folders end in a slash."""
   (text,) = (b for b in blocks("") if b.startswith("configs/"))
-  folders, found = [], set()
+  top, found = "", set()
   for line in text.splitlines():
-    name = line.split()[0]
-    depth = (len(line) - len(line.lstrip())) // 2
-    folders = folders[:depth]
-    if name.endswith("/"):
-      folders.append(name)
-      if depth or name == "tests/":
-        found.add("".join(folders))
-    else:
-      found.add("".join(folders) + name)
+    names = re.split(r"\s{2,}", line.strip())[0].split()
+    if not line.startswith(" "):
+      (top,) = names
+      names = [""]
+    found |= {top + name for name in names}
   return found
 
 
 def test_the_map_is_the_tree():
-  found = mapped()
-  for name in found:
-    assert (ROOT / name).exists(), name
-  for folder in ("configs", "experiments", "mtp_jax"):
-    for path in (ROOT / folder).rglob("*.py"):
-      name = path.relative_to(ROOT).as_posix()
-      parents = {f"{p}/" for p in map(str, pathlib.PurePath(name).parents)}
-      whole = parents & found - {"mtp_jax/data/", "mtp_jax/model/"}
-      whole -= {"mtp_jax/decode/", "mtp_jax/evaluate/"}
-      if path.name != "__init__.py" and not whole:
-        assert name in found, f"{name} is missing in the map"
+  """Every folder, and the modules that lie directly in a package."""
+  tree = set()
+  for top in ("configs", "experiments", "mtp_jax", "tests"):
+    tree.add(f"{top}/")
+    for path in (ROOT / top).rglob("*.*"):
+      folder = path.relative_to(ROOT).parent.as_posix()
+      if path.suffix in (".py", ".sh") and folder != top:
+        tree.add(f"{folder}/")
+  for top in ("experiments", "mtp_jax"):
+    files = (ROOT / top).glob("*.py")
+    tree |= {f"{top}/{f.name}" for f in files if f.name != "__init__.py"}
+  assert mapped() == tree
 
 
 @pytest.fixture(scope="module")
