@@ -6,9 +6,9 @@
 
 Random weights. A pass reads a window of drafts behind --length tokens, asks
 head 1 at every one of them and keeps none; heads that draft take no part. Last
-comes a whole chunk of a prompt. A process per checkout, and in each round both
-take a turn, one after the other: what else the machine does, and does for
-longer than a round, is not in the ratio.
+comes a whole chunk of a prompt. Each checkout has a process; in each round both
+time every window, one after the other, so that what else the machine does for
+longer than a round is not in the ratios.
 """
 
 import dataclasses
@@ -49,21 +49,22 @@ def main(_: list[str]) -> None:
   ]
   windows.append((1, network.CHUNK))
   workers = {name: _start(folder, cfg) for name, folder in folders.items()}
-  rows = []
-  for window in windows:
-    for worker in workers.values():
-      _ask(worker, *window)  # compiles
-    seconds = {name: [] for name in workers}
-    for _ in range(_ROUNDS.value):
+  rows = [
+    {"batch": b, "width": w, "seconds": {name: [] for name in workers}}
+    for b, w in windows
+  ]
+  result = {"machine": program.machine(), "length": _LENGTH.value}
+  for turn in range(_ROUNDS.value + 1):  # the first one compiles
+    for row in rows:
       for name, worker in workers.items():
-        seconds[name].append(_ask(worker, *window))
-    rows.append({"batch": window[0], "width": window[1], "seconds": seconds})
+        seconds = _ask(worker, row["batch"], row["width"])
+        row["seconds"][name] += [seconds] * (turn > 0)
+    if turn:
+      text = json.dumps(result | {"rows": rows}, indent=1) + "\n"
+      _OUTPUT.value.write_text(text, encoding="utf-8")
   for worker in workers.values():
     worker.stdin.close()
     worker.wait()
-  result = {"machine": program.machine(), "length": _LENGTH.value, "rows": rows}
-  text = json.dumps(result, indent=1) + "\n"
-  _OUTPUT.value.write_text(text, encoding="utf-8")
   print(table(rows))
 
 
@@ -71,19 +72,25 @@ def table(rows: list[dict]) -> str:
   """Markdown: medians, and the medians of the rounds' ratios."""
   lines = [
     "| batch | window | before, ms | after, ms | after / before "
-    "| of the fastest turns | after, in passes over one token before |",
-    "|---|---|---|---|---|---|---|",
+    "| of the fastest turns | after, in first-row passes before "
+    "| of the fastest turns |",
+    "|---|---|---|---|---|---|---|---|",
   ]
-  one = statistics.median(rows[0]["seconds"]["before"])
+  one = rows[0]["seconds"]["before"]
   for row in rows:
     before, after = row["seconds"]["before"], row["seconds"]["after"]
-    ratio = statistics.median(b / a for a, b in zip(before, after, strict=True))
     a, b = statistics.median(before), statistics.median(after)
     lines.append(
       f"| {row['batch']} | {row['width']} | {a * 1e3:.1f} | {b * 1e3:.1f} "
-      f"| {ratio:.2f} | {min(after) / min(before):.2f} | {b / one:.2f} |"
+      f"| {_ratio(before, after):.2f} | {min(after) / min(before):.2f} "
+      f"| {_ratio(one, after):.2f} | {min(after) / min(one):.2f} |"
     )
   return "\n".join(lines)
+
+
+def _ratio(before: list[float], after: list[float]) -> float:
+  """The median of the rounds' ratios."""
+  return statistics.median(b / a for a, b in zip(before, after, strict=True))
 
 
 def _start(folder, cfg) -> subprocess.Popen:
