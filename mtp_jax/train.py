@@ -155,7 +155,8 @@ def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
   )
 
 
-@functools.cache  # one function per setting: others compile anew for it
+# Cached, since jit compiles again for a function that is a new object.
+@functools.cache
 def attention_kernel(
   cfg: config.Model, mesh: jax.sharding.Mesh
 ) -> attention.Kernel:

@@ -135,7 +135,7 @@ def _stream(
   if not len(windows):
     raise ValueError("the split holds no token, so no window")
   shuffled = grain.MapDataset.source(windows).seed(seed).shuffle()
-  # Not repeat(None): as long as an int can say, it cannot be cut into ones.
+  # repeat(None) has length sys.maxsize, which batches of one cannot divide.
   epochs = sys.maxsize // len(windows) // 2
   blocks = shuffled.repeat(epochs).batch(batch // processes)
   return blocks[process::processes]

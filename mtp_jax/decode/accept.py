@@ -1,14 +1,14 @@
-"""Rules that propose drafts and decide which of them stand.
+"""Rules that propose drafts and decide which of them are accepted.
 
-  Greedy      the text is ordinary greedy decoding's
-  Lossless    the text's law is ordinary sampling's
-  Typical     Medusa's: likely enough tokens stand. NOT lossless
-  TopK        Stern et al.'s: the k best tokens stand. NOT lossless
-  Forced      a set number of drafts stands, whatever they are: a stopwatch
+  Greedy      the text equals ordinary greedy decoding's
+  Lossless    the text has the distribution of ordinary sampling
+  Typical     Medusa's: accepts tokens that are likely enough. NOT lossless
+  TopK        Stern et al.'s: accepts the k best tokens. NOT lossless
+  Forced      accepts a fixed number of drafts, to measure speed alone
 
-A rule proposes candidates for every depth of a tree from the heads' logits,
-and, once head 1 has judged the tree's nodes, names the node that the text
-goes on to (its ancestors stand with it) and the free token after it.
+A rule proposes candidates for every depth of a tree from the heads' logits.
+Once head 1 has logits for every node of the tree, the rule names the last
+accepted node, whose ancestors are accepted too, and the bonus token after it.
 """
 
 import dataclasses
@@ -26,11 +26,12 @@ class Drafts(NamedTuple):
   """Candidates for the tokens at depth 1, 2, ... of a tree."""
 
   tokens: jax.Array  # [B, D, R] int32, in the order of their ranks
-  law: jax.Array | None = None  # [B, D, V] they were drawn from, or None
+  # [B, D, V] the draft distribution they were sampled from, or None.
+  law: jax.Array | None = None
 
 
 class Judged(NamedTuple):
-  """What a rule decides from: a tree's tokens, and head 1 on each of them."""
+  """What a rule decides from: a tree's tokens and head 1's logits there."""
 
   window: jax.Array  # [B, M] tokens of the nodes
   logits: jax.Array  # [B, M, V] float32: head 1 after each node
@@ -55,13 +56,13 @@ class _Best:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Greedy(_Best):
-  """A draft stands where it is head 1's first choice.
+  """A draft is accepted if it is head 1's most likely token.
 
   Reference: the paper, section 3.2; Stern et al. 2018.
   """
 
   def accept(self, tree, judged: Judged, keys) -> tuple[jax.Array, jax.Array]:
-    """(node [B] that the text goes on to, free token [B] after it)."""
+    """(last accepted node [B], bonus token [B] after it)."""
     node = deepest(tree, judged.window == judged.best[:, tree.parent])
     return node, _at(judged.best, node)
 
@@ -72,12 +73,12 @@ GREEDY = Greedy()
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TopK(_Best):
-  """A draft stands where it is among head 1's k best. NOT lossless.
+  """A draft is accepted if it is among head 1's k best. NOT lossless.
 
   Attributes:
     k: 1 is `Greedy`.
-    block: tokens that a pass writes at least; first choices stand unseen up
-      to there.
+    block: fewest tokens that a pass writes. First choices up to there are
+      accepted whatever head 1 says.
 
   Reference: Stern et al. 2018, sections 5.1 and 5.3.
   """
@@ -105,11 +106,11 @@ class TopK(_Best):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Typical(_Best):
-  """A draft stands where p(draft) > min(epsilon, delta exp(-H(p))).
+  """A draft is accepted if p(draft) > min(epsilon, delta exp(-H(p))).
 
-  p is head 1 at `temperature`, H its entropy in nats. NOT lossless. Of paths
-  of one length the likeliest is taken; the free token is drawn from the
-  tokens that would stand, or is the best where none would.
+  p is head 1 at `temperature`, H its entropy in nats. NOT lossless. Of accepted
+  paths of equal length the most likely is taken. The bonus token is sampled
+  from the tokens that would be accepted; if there is none, it is the best.
 
   Reference: Cai et al. 2024 (Medusa), section 2.3.1, with its code's numbers.
   """
@@ -148,14 +149,14 @@ class Typical(_Best):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Forced:
-  """`count` first choices stand, whatever they are: a stopwatch.
+  """Accepts `count` first choices, whatever they are, to measure speed.
 
-  The text is worthless; the time per pass is what it costs to write
-  count + 1 tokens at once, the system without the model.
+  The text is worthless. The time per pass is the cost of writing count + 1
+  tokens at once, independent of how well the model drafts.
 
   Attributes:
     count: drafts.
-    rule: proposes, decides and is overruled, but for its free token.
+    rule: proposes the drafts and chooses the bonus token.
   """
 
   count: int
@@ -189,17 +190,18 @@ class Forced:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Lossless:
-  """Speculative sampling: each token's law is head 1's under `sampler`.
+  """Speculative sampling: tokens follow head 1's distribution p exactly.
 
-  A draft x drawn from q stands with probability min(1, p(x) / q(x)). One that
-  falls leaves the law norm(max(p - q, 0)), which its siblings are measured
-  against in turn, q without x. The law of what is written is p whatever q is.
-  With drawn=False the heads' best candidates are proposed instead: x stands
-  with p(x), and one that falls leaves p without x.
+  p is the target distribution, head 1 under `sampler`. A draft x sampled from q
+  is accepted with probability min(1, p(x) / q(x)). If it is rejected, p becomes
+  the residual norm(max(p - q, 0)), x is removed from q, and the next sibling is
+  tried. The text follows p for any q. With drawn=False the heads' best
+  candidates are proposed instead: x is accepted with probability p(x), and if
+  rejected, is removed from p.
 
   Attributes:
     sampler: the same filters for head 1 and for drafts.
-    drawn: draw the drafts, or take the best.
+    drawn: sample the drafts, or take the best.
 
   Reference: Leviathan et al. 2023 and Chen et al. 2023 for chains; siblings
   without replacement as Jeon et al. 2024 (recursive speculative decoding).
@@ -266,18 +268,21 @@ def walk(
   u: jax.Array,
   seen: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Down a tree by recursive rejection.
+  """Walks down a tree by recursive rejection sampling.
 
   Args:
     tree: the topology.
     drafts: candidates, shared by all nodes of a depth.
-    target: head 1's law [B, V] after nodes [B] of a text that holds `seen`.
+    target: head 1's distribution [B, V] after nodes [B] of a text that holds
+      `seen`.
     u: [B, D, R] uniform numbers, one per candidate.
     seen: [B, V] bool, or None.
 
   Returns:
-    node [B] where the walk ends; the law [B, V] of the token after it; the
-    chance [B, D, R] that each candidate had, nan for one that was not asked.
+    node [B]: the last accepted node.
+    p [B, V]: the distribution of the bonus token after it.
+    chances [B, D, R]: acceptance probability of each candidate that was tried,
+      nan for the others.
   """
   rows = jnp.arange(len(u))
   node = jnp.zeros(len(u), jnp.int32)
@@ -314,11 +319,12 @@ def walk(
 def deepest(
   tree: tree_lib.Tree, stands: jax.Array, score: jax.Array | None = None
 ) -> jax.Array:
-  """The deepest node [B] that stands with all its ancestors.
+  """The deepest node [B] that is accepted with all its ancestors.
 
   Args:
     tree: the topology.
-    stands: [B, M] bool, each node for itself; the root's does not count.
+    stands: [B, M] bool: whether each node alone is accepted; the root always
+      is.
     score: [B, M] decides between nodes of one depth; else the first.
   """
   stands = stands.at[:, 0].set(True)
@@ -337,14 +343,14 @@ def _scores(tree, judged):
 
 
 def _left(p, q, x):
-  """What a fallen draft leaves of p."""
+  """The residual distribution after draft x was rejected."""
   if q is None:
     return _normalise(p.at[jnp.arange(len(p)), x].set(0), p)
   return _normalise(jnp.maximum(p - q, 0), p)
 
 
 def _normalise(p, otherwise):
-  """p over its sum; where nothing is left but rounding, `otherwise`."""
+  """p over its sum, or `otherwise` where the sum is 0, as by rounding."""
   total = p.sum(-1, keepdims=True)
   return jnp.where(total > 0, p / jnp.where(total > 0, total, 1), otherwise)
 

@@ -1,13 +1,13 @@
 """Self-speculative decoding of any batch of prompts, by chains or trees.
 
-One forward pass reads a window: the last accepted token and the drafts behind
-it, in a chain or a tree. Head 1 judges every draft by the token before it, the
-rule says which of them stand, and one token after them comes free. At the last
-token that stands heads 2..k draft anew. A pass over a chain of k-1 drafts
-writes 1 to k tokens; with k = 1 this is ordinary decoding.
+One forward pass reads a window: the last token of the text and the drafts after
+it, as a chain or a tree. Head 1 verifies each draft from the position before
+it. The rule accepts a path of drafts and adds one bonus token. From the last
+accepted node, heads 2..k draft the next tokens. A pass over a chain of k-1
+drafts writes 1 to k tokens; with k = 1 this is ordinary decoding.
 
   read      memory = absorb(window)                   one trunk pass
-  judge     logits = head 1 over the window           [B, M, V]
+  verify    logits = head 1 over the window           [B, M, V]
   accept    node, token = rule(logits, drafts)        [B], [B]
   commit    keep the path to the node; the other heads read it
   draft     rule(heads 2..k at the node)              [B, k-1, R]
@@ -30,7 +30,7 @@ from mtp_jax.decode import tree as tree_lib
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-  """Everything a decoding loop carries; every array leads with the rows."""
+  """What a decoding loop carries; the first axis of all arrays is the row."""
 
   tokens: jax.Array  # [B, S] prompts and what was written after them
   length: jax.Array  # [B] tokens so far; the cache holds length - 1 of them
@@ -44,7 +44,7 @@ class State:
   written_in: jax.Array  # [B, S] pass that wrote a token; 0: the prompt's
   logprob: jax.Array  # [B, S] of each written token under head 1, nats
   margin: jax.Array  # [B, S] between head 1's best two logits there
-  nodes: jax.Array  # [B, M] passes by the node that the text went on to
+  nodes: jax.Array  # [B, M] passes by their last accepted node
   ranks: jax.Array  # [B, k-1, R+1] rank of the true token among candidates
   cache: tuple
   tree: tree_lib.Tree = dataclasses.field(metadata={"static": True})
@@ -115,9 +115,9 @@ def begin(
 
 
 def advance(network, rule, state: State) -> State:
-  """One forward pass: judge, accept 1..k tokens in every row, draft anew.
+  """One forward pass: verifies drafts, writes 1..k tokens a row, drafts again.
 
-  A row that is done computes along and writes nothing.
+  A row that is done is computed with the others but writes nothing.
   """
   tree, start = state.tree, state.length - 1
   rows = jnp.arange(len(start))[:, None]
@@ -137,7 +137,7 @@ def advance(network, rule, state: State) -> State:
   )
   node, token = rule.accept(tree, judged, keys[:, 0])
 
-  # The path's tokens, the free one behind them, and how many of these count.
+  # The path's tokens, the bonus token after them, and how many are written.
   path = jnp.asarray(tree.path)[node]  # [B, k]
   depth = jnp.asarray(tree.depth)[node]
   place = jnp.arange(tree.heads, dtype=jnp.int32)
@@ -187,8 +187,8 @@ def advance(network, rule, state: State) -> State:
 def loop(network, rule, state: State, *, until=None) -> State:
   """`advance` until every row is done, in one `while_loop` on the device.
 
-  It also ends before a row's window would leave the cache (`grow` mends it),
-  and where `until(state)`, a traced bool, says so.
+  It also ends before a row's window would exceed the cache (then call `grow`),
+  and when `until(state)`, a traced bool, is true.
   """
   room = network.room(state.cache)
 
@@ -323,10 +323,10 @@ def _score(judged, path, fresh):
 
 
 def _ranks(drafts, fresh, depth):
-  """[B, k-1, R+1] int32: where each true token stood among the candidates.
+  """[B, k-1, R+1] int32: rank of each true token among the candidates.
 
-  True tokens are those that were accepted and the free one after them; the
-  last column counts those that no candidate was.
+  True tokens are the accepted drafts and the bonus token after them. The last
+  column counts true tokens that were not among the candidates.
   """
   D = drafts.tokens.shape[1]
   hit = drafts.tokens == fresh[:, :D, None]  # [B, D, R]

@@ -1,11 +1,11 @@
-"""Keys and values of one layer: written at row offsets, kept as asked.
+"""The key and value cache of one layer, with an offset for each row.
 
 A layer's cache is a tuple of arrays [B, K, S, *]: (k, v), or with int8
 (k, v, k_scale, v_scale). Attention reads [B, K, S, C] as it lies; in the
 model's own order [B, S, K, C] every pass would first copy it.
 
-Positions lie where they are, or, in a ring, at their remainder by S: a model
-that looks back over a bounded window then writes on without end.
+Position p is stored at p, or in a ring at p % S. A model that attends to a
+bounded window can then write any number of tokens.
 """
 
 import jax

@@ -31,7 +31,7 @@ class Option:
   """One topology, and what is expected of it."""
 
   tree: tree_lib.Tree
-  tokens_per_forward: float  # the free token included
+  tokens_per_forward: float  # the bonus token included
   seconds: float  # of one pass
 
   @property
@@ -164,7 +164,7 @@ def seconds_per_pass(
     length: tokens in each row's cache, before the passes.
     repeats: turns of each tree.
     cache_len: positions of the cache; None: as many as the tokens need.
-    rule: whose work a pass does; no draft stands.
+    rule: whose cost a pass includes; no draft is accepted.
 
   Raises:
     ValueError: batch, length or repeats below 1.

@@ -52,7 +52,7 @@ class Result:
   def tokens_per_forward(self) -> float:
     """New tokens over decoding passes, all rows together, from 1 to k.
 
-    The free token of each pass (head 1's own) counts; the prompt's pass and
+    The bonus token of each pass (head 1's own) counts; the prompt's pass and
     the token that it writes do not. Without any other pass it is nan.
     """
     counts = np.concatenate(self.per_pass)
@@ -123,7 +123,7 @@ def generate(
     max_new: most tokens to write per prompt.
     stop: id of the end token, or several of them, for all rows; None: every
       text has max_new tokens.
-    rule: what stands, from `accept`.
+    rule: from `accept`; decides which drafts are accepted.
     seed: of the rules that draw, from 0 to 2**32 - 1; row i's text depends on
       (seed, i) alone.
     cache_len: positions of the cache; None: as many as turn out to be needed,

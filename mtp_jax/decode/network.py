@@ -1,10 +1,10 @@
 """The model as a decoder sees it: windows at row offsets over a cache.
 
-A decoding loop needs what `Network` offers (tests use a mock with chosen
-logits): `absorb` runs the trunk over a window and writes keys and values,
-`predict` asks a head (of drafts, head 1) for logits at places of it, `commit`
-keeps one path of a tree of drafts and lets the other heads read it, and `draft`
-asks these.
+A decoding loop needs four methods of `Network` (tests use a mock with chosen
+logits). `absorb` runs the trunk over a window and writes keys and values.
+`predict` returns one head's logits at some positions; for drafts that is head
+1. `commit` keeps the accepted path of a tree and runs the other heads on it.
+`draft` returns the logits of those heads.
 """
 
 import dataclasses
@@ -28,10 +28,11 @@ _static = {"static": True}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """What one pass over a window [B, W] leaves behind."""
+  """The cache and hidden states after one pass over a window [B, W]."""
 
   cache: tuple  # see `Network.empty_cache`
-  states: tuple  # [B, W, D] per head: what it reads, or, run early, wrote
+  # [B, W, D] per head: its input, or its output if another head reads that.
+  states: tuple
   start: jax.Array  # [B] position of the window's first token
   tree: tree_lib.Tree | None = dataclasses.field(metadata=_static)  # of drafts
   fresh: dict = dataclasses.field(default_factory=dict)  # the window's K, V
@@ -60,7 +61,7 @@ class Network:
 
   @property
   def row_step(self) -> int:
-    """What a batch is a multiple of: the devices that share its rows."""
+    """Devices that share the rows; the batch has to be a multiple of it."""
     return self.mesh.shape["data"] if self.mesh else 1
 
   def empty_cache(self, batch: int, slots: int, heads: int) -> tuple:
@@ -81,7 +82,7 @@ class Network:
         "'data'"
       )
     slots = self._at_most(slots)
-    if cfg.head == "anticausal":  # head 1 stands on all the others
+    if cfg.head == "anticausal":  # head 1 reads all the others
       heads = self.n_future
     count = len(self.trunk) + (heads if cfg.head_layers else 0)
     channels = cfg.width // cfg.attn_heads
@@ -113,21 +114,21 @@ class Network:
     tree: tree_lib.Tree | None = None,
     keep: jax.Array | None = None,
   ) -> Memory:
-    """Runs the trunk over a window; it and the heads write their K and V.
+    """Runs the trunk over a window; trunk and heads write their K and V.
 
-    Drafts are read by the trunk and by what head 1's logits need; the other
-    heads wait for what `commit` keeps of them. A head attends only where it is
-    asked to, unless another one, in a chain, stands on it.
+    Of drafts, only the trunk and the heads that head 1's logits need write K
+    and V; the others do so for the accepted path, in `commit`. A head attends
+    only at the positions of `predict`, unless another head reads its output.
 
     Args:
-      cache: from `empty_cache` or an earlier Memory. What lies at and after
-        `start` is never read, so rolling back is passing a smaller `start`.
+      cache: from `empty_cache` or an earlier Memory. Positions from `start` on
+        are never read, so a smaller `start` rolls the cache back.
       tokens: [B, W] int32; start + W <= S, or the write would be clamped.
       start: [B] int32, each row's position of tokens[:, 0].
-      tree: topology of a window of drafts: what each token sees, and what
-        `commit` chooses from; None: it is text.
-      keep: [B] tokens of a prompt's window that are its own; the rest is
-        padding, which a ring must not take.
+      tree: topology of a window of drafts, which sets the attention mask; None:
+        the window is text.
+      keep: [B] tokens of a prompt's window before its padding, which must not
+        enter a ring.
     """
     places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     ctx = self._context(start, tokens.shape[1], places, cache, tree)
@@ -153,11 +154,12 @@ class Network:
     Args:
       memory: from `absorb` or `commit`.
       head: from 0 to k-1; 0 predicts the next token, i the token i further.
-        Of drafts, before `commit`, one that head 1 stands on: 0 as a rule.
+        Before `commit`, drafts have logits of head 0 alone, or of any head
+        that head 0 reads.
       at: [B, W'] int32, places (nodes of a tree) within the window.
 
     Raises:
-      ValueError: a head that the cache is not for, or that waits.
+      ValueError: a head without a cache, or one that runs after `commit`.
     """
     return self._unembed(self._hidden(memory, head, at), head)
 
@@ -178,12 +180,13 @@ class Network:
     return self._unembed(jnp.concatenate(hidden, 1), 1)
 
   def commit(self, memory: Memory, node: jax.Array) -> Memory:
-    """What drafts leave if the text goes on to `node` [B] of their tree.
+    """Keeps the path to the last accepted `node` [B] of the tree.
 
-    The path to the node is written again, to consecutive places of the cache
-    (from the window: to read a cache and to write it, a TPU would copy it).
-    Heads that have not read the drafts read the path, k tokens, however large
-    the tree. What is left of the window is its last token.
+    The path's keys and values are written to consecutive positions of the
+    cache. They come from the window, since a TPU would copy a cache that is
+    both read and written. Heads that have not run on the drafts run on the
+    path: k tokens, however large the tree. The result's window is one token,
+    the node's.
     """
     tree, cache = memory.tree, list(memory.cache)
     path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
@@ -202,17 +205,17 @@ class Network:
   def _order(self, cache) -> tuple[range, int]:
     """Heads with K and V as they run; how many of them head 1's logits need."""
     heads = range(len(cache) - len(self.trunk))
-    if self.cfg.head == "anticausal":  # head 1 stands at the end of the chain
+    if self.cfg.head == "anticausal":  # head 1 is the last of the chain
       return heads[::-1], len(heads)
     return heads, 1
 
   def _late(self, cache) -> range:
-    """Heads that no other stands on: they run where they are asked, alone."""
+    """Heads whose output no other reads; they run only where logits are due."""
     order, _ = self._order(cache)
     return order if self.cfg.head == "parallel" else order[-1:]
 
   def _read(self, memory, heads, ctx, keep=None):
-    """Heads write K and V of the window; those that others stand on run."""
+    """Heads write K and V of the window; those that others read run on it."""
     order, _ = self._order(memory.cache)
     for i in heads:
       slot, x = len(self.trunk) + i, memory.states[i]
@@ -268,7 +271,7 @@ class Network:
     positions = start[:, None] + depth
     mask = held[:, None] <= positions[..., None]  # [B, W', S]
     if tree is not None and not tree.is_chain:
-      # What nodes see of one another lies where their keys do.
+      # The tree's mask goes to the cache positions of the window's keys.
       sees = jnp.broadcast_to(
         jnp.asarray(tree.sees)[places], (*mask.shape[:2], width)
       )

@@ -47,7 +47,7 @@ def decoder(
   Raises:
     ValueError: the model has fewer ids than `vocab`, or none are wanted; a
       sliding_window below 1; an unknown dtype;
-      draft_dtype where head 1 stands behind the others (anticausal), or int8
+      draft_dtype where head 1 reads the other heads (anticausal), or int8
       on a mesh; sizes that the mesh does not divide.
   """
   cfg = net.cfg

@@ -91,7 +91,8 @@ def read(
   last = lengths - 1
 
   def absorb(cache, turn):
-    # The last window may begin inside the one before, and says the same.
+    # The last window is shifted left to end at P. Where it overlaps the one
+    # before, it computes the same keys and values again.
     start = jnp.minimum(turn * width, P - width)
     window = jax.lax.dynamic_slice_in_dim(tokens, start, width, 1)
     starts = jnp.full((B,), start, jnp.int32)

@@ -52,7 +52,7 @@ def generate_all(
       on the first prompts.
     max_new: most tokens to write per prompt.
     stop: id of the end token, several of them, or None.
-    rule: what stands, from `accept`.
+    rule: from `accept`; decides which drafts are accepted.
     seed: of the rules that draw, from 0 to 2**32 - 1; text i depends on
       (seed, i) alone.
     samples: texts per prompt. They share one reading of it.
@@ -124,7 +124,8 @@ def _serve(
       waiting -= len(batch)
       for b, number, _ in batch:
         rows[b] = (number, len(prompts[number // samples]))
-      # Padded to a power of two, which drops the copies beyond the last row.
+      # Padded to a power of two, so that few shapes compile. The padding names
+      # row `slots`, which does not exist, so its copies are dropped.
       padding = (1 << (len(batch) - 1).bit_length()) - len(batch)
       batch += [(slots, 0, 0)] * padding
       places, numbers, sources = map(np.array, zip(*batch, strict=True))

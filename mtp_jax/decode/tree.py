@@ -158,8 +158,8 @@ def build(acceptance: np.ndarray, size: int) -> Tree:
   path, and what a tree accepts is the sum of its nodes' chances; a node is
   never likelier than its parent, so taking the likeliest node again and again
   is optimal, where the chances of a head fall with the rank. The product is
-  too high where second choices stand in a path: chances are counted behind
-  drafts that were right, and those were mostly first choices.
+  too high for paths with second choices: chances are counted after drafts that
+  were right, and those were mostly first choices.
 
   Args:
     acceptance: [k-1, R] chance that the rank-r candidate of head 2, 3, ... is

@@ -3,7 +3,7 @@
 The decoder's gain is predicted without decoding. A pass whose drafts were
 made at position t writes 1 + a(t) tokens, a(t) the accepted drafts, and the
 next one drafts at t + 1 + a(t). Following that walk over a text, with head 1
-judging the other heads' drafts on the text as it stands, gives tokens per
+verifying the other heads' drafts against the text itself, gives tokens per
 forward pass; on a text that the model itself wrote greedily it gives exactly
 what `decode.blockwise` then counts.
 """
@@ -37,8 +37,8 @@ def measure(
   Returns:
     nats [N]: mean loss of each head, nats per token.
     accuracy [N]: share of targets that are the head's first choice.
-    greedy, sampled: tokens per forward pass, the free token included, between
-      1 and N; see `score`.
+    greedy, sampled: tokens per forward pass, the bonus token included, from 1
+      to N; see `score`.
 
   Raises:
     ValueError: no batches, or windows shorter than N.
@@ -162,8 +162,8 @@ def walk(
     full: [B, T] positions that count.
 
   Returns:
-    (passes, tokens): expected numbers, float32; tokens counts one free token
-    per pass beside its accepted drafts.
+    (passes, tokens): expected numbers, float32; tokens counts the accepted
+    drafts and one bonus token of each pass.
   """
   reach = jnp.cumprod(accept.astype(jnp.float32), 0)
   ones = jnp.ones((1, *fresh.shape), jnp.float32)
