@@ -34,7 +34,7 @@ def check(
 
 
 class Evaluations:
-  """Measures a model, and lets it write, in the midst of a run.
+  """Measures a model during a run, and writes a sample of its text.
 
   Args:
     cfg: the run's settings.
@@ -67,11 +67,11 @@ class Evaluations:
     return processes.gather("" if found else "lacks")[0] == "lacks"
 
   def run(self, step: int, net: model.Model) -> None:
-    """Measures and samples; what fails is said once, and ends no run.
+    """Measures and samples; a failure is reported once and ends no run.
 
-    Among several processes that holds for what fails on all of them, and for
-    reading and writing on any. Where a computation fails on some alone, the
-    others wait for them until JAX gives up.
+    Among several processes this holds for failures on all of them, and for
+    reading and writing on any. If a computation fails on some alone, the others
+    wait for them until JAX gives up.
     """
     self._attempt("evaluation", step, self._read_batches, self._measure, net)
     if self._cfg.train.sample_tokens:

@@ -65,7 +65,7 @@ def formula(
   block: int = 256,
   shards: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-  """The loss as it is written: every head's logits alive at once.
+  """The loss by its definition: every head's logits alive at once.
 
   Arguments and result as of `serial`; `block` and `shards` change nothing.
   """
@@ -86,7 +86,7 @@ def checkpointed(
   block: int = 256,
   shards: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-  """Head after head under `jax.checkpoint`: flat in N, every head run twice.
+  """Head after head under `jax.checkpoint`: memory flat in N, heads run twice.
 
   One head's [B, T, V] logits are alive. Arguments and result as of `serial`;
   `block` and `shards` change nothing.

@@ -1,8 +1,8 @@
 """Several processes, on one host or on many, as one run.
 
-All run the same program, each with devices and rows of its own; JAX connects
-them. One that dies takes the others down within the time of a heartbeat, since
-none can go on alone: the run is started again, and resumes.
+All run the same program, each with its own devices and rows; JAX connects them.
+If one dies, the others end within the time of a heartbeat, since none can go on
+alone. Started again, the run resumes.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 HEARTBEAT = 20  # seconds of silence after which a process counts as dead
 _PATIENCE = 24 * 3600 * 1000  # ms; a host may have a large corpus to pack
-# What JAX's runtime says where a peer is gone: collectives, or coordinator.
+# Messages of JAX's runtime when a peer is gone: collectives, coordinator.
 _SIGNS = re.compile("Gloo|NCCL|UNAVAILABLE:|DEADLINE_EXCEEDED:|[Bb]arrier")
 
 
@@ -64,7 +64,7 @@ def join(
     ) from error
   if jax.default_backend() == "cpu":
     # A program from the cache runs its collectives in no fixed order (jaxlib
-    # 0.10.2), and partners find each other by the order.
+    # 0.10.2), and processes match messages by their order.
     jax.config.update("jax_enable_compilation_cache", False)
 
 
@@ -120,7 +120,7 @@ def gather(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def watched(when_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
-  """Inside: what JAX throws when a peer is gone becomes one clear error.
+  """Turns what JAX raises inside, when a peer is gone, into one clear error.
 
   Args:
     when_lost: called first, to let go of what would wait for the peer.

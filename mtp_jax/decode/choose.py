@@ -1,11 +1,11 @@
-"""Which drafts pay: none, a chain of k heads, or a tree, at a batch size.
+"""Chooses the fastest drafts for a batch size: none, a chain, or a tree.
 
-Tokens per second are the tokens that a pass is expected to write over the
-seconds that it takes. The first are measured once, by decoding some prompts
-and counting at which rank each head's candidates were right; the second for
-every topology on the device and batch in question, where a wider window costs
-more the more rows there are. Ordinary decoding is always among the
-choices, and left only for what promises to be clearly faster.
+Tokens per second are the expected tokens of a pass over its seconds. The tokens
+come from decoding some prompts once and counting how often each head's
+candidates were right, by rank. The seconds are measured for every topology on
+this device at this batch size, since a wider window costs more with more rows.
+Ordinary decoding is always among the choices, and is kept unless another one
+promises to be clearly faster.
 """
 
 import dataclasses
@@ -61,7 +61,7 @@ def choose(
 
 
 def best(found: Sequence[Option]) -> Option:
-  """The fastest; ordinary decoding where that is not `GAIN` times as fast.
+  """The fastest option, or ordinary decoding if none is `GAIN` times as fast.
 
   Every row is taken to be at work all the time, as `serve.generate_all`
   keeps them: in a batch that ends with its slowest row, drafts gain less.
@@ -153,9 +153,8 @@ def seconds_per_pass(
 ) -> list[float]:
   """Seconds of one pass of each tree: medians over turns that alternate.
 
-  A turn is one call of `TURN` seconds, but of 8 to `PASSES` passes: the first
-  passes after a prompt are slower, and a few of them would tell of nothing
-  else.
+  A turn is one call of about `TURN` seconds, with 8 to `PASSES` passes. The
+  first passes after a prompt are slower, and would dominate a shorter call.
 
   Args:
     network: the decoder.

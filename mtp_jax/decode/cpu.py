@@ -1,8 +1,8 @@
-"""Weights as a CPU multiplies few rows fastest: outputs first, on the left.
+"""Weights stored as [out, in], which a CPU multiplies faster by few rows.
 
-XLA's kernels for CPUs copy the right-hand matrix of a product into tiles, each
-time. In `x @ w` that is the weight, which costs more than a product of a few
-rows; with the weight on the left it is the rows.
+XLA's CPU kernels copy the right-hand matrix of every product into tiles. In
+`x @ w` that is the weight, and the copy costs more than the product with a few
+rows. With the weight on the left, the rows are copied instead.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-FEW = 128  # rows from which on the copy costs nothing beside the product
+FEW = 128  # rows from which on the copy's cost is negligible
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +37,7 @@ class Matrix:
     x = x.reshape(math.prod(batch), -1)
     if len(x) < FEW:
       y = jnp.einsum("FD,MD->FM", self.values, x, preferred_element_type=dtype)
-      # Without the barrier the compiler would turn the product round again.
+      # Without the barrier the compiler would swap the operands back.
       y = jax.lax.optimization_barrier(y).T
     else:
       y = jnp.einsum("MD,FD->MF", x, self.values, preferred_element_type=dtype)

@@ -1,4 +1,4 @@
-"""From lists of ids to texts and what they took: the host's side."""
+"""From lists of ids to texts and their statistics, on the host."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -15,14 +15,14 @@ from mtp_jax.decode import tree as tree_lib
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """What was written after one prompt, and what it took."""
+  """The text written after one prompt, and its statistics."""
 
   tokens: np.ndarray  # [n] new tokens, the end token included
   per_pass: np.ndarray  # [passes] tokens that each pass wrote
   logprob: np.ndarray  # [n] of each token under head 1 as it is, nats
   margin: np.ndarray  # [n] between head 1's best two logits at each token
   # Counts of the model, whether or not the text ended within a path:
-  nodes: np.ndarray  # [M] passes by the node that the text went on to
+  nodes: np.ndarray  # [M] passes by their last accepted node
   ranks: np.ndarray  # [k-1, R+1] true tokens by rank; last: no candidate
 
 
@@ -60,14 +60,14 @@ class Result:
 
   @property
   def accepted(self) -> np.ndarray:
-    """Share of passes [k] in which a draft of head i stood; head 1's is 1."""
+    """Share of passes [k] that accepted a draft of head i; head 1's is 1."""
     nodes = sum(t.nodes for t in self.texts)
     depth = self.tree.depth[:, None] >= np.arange(self.tree.heads)
     return _share(nodes @ depth, nodes.sum())
 
   @property
   def accepted_in_turn(self) -> np.ndarray:
-    """The same [k] where the draft of head i-1 had stood."""
+    """The same [k], of the passes that accepted a draft of head i-1."""
     accepted = self.accepted
     before = np.concatenate([accepted[:1], accepted[:-1]])
     return _share(accepted, before)
@@ -84,15 +84,15 @@ class Result:
 
   @property
   def wasted(self) -> float:
-    """Share of the tokens that passes read and that did not stay."""
+    """Share of window positions, over all passes, that added no token."""
     counts = np.concatenate(self.per_pass)
     return float(1 - _share(counts.sum(), counts.size * self.tree.size))
 
   def near_ties(self, epsilon: float) -> float:
     """Share of tokens whose best two logits are closer than `epsilon`.
 
-    There another order of additions may choose the other: a text that parts
-    from ordinary decoding's elsewhere is a bug.
+    Rounding may choose either of the two there. A text that differs from
+    ordinary decoding's anywhere else is a bug.
     """
     margins = np.concatenate([t.margin for t in self.texts])
     return float((margins < epsilon).mean())
@@ -113,8 +113,8 @@ def generate(
 
   With `accept.Greedy` it equals appending head 1's choice to the text until
   it ends, one pass per token, which is what heads=1 does. A pass over k tokens
-  rounds differently from a pass over one, so near-ties between two tokens may
-  fall the other way.
+  rounds differently from a pass over one, so a near-tie of two tokens may be
+  decided differently.
 
   Args:
     network: from `prepare.decoder(model)`.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def quantise(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-  """Integers and what they count: x is about values * scale.
+  """Rounds x to 8-bit integers, so that x is about values * scale.
 
   Args:
     x: any shape.
@@ -26,7 +26,7 @@ def quantise(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
 class Matrix:
   """A weight [D, ...] with a scale [1, ...], one for each vector of axis 0.
 
-  It stands where an array does: layers cast weights with `astype`.
+  It can replace an array, since layers cast weights with `astype`.
   """
 
   values: jax.Array

@@ -25,18 +25,18 @@ def decoder(
 ) -> network.Network:
   """Lays a trained model out for decoding; call it once, outside the loop.
 
-  Matrices are cast to `cfg.dtype`, norms stay float32. On a CPU they are turned
-  round (`cpu.Matrix`), but for int8 ones and on a mesh. In a float32 model the
-  embedding, and the unembedding where it is not turned, are shared with `net`;
-  the layers are copies.
+  Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU matrices are
+  transposed (`cpu.Matrix`), except for int8 ones and on a mesh. In a float32
+  model the embedding, and the unembedding if not transposed, are shared with
+  `net`; the layers are copies.
 
   Args:
     net: the model.
     vocab: the tokenizer's ids, where the model's vocabulary is padded beyond
       them; a padding id is then never written.
-    sliding_window: look back over the last so many tokens only, in a cache of
-      that size: the text may grow without end. Not what the model was trained
-      to do, unless its texts were no longer than that.
+    sliding_window: attend to the last so many tokens only, in a cache of about
+      that size, so the text may have any length. The model was not trained
+      for this, unless its texts were no longer than the window.
     cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`.
     draft_dtype: keep what only heads 2..N use, their layers and unembedding,
       in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
@@ -76,7 +76,7 @@ def decoder(
   turn = mesh is None and (platform or jax.default_backend()) == "cpu"
 
   def lay_out(layer, dtype=cfg.dtype):
-    """Its matrices in a dtype, turned round where that pays."""
+    """Its matrices in a dtype, transposed where that is faster."""
 
     def one(p):
       w = p[...]

@@ -1,9 +1,8 @@
 """Many prompts over a fixed number of rows: a finished row is refilled.
 
 The device decodes `slots` rows. When one finishes, the loop ends, its text is
-handed out and the next prompt, read beforehand, takes its place. While the
-device is at work on a turn, prompts are prepared, texts copied and `on_text`
-is called.
+returned and the next prompt, read beforehand, takes its place. While the device
+decodes, the host prepares prompts, copies texts and calls `on_text`.
 """
 
 import collections
@@ -144,7 +143,7 @@ def _serve(
     live = np.array([row is not None for row in rows])
     if live.any():
       state = _turn(network, rule, state, live, waiting > 0)
-    # The device is at work: read on, and hand out the turn before's texts.
+    # While the device decodes: read prompts, return the last turn's texts.
     if waiting and not ready:
       prompt = None
       prompt, ready = next(groups)
@@ -158,7 +157,7 @@ def _serve(
     finished = [rows[b] for b in done], [_take(state, b) for b in done]
     for b in done:
       rows[b] = None
-    if not done.size:  # the turn ended for want of room
+    if not done.size:  # the turn ended because the cache is full
       state = blockwise.grow(network, state)
 
 

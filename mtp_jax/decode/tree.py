@@ -152,14 +152,14 @@ def from_paths(paths: Iterable[Sequence[int]]) -> Tree:
 
 
 def build(acceptance: np.ndarray, size: int) -> Tree:
-  """The tree of `size` nodes that accepts most drafts in the mean.
+  """The tree of `size` nodes that is expected to accept the most drafts.
 
   A node's chance is taken to be the product of its ranks' chances along its
-  path, and what a tree accepts is the sum of its nodes' chances; a node is
-  never likelier than its parent, so taking the likeliest node again and again
-  is optimal, where the chances of a head fall with the rank. The product is
-  too high for paths with second choices: chances are counted after drafts that
-  were right, and those were mostly first choices.
+  path. A tree's expected number of accepted drafts is the sum of its nodes'
+  chances. A node is never likelier than its parent, so adding the likeliest
+  node again and again is optimal if a head's chances fall with the rank. The
+  product is too high for paths with second choices: chances are counted after
+  drafts that were right, and those were mostly first choices.
 
   Args:
     acceptance: [k-1, R] chance that the rank-r candidate of head 2, 3, ... is
@@ -199,7 +199,7 @@ def build(acceptance: np.ndarray, size: int) -> Tree:
 
 
 def expected(tree: Tree, acceptance: np.ndarray) -> float:
-  """Tokens per pass in the mean, the free one included.
+  """Expected tokens per pass, the bonus token included.
 
   Args:
     tree: the topology.
