@@ -1,4 +1,4 @@
-"""Programs compiled ahead of time for a TPU slice that is not there."""
+"""Compiles programs ahead of time for an absent TPU slice."""
 
 import dataclasses
 import math
@@ -25,10 +25,10 @@ HBM = {
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What a compiled program takes of each chip, in bytes.
+  """Memory of a compiled program on each chip, in bytes.
 
-  Where it does not fit the compiler gives up: `peak` is then what it wanted,
-  the others are 0 and `text` is empty.
+  If it does not fit, the compiler gives up. Then `peak` is the memory that it
+  asked for, the others are 0 and `text` is empty.
   """
 
   fits: bool

@@ -1,7 +1,7 @@
-"""FLOPs of a function's matrix products, with every turn of its loops.
+"""FLOPs of a function's matrix products, over all iterations of its loops.
 
-XLA's own `cost_analysis` counts the body of a loop once, however often it
-turns; here a scan counts as many times as it is long. Elementwise operations
+XLA's own `cost_analysis` counts the body of a loop once. Here the body of a
+scan counts once per iteration. Elementwise operations
 are not counted: in a transformer they are a few percent.
 """
 

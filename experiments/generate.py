@@ -1,4 +1,4 @@
-"""Writes on from a prompt with a trained model, as fast as its heads allow.
+"""Continues a prompt with a trained model, as fast as its heads allow.
 
   python -m experiments.generate --workdir=runs/quickstart \\
     --prompt_file=prompt.txt
@@ -8,17 +8,17 @@ any of them, line after line is read and continued (--interactive). There
 Ctrl-C stops a text. At an empty line Ctrl-C and Ctrl-D end the program, and so
 does a second Ctrl-C within three seconds, even while a program is compiled.
 
-The text appears pass by pass, each pass adding 1 to k tokens. Decoding is
-greedy, and the text the one that --heads=1, ordinary decoding, writes, unless
---temperature says otherwise: then it is drawn as ordinary sampling draws it.
---tree=16 drafts by the tree of 16 nodes that `experiments.tune_tree` found.
+The text appears pass by pass, and each pass adds 1 to k tokens. Decoding is
+greedy, and writes the text of --heads=1, ordinary decoding. With --temperature
+it samples, from the distribution of ordinary sampling. --tree=16 drafts with
+the tree of 16 nodes that `experiments.tune_tree` found.
 
-Standard output holds what was written, without the prompt: to a file as it is,
-in a terminal with control characters as escapes such as \\x1b. To a
-file, each of several samples ends with a NUL byte. All else goes to standard
-error; its last line leaves the first pass of each program, which
-compiles, out of the speed. Texts end before a --stop string, behind a
---stop_id, and at the tokenizer's end token.
+Standard output holds the text without the prompt. A file gets it unchanged; a
+terminal gets control characters as escapes such as \\x1b. In a file, each of
+several samples ends with a NUL byte. All else goes to standard error. The speed
+on its last line leaves out the first pass of each program, which compiles.
+Texts end before a --stop string, after a --stop_id, and at the tokenizer's end
+token.
 """
 
 import itertools

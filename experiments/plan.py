@@ -1,13 +1,13 @@
-"""Does this config fit that TPU slice? Answers without a TPU.
+"""Says whether a config fits a TPU slice, without a TPU.
 
   python -m experiments.plan --config=configs/quickstart.py \\
     --topology=v5e:2x2 --config.data.batch=8
 
 Compiles the real training step (or, with --decode, one decoding pass) for the
 slice with the TPU compiler, and prints per chip: parameters, optimiser state,
-temporaries and peak memory against its HBM; FLOPs with every turn of every
-loop; the collectives, their bytes, and how much of them runs behind compute;
-and, where it does not fit, what to change. Takes seconds for a
+temporaries and peak memory against its HBM; FLOPs over all iterations of loops;
+the collectives, their bytes, and how much of them runs behind compute. If it
+does not fit, it says what to change. Takes seconds for a
 small model and 1 to 3 minutes for one of the paper's.
 """
 

@@ -1,4 +1,4 @@
-"""Plans: what one program takes of one TPU slice, and what to change."""
+"""Plans: memory and FLOPs of one program on one slice, and what to change."""
 
 import collections
 import dataclasses

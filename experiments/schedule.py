@@ -1,4 +1,4 @@
-"""Collectives of a compiled TPU program: bytes, turns, and what hides them.
+"""Collectives of a compiled TPU program: bytes, iterations, what hides them.
 
 Reads the text of a scheduled program, in which the instructions of every
 computation stand in the order in which they run. A collective is hidden where
@@ -62,7 +62,7 @@ class _Instruction:
 
 
 def collectives(text: str) -> list[Collective]:
-  """Every collective of a program, those in loops with their turns.
+  """Every collective of a program; in loops, with the number of iterations.
 
   Args:
     text: a scheduled HLO module as the TPU compiler writes it.

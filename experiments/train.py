@@ -1,12 +1,13 @@
-"""Trains a model, or goes on training it.
+"""Trains a model, or resumes its training.
 
   python -m experiments.train --config=configs/quickstart.py \\
     --workdir=runs/quickstart --config.train.steps=1000
 
-Started again on the same workdir it goes on from the last checkpoint. SIGTERM
-and Ctrl-C save the step and exit with 0; before the first step is compiled
-they just end it, and so does the second of a kind. --profile=100:5 traces
-steps 100 to 104 into the workdir. In several processes: experiments/launch/.
+Started again on the same workdir, it resumes from the last checkpoint. SIGTERM
+and Ctrl-C save the step and exit with 0. Before the first step is compiled they
+end the program at once, and so does a second signal of the same kind.
+--profile=100:5 traces steps 100 to 104 into the workdir. In several processes:
+experiments/launch/.
 """
 
 import shlex

@@ -1,12 +1,12 @@
-"""The best trees of drafts for a trained model, by size.
+"""Finds the best draft tree of each size for a trained model.
 
   python -m experiments.tune_tree --workdir=runs/bytes
 
-Decodes held-out prompts, counts at which rank each head's candidates were
-right where the drafts before them were, and builds for every size the tree
-that accepts most. Writes tree.json into the workdir: the counted chances, and
-each tree as lists of ranks (`decode.tree.from_paths` reads them) with the
-tokens per forward that it is expected to write. Seconds to minutes.
+Decodes held-out prompts and counts how often the candidate of each head and
+rank was right, given that the drafts before it were. Builds for every size the
+tree with the highest expected acceptance. Writes tree.json into the workdir:
+the chances, and each tree as lists of ranks (for `decode.tree.from_paths`) with
+its expected tokens per forward. Seconds to minutes.
 """
 
 import json

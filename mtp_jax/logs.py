@@ -18,10 +18,10 @@ from tensorboardX.proto import event_pb2, summary_pb2
 class Writer:
   """Numbers by step, into one CSV per group and TensorBoard events; samples.
 
-  A resumed run goes on in the same files: rows after the step that it starts
-  from are those of a run that was cut off, and are dropped. A log never ends
-  a run. What cannot be written is said once, and tried again with the next
-  row. What cannot be read is set aside under another name.
+  A resumed run appends to the same files. Rows after the step that it starts
+  from belong to a run that was cut off, and are dropped. A log never ends a
+  run. A failed write is reported once, and tried again with the next row. An
+  unreadable file is renamed.
 
   Args:
     folder: made if it is not there.

@@ -25,9 +25,9 @@ from mtp_jax.model import model
 class Progress:
   """Lines that stay, and below them a bar on a terminal.
 
-  Elsewhere the bar is a line per report. Nothing here ends a run: letters
-  that the output's encoding lacks are replaced, and an output that is gone
-  (`train | head`) is said once on standard error.
+  Without a terminal the bar is a line per report. Nothing here ends a run:
+  characters that the output's encoding lacks are replaced, and a closed output
+  (`train | head`) is reported once on standard error.
 
   Args:
     active: False says nothing (processes other than the first).

@@ -1,4 +1,4 @@
-"""What lies between checkpoints and the disk: paths, listings, orbax, faults.
+"""The layer between checkpoints and the disk: paths, listings, orbax, faults.
 
 Nothing here knows what a checkpoint holds.
 """

@@ -1,4 +1,4 @@
-"""What a device allows: its bytes and FLOPs per second, and a pass's bytes."""
+"""Limits of a device: its bytes and FLOPs per second, and a pass's bytes."""
 
 import statistics
 import time
