@@ -123,7 +123,7 @@ def test_bad_flags_are_told_before_the_work(call, arguments, line, tmp_path):
 def test_help_is_no_error(call, flag):
   code, out, err = call(flag)
   assert (code, err) == (0, "")
-  assert out.startswith("Trains a model, or goes on training it.\n")
+  assert out.startswith("Trains a model, or resumes its training.\n")
   for name in ("config", "workdir", "profile", "num_processes"):
     assert f"  --{name}: " in out
   assert ("--verbosity" in out) == (flag == "--helpfull")
