@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # XLA optimises as ever; LLVM, which takes most of the time to compile on a
 # CPU and changes neither the memory nor the FLOPs of a program, does not.
 # jaxlib 0.10's older fusion emitters and one LLVM module per program halve
-# that time again. What XLA_FLAGS says wins: see "How the suite compiles" in
+# that time again. XLA_FLAGS overrides this; see Decisions, Testing, in
 # BUILD.md.
 QUICK = "--xla_backend_optimization_level=0"
 QUICK += " --xla_cpu_parallel_codegen_split_count=1"
