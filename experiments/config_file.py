@@ -1,5 +1,6 @@
 """Config files: found, run, and what is wrong with one said in a line."""
 
+import dataclasses
 import difflib
 import importlib.machinery
 import importlib.util
@@ -120,6 +121,11 @@ def _blame(error: BaseException, path: pathlib.Path, name: str) -> str:
   lines = [f.lineno for f in frames if f.filename == str(path)]
   if isinstance(error, SyntaxError) and error.filename == str(path):
     lines, text = [error.lineno], error.msg
+  elif isinstance(error, dataclasses.FrozenInstanceError):
+    text = (
+      f"{error}: a config does not change; make another from it, such as "
+      'cfg = cfg.replace(model={"width": 64})'
+    )
   elif match := re.search(
     r"(\w+)(?:\.__init__\(\) got an unexpected keyword argument|"
     r"' object has no attribute) '(\w+)'",

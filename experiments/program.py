@@ -1,6 +1,7 @@
 """How every program starts: flags to a checked config, errors in a line."""
 
 import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
 import logging
@@ -43,7 +44,7 @@ def define_config(
 ) -> flags.FlagHolder:
   """Declares --config; its value is a `config.Config`, not checked yet."""
   try:
-    holder = config_flags.DEFINE_config_file(
+    config_flags.DEFINE_config_file(
       "config",
       None,
       "File with get_config(); --config.model.width=64 overrides a field.",
@@ -54,20 +55,46 @@ def define_config(
   # Its own parser quotes a traceback, and waits with a missing file.
   flag_values["config"].parser = _ConfigParser()
   flags.mark_flag_as_required("config", flag_values=flag_values)
-  return holder
+  return _ConfigHolder(flag_values, flag_values["config"])
 
 
 class _ConfigParser(flags.ArgumentParser):
   syntactic_help = "a config file"
 
-  def parse(self, argument: str) -> config.Config:
+  def parse(self, argument: str):
     try:
-      return config_file.load(argument)
+      return _assignable(config_file.load(argument))
     except ValueError as error:  # of absl's own kind it stays as it is
       raise flags.Error(str(error)) from error
 
   def flag_type(self) -> str:
     return "config"
+
+
+def _assignable(value: config.Config):
+  """A copy that is not frozen: config_flags assigns what the flags say."""
+
+  def thaw(frozen, values, types):
+    kind = dataclasses.make_dataclass(type(frozen).__name__, types.items())
+    return kind(**values)
+
+  sections = {}
+  for name, section in value.sections().items():
+    types = {f.name: f.type for f in dataclasses.fields(section)}
+    values = {field: getattr(section, field) for field in types}
+    sections[name] = thaw(section, values, types)
+  return thaw(value, sections, {k: type(v) for k, v in sections.items()})
+
+
+class _ConfigHolder(flags.FlagHolder):
+  """The flag --config, with a Config as its value."""
+
+  @property
+  def value(self) -> config.Config:
+    sections = vars(super().value)
+    return config.Config().replace(
+      **{name: vars(section) for name, section in sections.items()}
+    )
 
 
 def define_path(

@@ -47,8 +47,7 @@ def main(_: list[str]) -> None:
     on_error=_ON_ERROR.value,
   )
   try:
-    data.check()
-    _train(data)
+    _train(data.check())
   except ValueError as error:  # the library names fields, which are flags here
     text = re.sub(rf"(?<!\S)data\.(?=({_FIELDS})\b)", "--", str(error))
     raise ValueError(text) from error

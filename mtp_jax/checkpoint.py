@@ -9,6 +9,7 @@ checksum. orbax alone restores a flipped bit, and casts a dtype, in silence.
 import atexit
 import contextlib
 import pathlib
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
@@ -71,7 +72,7 @@ class Checkpoints:
     Args:
       step: number of the step; later than every step in the folder.
       state: pytree of arrays; typed random keys too.
-      metadata: JSON values that `restore` gives back and compares.
+      metadata: JSON values that `restore` gives back.
       wait: return only when the step is complete on disk. The first save
         always does, and reads back its record and its smallest array.
 
@@ -120,8 +121,7 @@ class Checkpoints:
     self,
     like,
     *,
-    expect: dict | None = None,
-    defaults: dict | None = None,
+    refusals: Callable[[dict], list[str]] = lambda metadata: [],
     step: int | None = None,
   ):
     """Reads the newest step that is whole, onto the shardings of `like`.
@@ -129,8 +129,7 @@ class Checkpoints:
     Args:
       like: pytree of arrays or jax.ShapeDtypeStruct; any mesh. Leaves with
         no sharding of their own are replicated over the mesh of the others.
-      expect: compared with the stored metadata on the keys that it holds.
-      defaults: values of keys that the stored metadata lacks.
+      refusals: what of the stored metadata does not fit, a line each.
       step: this step and no other.
 
     Returns:
@@ -149,10 +148,7 @@ class Checkpoints:
     def read(number):
       record = self._reader.record(number)
       where = f"checkpoint {number} in {self._folder}"
-      lines = record_lib.differing_metadata(
-        record["metadata"], expect or {}, defaults
-      )
-      if lines:
+      if lines := refusals(record["metadata"]):
         raise CheckpointError(
           f"{where} (the first) does not fit this run (the second): "
           + "; ".join(lines)

@@ -1,9 +1,8 @@
 """Typed settings of a run: one section per part of the library.
 
-The dataclasses below are the only place where defaults live. They can be
-changed until `check` is called, because absl flags override single fields
-(`--config.model.n_future=8`); after that they are values: compared, hashed
-and stored in modules, never written to.
+The dataclasses below are the only place where defaults live. They are values:
+compared, hashed and stored in modules. `Config.replace` returns a copy with
+other values, and `check` one with every number of its field's type.
 """
 
 import dataclasses
@@ -22,8 +21,24 @@ LOSSES = ("serial", "checkpointed", "formula")
 REMAT_POLICIES = ("none", "dots", "full")
 SOURCES = ("python", "text", "jsonl", "array_record")
 
-# Slots: a misspelt assignment, `config.model.widht = 64`, is an error.
-_section = dataclasses.dataclass(unsafe_hash=True, slots=True)
+_section = dataclasses.dataclass(frozen=True)
+
+
+# A run that resumes has the settings of its checkpoint. A field that may differ
+# is declared with one of these three; `resume` compares accordingly.
+def _free(default):
+  """A field without effect on what is computed."""
+  return dataclasses.field(default=default, metadata={"on_resume": "free"})
+
+
+def _local(default):
+  """A place on the host: free, and each process may have its own."""
+  return dataclasses.field(default=default, metadata={"on_resume": "local"})
+
+
+def _rate(default):
+  """A field that changes what is computed from there on; the run says so."""
+  return dataclasses.field(default=default, metadata={"on_resume": "rate"})
 
 
 @_section
@@ -44,7 +59,7 @@ class Model:
   mask_documents: bool = True  # no attention across documents
   dtype: str = "float32"  # activations; parameters stay float32
   remat: str = "none"  # one of REMAT_POLICIES
-  attention: str = "auto"  # one of ATTENTION; auto: the platform's own
+  attention: str = _free("auto")  # one of ATTENTION; auto: the platform's own
 
   @property
   def head_layers(self) -> int:
@@ -57,9 +72,10 @@ class Model:
     """Layers below the heads: the total, less the heads' own, plus extra."""
     return self.layers - self.head_layers + self.extra_layers
 
-  def check(self) -> None:
-    """Raises ValueError that names the field, its value and the remedy."""
-    fields.check(self, zero=("extra_layers",))
+  def check(self) -> typing.Self:
+    """A copy whose numbers have their fields' types; ValueError names the
+    field, its value and the remedy."""
+    checked = fields.check(self, zero=("extra_layers",))
     fields.one_of("model.head", self.head, HEAD_KINDS)
     fields.one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
     fields.one_of("model.remat", self.remat, REMAT_POLICIES)
@@ -81,6 +97,7 @@ class Model:
         f"under {self.n_future} {self.head} heads: raise model.layers, lower "
         "model.n_future, or use model.head='unembedding'"
       )
+    return checked
 
 
 @_section
@@ -88,21 +105,22 @@ class Data:
   """Where documents come from and how they become batches."""
 
   source: str = "python"  # one of SOURCES
-  path: str = ""  # file or directory; empty only for source='python'
+  path: str = _local("")  # file or directory; empty only for source='python'
   field: str = "text"  # JSONL field that holds the document
-  tokenizer: str = "bytes"  # 'bytes' or the path of a SentencePiece model
-  cache: str = "~/.cache/mtp_jax"  # packed tokens, keyed by fingerprints
+  tokenizer: str = _local("bytes")  # or the path of a SentencePiece model
+  cache: str = _local("~/.cache/mtp_jax")  # packed tokens by fingerprints
   seq_len: int = 256  # T
   batch: int = 16  # B, over all processes
   max_bytes: int = 0  # stop reading the corpus there; 0: read it all
   held_out: float = 0.02  # share of documents kept for evaluation
   on_error: str = "raise"  # 'raise', or 'skip': count and report bad records
   seed: int = 0
-  workers: int = 0  # prefetching worker processes
+  workers: int = _local(0)  # prefetching worker processes
 
-  def check(self) -> None:
-    """Raises ValueError that names the field, its value and the remedy."""
-    fields.check(
+  def check(self) -> typing.Self:
+    """A copy whose numbers have their fields' types; ValueError names the
+    field, its value and the remedy."""
+    checked = fields.check(
       self,
       zero=("max_bytes", "workers", "seed"),
       most={"max_bytes": fields.INT64, "seed": fields.INT64},
@@ -121,6 +139,7 @@ class Data:
         value = getattr(self, name)
         raise ValueError(f"data.{name} is {value!r}: {error}") from error
     fields.share(self, "held_out", 0 < self.held_out < 1)
+    return checked
 
 
 @_section
@@ -128,20 +147,23 @@ class Optim:
   """AdamW with linear warm-up and cosine decay (paper, table S13), or Muon."""
 
   kind: str = "adamw"  # one of OPTIMISERS
-  peak: float = 3e-4  # learning rate after warm-up
+  peak: float = _rate(3e-4)  # learning rate after warm-up
   # Under Muon: the learning rate of what Adam updates (embedding, unembedding,
   # norms) over that of the matrices.
-  adam_ratio: float = 1.0
-  warmup: int = 100  # steps
-  end: float = 0.03  # last learning rate over peak, the paper's decay ratio
+  adam_ratio: float = _rate(1.0)
+  warmup: int = _rate(100)  # steps
+  end: float = _rate(0.03)  # last learning rate over peak: "decay ratio"
   beta1: float = 0.9
   beta2: float = 0.95
   decay: float = 0.1  # decoupled weight decay, on matrices only
   clip: float = 1.0  # global gradient norm
 
-  def check(self) -> None:
-    """Raises ValueError that names the field, its value and the remedy."""
-    fields.check(self, zero=("warmup", "end", "beta1", "beta2", "decay"))
+  def check(self) -> typing.Self:
+    """A copy whose numbers have their fields' types; ValueError names the
+    field, its value and the remedy."""
+    checked = fields.check(
+      self, zero=("warmup", "end", "beta1", "beta2", "decay")
+    )
     fields.one_of("optim.kind", self.kind, OPTIMISERS)
     if self.kind == "adamw" and self.adam_ratio != 1:
       raise ValueError(
@@ -151,47 +173,51 @@ class Optim:
     fields.share(self, "end", 0 <= self.end <= 1)
     for name in ("beta1", "beta2"):
       fields.share(self, name, 0 <= getattr(self, name) < 1)
+    return checked
 
 
 @_section
 class Mesh:
   """Devices along each axis; -1 takes all that are left."""
 
-  data: int = -1  # batch, and parameters sharded over it (FSDP)
-  model: int = 1  # tensor parallel
+  data: int = _free(-1)  # batch, and parameters sharded over it (FSDP)
+  model: int = _free(1)  # tensor parallel
 
-  def check(self) -> None:
-    """Raises ValueError that names the field, its value and the remedy."""
-    fields.check(self, any_sign=("data", "model"))
+  def check(self) -> typing.Self:
+    """A copy whose numbers have their fields' types; ValueError names the
+    field, its value and the remedy."""
+    checked = fields.check(self, any_sign=("data", "model"))
     if (self.data, self.model).count(-1) > 1:
       raise ValueError("only one of mesh.data and mesh.model may be -1")
     for name in ("data", "model"):
       size = getattr(self, name)
       if size < 1 and size != -1:
         raise ValueError(f"mesh.{name} is {size}; it must be positive, or -1")
+    return checked
 
 
 @_section
 class Train:
   """The training loop."""
 
-  steps: int = 1000
+  steps: int = _rate(1000)
   accumulate: int = 1  # microbatches per step
   loss: str = "serial"  # one of LOSSES
-  loss_block: int = 256  # positions whose logits are alive at once
+  loss_block: int = _free(256)  # positions whose logits are alive at once
   head_weights: tuple[float, ...] = ()  # one per head; empty: all 1
   seed: int = 0
-  log_every: int = 20
-  eval_every: int = 500
-  eval_batches: int = 8
-  sample_tokens: int = 64  # length of the sample written at evaluation; 0: none
-  save_every: int = 500
-  keep: int = 3  # checkpoints kept
-  max_bad_steps: int = 10  # non-finite steps in a row before stopping
+  log_every: int = _free(20)
+  eval_every: int = _free(500)
+  eval_batches: int = _free(8)
+  sample_tokens: int = _free(64)  # written at each evaluation; 0: no sample
+  save_every: int = _free(500)
+  keep: int = _free(3)  # checkpoints kept
+  max_bad_steps: int = _rate(10)  # non-finite steps in a row before stopping
 
-  def check(self) -> None:
-    """Raises ValueError that names the field, its value and the remedy."""
-    fields.check(
+  def check(self) -> typing.Self:
+    """A copy whose numbers have their fields' types; ValueError names the
+    field, its value and the remedy."""
+    checked = fields.check(
       self,
       zero=("sample_tokens", "seed"),
       most={"seed": 2**32 - 1},  # jax.random.key drops higher bits
@@ -206,18 +232,21 @@ class Train:
         f"train.head_weights is {self.head_weights}; with every weight 0 "
         "nothing is learned: give at least one a positive weight"
       )
+    return checked
 
 
 @_section
 class Decode:
   """Generation."""
 
-  heads: int = 0  # k: heads used, 1 is ordinary decoding; 0: all
-  max_new: int = 256  # tokens
+  heads: int = _free(0)  # k: heads used, 1 is ordinary decoding; 0: all
+  max_new: int = _free(256)  # tokens
 
-  def check(self) -> None:
-    """Raises ValueError that names the field, its value and the remedy."""
-    fields.check(self, zero=("heads",))
+  def check(self) -> typing.Self:
+    """A copy whose numbers have their fields' types; ValueError names the
+    field, its value and the remedy."""
+    checked = fields.check(self, zero=("heads",))
+    return checked
 
 
 @_section
@@ -245,9 +274,8 @@ class Config:
     return found
 
   def check(self) -> "Config":
-    """Returns self, or raises ValueError that names fields and numbers."""
-    for section in self.sections().values():
-      section.check()
+    """A copy of checked sections; ValueError names fields and numbers."""
+    checked = Config(**{k: s.check() for k, s in self.sections().items()})
     fields.divides(
       "data.batch", self.data.batch, "train.accumulate", self.train.accumulate
     )
@@ -265,7 +293,30 @@ class Config:
         f"optim.warmup {self.optim.warmup} is not below train.steps "
         f"{self.train.steps}"
       )
-    return self
+    return checked
+
+  def replace(self, /, **changes: dict[str, typing.Any]) -> "Config":
+    """A copy with other values in some fields, not checked.
+
+    `cfg.replace(model={"width": 64, "layers": 4}, train={"steps": 9})`
+
+    Raises:
+      ValueError: a section or field does not exist, or its value is no dict.
+    """
+    sections = self.sections()
+    for section, values in changes.items():
+      if section not in sections:
+        raise ValueError(unknown_field(self, section))
+      if not isinstance(values, dict):
+        raise ValueError(
+          f"config.{section} is {values!r:.60}, "
+          f"{fields.kind_of(type(values))}; it takes an object of fields"
+        )
+      for name in values:
+        if name not in _fields(sections[section]):
+          raise ValueError(unknown_field(self, f"{section}.{name}"))
+      sections[section] = dataclasses.replace(sections[section], **values)
+    return Config(**sections)
 
 
 def to_json(config: Config) -> str:
@@ -296,27 +347,20 @@ def from_dict(tree: dict) -> Config:
     ValueError: `tree` has another shape, a field does not exist, or
       `Config.check` refuses a value.
   """
-  config = Config()
   if not isinstance(tree, dict):
     raise ValueError(
       f"the config is {fields.kind_of(type(tree))}; it takes an object of "
       'sections, such as {"model": {"width": 256}}'
     )
-  for section, values in tree.items():
-    if section not in _fields(config):
-      raise ValueError(unknown_field(config, str(section)))
-    if not isinstance(values, dict):
-      raise ValueError(
-        f"config.{section} is {values!r:.60}, {fields.kind_of(type(values))}; "
-        "it takes an object of fields"
-      )
-    for name, value in values.items():
-      if name not in _fields(getattr(config, section)):
-        raise ValueError(unknown_field(config, f"{section}.{name}"))
-      if isinstance(value, list):
-        value = tuple(value)
-      setattr(getattr(config, section), name, value)
-  return config.check()
+  sections = {name: _tuples(values) for name, values in tree.items()}
+  return Config().replace(**sections).check()
+
+
+def _tuples(values):
+  """A section's values, with a tuple for every list of JSON."""
+  if not isinstance(values, dict):
+    return values  # `replace` refuses it
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def _unique_keys(pairs: list[tuple[str, typing.Any]]) -> dict:
@@ -341,24 +385,6 @@ def load(path: str | pathlib.Path) -> Config:
     raise ValueError(f"cannot read {path}: {error.strerror}") from error
   except ValueError as error:  # UnicodeDecodeError is one
     raise ValueError(f"{path}: {error}") from error
-
-
-def differences(old: dict, new: dict) -> list[str]:
-  """Fields in which two `dataclasses.asdict` trees differ, as
-  'model.width: 64 in the first, 96 in the second'."""
-  lines = []
-  for section in sorted(old.keys() | new.keys()):
-    a, b = old.get(section, {}), new.get(section, {})
-    for name in sorted(a.keys() | b.keys()):
-      x, y = (
-        tuple(v) if isinstance(v, list) else v
-        for v in (a.get(name), b.get(name))
-      )
-      if x != y:
-        lines.append(
-          f"{section}.{name}: {x!r} in the first, {y!r} in the second"
-        )
-  return lines
 
 
 def paths(config: Config) -> Iterator[str]:

@@ -3,6 +3,7 @@
 Each raises ValueError that names the field, its value and what it takes.
 """
 
+import dataclasses
 import math
 import typing
 
@@ -21,16 +22,19 @@ def check(
   zero: tuple[str, ...] = (),
   any_sign: tuple[str, ...] = (),
   most: dict[str, int] | None = None,
-) -> None:
-  """Checks type and bounds of every field; an int becomes a float where one
-  belongs.
+):
+  """Checks type and bounds of every field.
 
   Args:
     section: a dataclass of `config`.
     zero: numbers that may be 0; the others are positive.
     any_sign: numbers without a lower bound.
     most: upper bounds of ints; it is 2**31 - 1 for the others.
+
+  Returns:
+    A copy with a float for every int where one belongs.
   """
+  values = {}
   for field, kind in typing.get_type_hints(type(section)).items():
     path = f"{type(section).__name__.lower()}.{field}"
     value = getattr(section, field)
@@ -39,13 +43,14 @@ def check(
       value = tuple(_typed(f"an entry of {path}", v, item) for v in value)
     else:
       value = _typed(path, value, typing.get_origin(kind) or kind)
-    setattr(section, field, value)
+    values[field] = value
     if kind in (int, float) and field not in any_sign:
       if value < 0 or (value == 0 and field not in zero):
         bound = "at least 0" if field in zero else "positive"
         raise ValueError(f"{path} is {value}; it must be {bound}")
     if kind is int and value > (bound := (most or {}).get(field, INT32)):
       raise ValueError(f"{path} is {_short(value)}; it must be at most {bound}")
+  return dataclasses.replace(section, **values)
 
 
 def _typed(path: str, value, kind: type):

@@ -7,8 +7,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mtp_jax import config
-
 
 def checksums(arrays: list[jax.Array]) -> list[str]:
   """A checksum per array, the same for every sharding and process count.
@@ -134,35 +132,6 @@ def differing_leaves(stored: dict, targets: dict, leaves: dict) -> list[str]:
     for name in sorted(have.keys() | want.keys())
     if have.get(name) != want.get(name)
   ]
-
-
-def differing_metadata(
-  stored: dict, expect: dict, defaults: dict | None = None
-) -> list[str]:
-  """A line for every value of `expect` that is stored differently.
-
-  Args:
-    stored: JSON values.
-    expect: JSON values.
-    defaults: values of keys that `stored` lacks.
-  """
-  first, second = {}, {}
-
-  def collect(section, old, new, default):
-    old = old if isinstance(old, dict) else {}
-    default = default if isinstance(default, dict) else {}
-    for name, value in new.items():
-      kept = old.get(name, default.get(name))
-      if isinstance(value, dict):
-        path = name if section == "" else f"{section}.{name}"
-        collect(path, kept, value, default.get(name))
-      else:
-        first.setdefault(section or "metadata", {})[name] = kept
-        second.setdefault(section or "metadata", {})[name] = value
-
-  expect, defaults = json.loads(json.dumps([expect, defaults or {}]))
-  collect("", stored, expect, defaults)
-  return config.differences(first, second)
 
 
 def seal(record: dict) -> dict:

@@ -14,8 +14,8 @@ from mtp_jax import (
   logs,
   metrics,
   processes,
-  record,
   report,
+  resume,
   sharding,
   storage,
 )
@@ -68,7 +68,7 @@ def fit(
     processes.PeerLost: another process of the run is gone.
   """
   pipeline.refuse_in_worker()
-  cfg.check()
+  cfg = cfg.check()
   if profile and profile.start > cfg.train.steps:
     raise ValueError(
       f"profile starts with step {profile.start}, but the run ends with step "
@@ -100,9 +100,7 @@ def fit(
       processes.watched(saved.abandon),
     ):
       found = saved.restore(
-        like,
-        expect=workdir_lib.fixed(metadata),
-        defaults=workdir_lib.defaults(),
+        like, refusals=lambda stored: resume.refusals(stored, metadata)
       )
       state = found[0] if found else train_lib.init_state(cfg, mesh)
       start = int(state.step)
@@ -114,7 +112,7 @@ def fit(
       workdir_lib.write_settings(cfg, workdir)
       if found:
         progress.say(f"going on from step {start}")
-        for line in workdir_lib.changes(found[1], metadata):
+        for line in resume.changes(found[1], metadata):
           progress.say(line)
       else:
         progress.say(f"a new run in {workdir}")
@@ -329,9 +327,9 @@ def _check_batch(cfg, mesh):
 def _check_agreement(metadata):
   """All processes have the same settings, and packed the same corpus."""
   found = processes.gather(json.dumps(metadata))
-  first, *others = (workdir_lib.shared(json.loads(text)) for text in found)
+  first, *others = map(json.loads, found)
   for i, other in enumerate(others, 1):
-    if lines := record.differing_metadata(first, other):
+    if lines := resume.disagreements(first, other):
       raise ValueError(
         f"process 0 (the first) and process {i} (the second) do not do the "
         f"same run: {'; '.join(lines)}. Start all with the same settings, on "

@@ -35,7 +35,7 @@ def make_mesh(cfg: config.Mesh, devices=None) -> jax.sharding.Mesh:
   Raises:
     ValueError: the axes' product is not the number of devices.
   """
-  cfg.check()
+  cfg = cfg.check()
   devices = jax.devices() if devices is None else devices
   shape = [cfg.data, cfg.model]
   if -1 in shape:

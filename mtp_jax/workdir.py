@@ -14,31 +14,6 @@ from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.data import pipeline
 from mtp_jax.model import model
 
-# Fields that may change when a run resumes: file locations, logging and
-# evaluation intervals, kernels, rates and the number of steps. Every other
-# field must equal the checkpoint's.
-_FREE = {
-  "data": ("path", "cache", "workers", "tokenizer"),
-  "model": ("attention",),
-  "optim": ("peak", "adam_ratio", "warmup", "end"),
-  "train": (
-    "steps",
-    "max_bad_steps",
-    "log_every",
-    "eval_every",
-    "eval_batches",
-    "sample_tokens",
-    "save_every",
-    "keep",
-    "loss_block",
-  ),
-}
-# Those of them that change what is computed; `changes` names them.
-_RATES = {
-  "optim": ("peak", "adam_ratio", "warmup", "end"),
-  "train": ("steps", "max_bad_steps"),
-}
-
 _MODEL = "tokenizer.model"  # the copy in the workdir
 
 
@@ -269,48 +244,3 @@ def metadata(
       "held_out": packed[1].fingerprint,
     },
   }
-
-
-def fixed(metadata: dict) -> dict:
-  """The part of `metadata` that a run may not change when it goes on."""
-  sections = {
-    section: {
-      name: value
-      for name, value in fields.items()
-      if name not in _FREE.get(section, ())
-    }
-    for section, fields in metadata["config"].items()
-    if section not in ("mesh", "decode")
-  }
-  return metadata | {"config": sections}
-
-
-def defaults() -> dict:
-  """Metadata of a checkpoint that was written before a config field existed.
-
-  Such a field then had the effect of its default value.
-  """
-  return {"config": dataclasses.asdict(config.Config())}
-
-
-def changes(stored: dict, metadata: dict) -> list[str]:
-  """What is computed otherwise than before the checkpoint, a line each."""
-  new, lines = metadata["config"], []
-  for section, names in _RATES.items():
-    default = defaults()["config"][section]
-    old = default | stored["config"].get(section, {})
-    lines += [
-      f"{section}.{name} was {old[name]!r} until here, and is "
-      f"{new[section][name]!r} from here on"
-      for name in names
-      if old[name] != new[section][name]
-    ]
-  return lines
-
-
-def shared(metadata: dict) -> dict:
-  """The part of `metadata` that all processes of a run have in common."""
-  config = metadata["config"]
-  own = _FREE["data"]  # places on each host
-  data = {k: v for k, v in config["data"].items() if k not in own}
-  return metadata | {"config": config | {"data": data}}

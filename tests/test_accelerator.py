@@ -1,6 +1,5 @@
 """The call that measures an accelerator, in small on a CPU."""
 
-import copy
 import dataclasses
 import json
 import multiprocessing
@@ -160,11 +159,10 @@ def test_cudnn_takes_the_shapes_that_are_trained(monkeypatch):
     steps.settings(work.setup, work.size, 4, "serial", work.setup.rows)
     for work in gpu.training
   ]
-  byte_run = copy.deepcopy(gpu.byte_run)
-  byte_run.model = gpu.byte_models[0]
+  byte_run = dataclasses.replace(gpu.byte_run, model=gpu.byte_models[0])
   for cfg in (*runs, byte_run):
-    cfg.model = dataclasses.replace(cfg.model, attention="cudnn")
-    traced = train.compile_step(cfg.check(), mesh).trace(
+    cfg = cfg.replace(model={"attention": "cudnn"}).check()
+    traced = train.compile_step(cfg, mesh).trace(
       train.abstract_state(cfg, mesh), steps.batch_of(cfg)
     )
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Packing and batches: nothing lost, nothing half-written, one order."""
 
 import concurrent.futures
+import dataclasses
 import errno
 import json
 import os
@@ -174,23 +175,26 @@ def test_whatever_changes_the_tokens_packs_anew(data, tmp_path):
   model = tokenizer.train_sentencepiece(["document 1\n"], tmp_path / "m", 300)
   prints = {pipeline.pack(data, tokenizer.Bytes())[0].fingerprint}
   prints.add(pipeline.pack(data, model)[0].fingerprint)
-  data.held_out = 0.2
+  data = dataclasses.replace(data, held_out=0.2)
   prints.add(pipeline.pack(data, tokenizer.Bytes())[0].fingerprint)
-  data.max_bytes = 3001
+  data = dataclasses.replace(data, max_bytes=3001)
   prints.add(pipeline.pack(data, tokenizer.Bytes())[0].fingerprint)
   with open(data.path, "r+", encoding="utf-8") as file:
     text = file.read().replace("document 3", "Document 3")
     file.seek(0)
     file.write(text)
-  data.max_bytes = 0
+  data = dataclasses.replace(data, max_bytes=0)
   prints.add(pipeline.pack(data, tokenizer.Bytes())[0].fingerprint)
   assert len(prints) == len(entries(data)[0]) == 5
 
 
 def test_fingerprint_is_of_the_contents_and_not_of_the_place(data, tmp_path):
   first = pipeline.pack(data, tokenizer.Bytes())
-  data.path = shutil.copy(data.path, tmp_path / "copy.jsonl")
-  data.cache = str(tmp_path / "other")
+  data = dataclasses.replace(
+    data,
+    path=str(shutil.copy(data.path, tmp_path / "copy.jsonl")),
+    cache=str(tmp_path / "other"),
+  )
   again = pipeline.pack(data, tokenizer.Bytes())
   assert [p.fingerprint for p in first] == [p.fingerprint for p in again]
 
@@ -397,7 +401,7 @@ def test_an_error_while_packing_leaves_no_cache(data):
   with pytest.raises(ValueError, match="corpus.jsonl:212: not JSON"):
     pipeline.pack(data, tokenizer.Bytes())
   assert entries(data) == (set(), set())
-  data.on_error = "skip"
+  data = dataclasses.replace(data, on_error="skip")
   train, held_out = pipeline.pack(data, tokenizer.Bytes())
   assert train.skipped == held_out.skipped
   assert train.skipped["not JSON"] == 1
@@ -465,7 +469,7 @@ def test_too_small_a_corpus_is_refused(tmp_path):
 def test_what_was_left_out_is_said_when_packed(data):
   with open(data.path, "a", encoding="utf-8") as file:
     file.write("\nno JSON\n{}")
-  data.on_error = "skip"
+  data = dataclasses.replace(data, on_error="skip")
   left_out = "1 duplicate, 16 empty, 1 missing field, 1 not JSON; .*"
   with pytest.warns(UserWarning, match=left_out + "l:212, .*l:213$"):
     pipeline.pack(data, tokenizer.Bytes())
@@ -494,7 +498,7 @@ def test_a_full_disk_leaves_nothing_but_what_was_there(data, tmp_path):
   other = tmp_path / "other.jsonl"
   text = '{"text": "another and a longer document, %d"}\n'
   other.write_text("".join(text % i for i in range(9000)))
-  data.path = str(other)
+  data = dataclasses.replace(data, path=str(other))
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
   try:
@@ -505,7 +509,7 @@ def test_a_full_disk_leaves_nothing_but_what_was_there(data, tmp_path):
   for words in (data.cache, "too large", "Free space", "or set data.cache to"):
     assert words in str(error.value)
   assert entries(data) == kept and len(kept[1]) == 1
-  data.path = str(tmp_path / "corpus.jsonl")
+  data = dataclasses.replace(data, path=str(tmp_path / "corpus.jsonl"))
   again = pipeline.pack(data, tokenizer.Bytes())
   assert again[0].fingerprint == before[0].fingerprint
 

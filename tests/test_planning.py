@@ -1,6 +1,5 @@
 """Plans for TPU slices, made with the TPU compiler itself."""
 
-import copy
 import os
 import re
 
@@ -25,7 +24,7 @@ CONFIG = config.Config(
 
 @pytest.fixture(scope="module")
 def planned():
-  return planning.training(copy.deepcopy(CONFIG).check(), "v5e:2x2")
+  return planning.training(CONFIG.check(), "v5e:2x2")
 
 
 def test_a_training_step_for_four_chips(planned):
@@ -79,7 +78,7 @@ def test_collectives_have_parts_and_turns(planned):
 
 
 def test_a_decoding_pass():
-  cfg = copy.deepcopy(CONFIG).check()
+  cfg = CONFIG.check()
   got = planning.decoding(cfg, "v5e:2x2", batch=6, cache_len=512)
   assert got.fits and got.rows == 3 and got.tokens == 12
   C = cfg.model.width // cfg.model.attn_heads
@@ -96,9 +95,7 @@ def test_a_pass_over_a_tree_copies_no_cache():
 
   The heads are 128 channels wide, as a TPU's lanes and the paper's models are.
   """
-  cfg = copy.deepcopy(CONFIG)
-  cfg.model.attn_heads, cfg.model.layers = 2, 8
-  cfg.check()
+  cfg = CONFIG.replace(model={"attn_heads": 2, "layers": 8}).check()
   tree = tree_lib.from_paths([[0], [1], [2]])
   got = planning.decoding(cfg, "v5e:2x2", batch=8, cache_len=65536, tree=tree)
   assert got.fits and got.tokens == 8 * 4
@@ -107,10 +104,11 @@ def test_a_pass_over_a_tree_copies_no_cache():
 
 def test_what_does_not_fit_is_said_with_the_remedy():
   """The compiler itself gives up: 17 GiB of moments and parameters."""
-  cfg = copy.deepcopy(CONFIG)
-  cfg.model.vocab, cfg.model.width = 2**20, 1024
-  cfg.mesh = config.Mesh()
-  cfg.data.batch, cfg.train.accumulate = 8, 1
+  cfg = CONFIG.replace(
+    model={"vocab": 2**20, "width": 1024},
+    mesh={"data": -1, "model": 1},
+    train={"accumulate": 1},
+  )
   got = planning.training(cfg.check(), "v5e:1x1")
   assert not got.fits and not got.compiled.fits
   assert got.compiled.peak > got.hbm
@@ -120,10 +118,10 @@ def test_what_does_not_fit_is_said_with_the_remedy():
 
 
 def refused(rows, **changes):
-  cfg = copy.deepcopy(CONFIG)
+  cfg = CONFIG
   for path, value in changes.items():
     section, name = path.split("__")
-    setattr(getattr(cfg, section), name, value)
+    cfg = cfg.replace(**{section: {name: value}})
   compiled = aot.Compiled(False, 1.0, 0, 0, 30 * aot.GIB, 0, "")
   state = {"parameters": 2 * aot.GIB, "optimiser state": 4 * aot.GIB}
   made = planning.Plan(
@@ -161,12 +159,10 @@ def test_a_v4_chip_is_one_device():
 
 
 def test_settings_that_do_not_fit_the_slice():
-  cfg = copy.deepcopy(CONFIG)
-  cfg.mesh = config.Mesh(data=3, model=1)
+  cfg = CONFIG.replace(mesh={"data": 3, "model": 1})
   with pytest.raises(ValueError, match="does not use exactly the 4 devices"):
     planning.training(cfg, "v5e:2x2")
-  cfg.mesh = config.Mesh()
-  cfg.data.batch = 6
+  cfg = CONFIG.replace(mesh={"data": -1, "model": 1}, data={"batch": 6})
   with pytest.raises(ValueError, match="batch 6 in 2 microbatches does not"):
     planning.training(cfg, "v5e:2x2")
 

@@ -189,7 +189,7 @@ arguments = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
 number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
 processes.join(arguments["coordinator"], number, process)
 cfg = config.load(arguments["config"])
-cfg.train.sample_tokens = 0
+cfg = cfg.replace(train={"sample_tokens": 0})
 read = run.pipeline.batch_at
 if process == 1:
   def fail(*_, **__):

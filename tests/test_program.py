@@ -160,8 +160,13 @@ IMPORT = "from mtp_jax import config\n"
       "model.width",
     ),
     (
-      f"{IMPORT}c = config.Config()\nc.model.widht = 3\n",
-      "run.py, line 3: config has no field 'model.widht'; did you mean",
+      f"{IMPORT}c = config.Config().replace(model=dict(widht=3))\n",
+      "run.py, line 2: config has no field 'model.widht'; did you mean",
+    ),
+    (
+      f"{IMPORT}c = config.Config()\nc.model.width = 3\n",
+      "run.py, line 3: cannot assign to field 'width': a config does not "
+      "change; make another from it, such as cfg = cfg.replace(model={",
     ),
     (
       f"{IMPORT}c = config.Config(modle=3)\n",
@@ -226,9 +231,9 @@ def test_overrides_reach_every_kind_of_field(tmp_path, monkeypatch):
   def parse(*overrides):
     monkeypatch.setattr(sys, "argv", ["run", f"--config={file}", *overrides])
     values = flags.FlagValues()
-    program.define_config(values)
+    holder = program.define_config(values)
     values(sys.argv)
-    return values.config
+    return holder.value
 
   assert parse() == config.Config(config.Model(width=96, layers=9))
   cfg = parse(

@@ -1,7 +1,6 @@
 """Runs: whatever interrupts them, they end with the same bits."""
 
 import csv
-import dataclasses
 import json
 import os
 import random
@@ -243,7 +242,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(home, unbroken, tmp_path):
 
 
 def test_another_config_is_refused_by_its_fields(unbroken, cfg):
-  cfg.model.width, cfg.optim.clip, cfg.train.log_every = 24, 2.0, 7
+  cfg = cfg.replace(
+    model={"width": 24}, optim={"clip": 2.0}, train={"log_every": 7}
+  )
   with pytest.raises(checkpoint.CheckpointError) as error:
     run.fit(cfg, unbroken)
   assert "model.width: 20 in the first, 24 in the second" in str(error.value)
@@ -280,7 +281,7 @@ def test_a_field_that_an_older_checkpoint_lacks_has_its_default(
   assert run.fit(cfg, target).step == STEPS
   assert "until here" not in capsys.readouterr().out
   assert workdir.settings(target)[0].optim.clip == 1.0
-  cfg.optim.clip = 2.0
+  cfg = cfg.replace(optim={"clip": 2.0})
   line = "optim.clip: 1.0 in the first, 2.0 in the second"
   with pytest.raises(checkpoint.CheckpointError, match=line):
     run.fit(cfg, target)
@@ -289,10 +290,10 @@ def test_a_field_that_an_older_checkpoint_lacks_has_its_default(
 def test_another_corpus_is_refused(unbroken, cfg, tmp_path):
   rows = [json.dumps({"text": f"another {i}"}) for i in range(99)]
   (tmp_path / "c.jsonl").write_text("\n".join(rows))
-  cfg.data.path = str(tmp_path / "c.jsonl")
+  cfg = cfg.replace(data={"path": str(tmp_path / "c.jsonl")})
   with pytest.raises(checkpoint.CheckpointError, match="data.train: '"):
     run.fit(cfg, unbroken)
-  cfg.data.path = str(tmp_path / "typo.jsonl")
+  cfg = cfg.replace(data={"path": str(tmp_path / "typo.jsonl")})
   with pytest.raises(ValueError, match="typo.jsonl"):
     run.fit(cfg, tmp_path / "w")
   (left,) = (tmp_path / "w").iterdir()
@@ -302,8 +303,10 @@ def test_another_corpus_is_refused(unbroken, cfg, tmp_path):
 def test_divergence_stops_and_goes_on_with_other_rates(
   cfg, tmp_path, monkeypatch, capsys
 ):
-  cfg.optim.peak, cfg.optim.warmup, cfg.train.save_every = 1e30, 1, 1
-  cfg.train.steps, cfg.train.log_every, cfg.train.sample_tokens = 9, 2, 0
+  cfg = cfg.replace(
+    optim={"peak": 1e30, "warmup": 1},
+    train={"steps": 9, "save_every": 1, "log_every": 2, "sample_tokens": 0},
+  )
   told = processes.told_to_stop
   monkeypatch.setattr(processes, "told_to_stop", lambda asked, step: step == 4)
   assert int(run.fit(cfg, tmp_path).bad) == 2
@@ -328,7 +331,9 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   assert int(state.skipped) == 0
   # As it advises: 2 was the step that went too far.
   shutil.rmtree(tmp_path / "checkpoints/2")
-  cfg.optim.peak, cfg.train.steps, cfg.train.max_bad_steps = 1e-3, 8, 2
+  cfg = cfg.replace(
+    optim={"peak": 1e-3}, train={"steps": 8, "max_bad_steps": 2}
+  )
   assert int(run.fit(cfg, tmp_path).step) == 8
   out = capsys.readouterr().out
   assert (
@@ -344,7 +349,7 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   assert row["step"] == "4" and float(row["learning_rate"]) == pytest.approx(
     want
   )
-  cfg.train.steps = 7
+  cfg = cfg.replace(train={"steps": 7})
   with pytest.raises(ValueError, match="at step 8 already, past train.steps 7"):
     run.fit(cfg, tmp_path)
 
@@ -355,7 +360,7 @@ def test_a_finished_run_says_how_to_go_on(unbroken, cfg, tmp_path, capsys):
   file = tmp_path / "w/held_out.csv"
   whole = file.read_text("utf-8")
   file.write_text("".join(whole.splitlines(keepends=True)[:-1]), "utf-8")
-  cfg.train.sample_tokens = 0
+  cfg = cfg.replace(train={"sample_tokens": 0})
   run.fit(cfg, tmp_path / "w")
   assert file.read_text("utf-8") == whole
   out = capsys.readouterr().out
@@ -393,8 +398,10 @@ def test_what_fails_in_a_run_costs_no_step(cfg, tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(run.evaluations.held_out, "measure", measure)
   monkeypatch.setattr(run.evaluations.generate, "generate", generate)
   monkeypatch.setattr(run.pipeline, "batches", damaged)
-  cfg.data.cache = str(tmp_path / "cache")
-  cfg.train.eval_every = cfg.train.save_every = 4
+  cfg = cfg.replace(
+    data={"cache": str(tmp_path / "cache")},
+    train={"eval_every": 4, "save_every": 4},
+  )
   with pytest.raises(run.pipeline.CacheDamaged) as error:
     run.fit(cfg, tmp_path / "w")
   *order, last = order
@@ -438,7 +445,7 @@ def test_windows_too_short_to_evaluate_are_refused_at_once(
   cfg, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(run.pipeline, "pack", None)  # not even read
-  cfg.data.seq_len, cfg.model.n_future = 4, 8
+  cfg = cfg.replace(data={"seq_len": 4}, model={"n_future": 8})
   with pytest.raises(ValueError, match="at least 8 tokens for 8 heads, not 4"):
     run.fit(cfg, tmp_path)
 
@@ -457,10 +464,12 @@ def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
     return {"nats": ones, "accuracy": ones, "greedy": 1.0, "sampled": 1.0}
 
   monkeypatch.setattr(run.evaluations.held_out, "measure", measure)
-  cfg.train.steps = cfg.train.eval_every = 6
-  cfg.train.sample_tokens = 0
   for parts in (1, 3):
-    cfg.train.accumulate = parts
+    cfg = cfg.replace(
+      train={
+        "steps": 6, "eval_every": 6, "sample_tokens": 0, "accumulate": parts,
+      }
+    )  # fmt: skip
     run.fit(cfg, tmp_path / str(parts))
   whole, small = seen
   assert [len(rows) for rows in small] == [1] * 6
@@ -468,8 +477,7 @@ def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
 
 
 def test_settings_that_do_not_fit_are_errors(cfg, tmp_path, monkeypatch):
-  small = dataclasses.replace(cfg)
-  small.model = dataclasses.replace(cfg.model, vocab=256)
+  small = cfg.replace(model={"vocab": 256})
   with pytest.raises(ValueError, match="model.vocab 256 .* 259 ids .*'bytes'"):
     run.fit(small, tmp_path)
   with pytest.raises(ValueError, match="has a backslash"):
@@ -482,7 +490,7 @@ def test_settings_that_do_not_fit_are_errors(cfg, tmp_path, monkeypatch):
       with pytest.raises(ValueError, match=line):
         use(path)
   assert not list(tmp_path.iterdir())
-  cfg.mesh.data = 7
+  cfg = cfg.replace(mesh={"data": 7})
   with pytest.raises(ValueError, match="mesh.data=7 x mesh.model=1"):
     run.fit(cfg, tmp_path)
 
@@ -491,9 +499,11 @@ def test_a_tokenizer_model_stays_with_the_run(cfg, tmp_path):
   model = tokenizer.train_sentencepiece(
     ["def f(x):\n  return x\n" * 9], tmp_path / "m.model", 280
   )
-  cfg.data.tokenizer = str(tmp_path / "m.model")
-  cfg.model.vocab = model.vocab
-  cfg.train.steps, cfg.train.eval_every = 6, 6
+  cfg = cfg.replace(
+    data={"tokenizer": str(tmp_path / "m.model")},
+    model={"vocab": model.vocab},
+    train={"steps": 6, "eval_every": 6},
+  )
   run.fit(cfg, tmp_path / "w")
   (tmp_path / "m.model").unlink()
   run.fit(cfg, tmp_path / "w")  # nothing is left to do
@@ -543,7 +553,7 @@ def test_reports_the_share_of_peak_where_it_is_known(
   cfg, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(metrics, "peak_flops", lambda: 1e12)
-  cfg.train.steps, cfg.train.eval_every = 6, 6
+  cfg = cfg.replace(train={"steps": 6, "eval_every": 6})
   run.fit(cfg, tmp_path)
   with (tmp_path / "train.csv").open() as file:
     row = list(csv.DictReader(file))[-1]

@@ -34,6 +34,4 @@ def get_config(name: str = "") -> config.Config:
     peak=1e-4,
     seq_len=CONTEXTS[size],
   )
-  cfg.model.vocab = 259
-  cfg.data.tokenizer = "bytes"
-  return cfg
+  return cfg.replace(model={"vocab": 259}, data={"tokenizer": "bytes"})

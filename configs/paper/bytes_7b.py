@@ -23,7 +23,6 @@ def get_config(name: str = "") -> config.Config:
   """The run `name` of `RUNS`; ValueError lists them for another name."""
   _, n, _ = base.choose(name, RUNS)
   cfg = base.run("6.7B", n, "code", batch=12, steps=25_000, seq_len=8192)
-  cfg.model.head = "unembedding"
-  cfg.model.vocab = 288
-  cfg.data.tokenizer = "bytes"
-  return cfg
+  return cfg.replace(
+    model={"head": "unembedding", "vocab": 288}, data={"tokenizer": "bytes"}
+  )

@@ -33,7 +33,5 @@ def get_config(name: str = "") -> config.Config:
   batch, steps = BUDGETS[budget]
   cfg = base.run("6.7B", n, "code", batch=batch, steps=steps)
   if kind == "plus3":
-    cfg.model.extra_layers = 3
-  elif kind:
-    cfg.model.head = kind
-  return cfg
+    return cfg.replace(model={"extra_layers": 3})
+  return cfg.replace(model={"head": kind}) if kind else cfg

@@ -35,8 +35,8 @@ def get_config(name: str = "") -> config.Config:
     peak=5e-5,
     end=0.004,
   )
-  cfg.optim.clip = 0.1
+  cfg = cfg.replace(optim={"clip": 0.1})
   if head1:
-    cfg.model.n_future = 1
-    cfg.model.layers -= n - 1
+    layers = cfg.model.layers - (n - 1)
+    cfg = cfg.replace(model={"n_future": 1, "layers": layers})
   return cfg

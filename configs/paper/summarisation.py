@@ -49,5 +49,6 @@ def get_config(name: str = "") -> config.Config:
     peak=3e-5 * warmup / 100,  # the same slope, cut short
   )
   if corpus != "bigpatent":
-    cfg.train.eval_every = cfg.train.save_every = steps // 3
+    epoch = steps // 3
+    cfg = cfg.replace(train={"eval_every": epoch, "save_every": epoch})
   return cfg

@@ -1,7 +1,6 @@
 """Stage 4: a byte model is trained for the minutes left, and decodes."""
 
 import contextlib
-import copy
 import csv
 import dataclasses
 import functools
@@ -33,8 +32,8 @@ CAUTION = 0.5
 
 def run(stage: record.Stage, scale: scales.Scale) -> None:
   """Trains, then decodes batch after batch."""
-  cfg, folder = copy.deepcopy(scale.byte_run), stage.folder / "scratch"
-  cfg.data.cache = str(folder / "corpus")
+  folder = stage.folder / "scratch"
+  cfg = scale.byte_run.replace(data={"cache": str(folder / "corpus")})
   path = folder / f"run_{stage.section['call']}"  # not an earlier call's
   found = {}
 
@@ -45,19 +44,26 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
   stage.attempt("corpus", pack, kind="corpus", estimate=5)
   rate = flop_rate(stage)
   seconds = stage.left - scale.reserve
-  cfg.model = choose_model(scale.byte_models, rate, seconds)
-  cfg.model = dataclasses.replace(
-    cfg.model, attention=exactness.working_attention(stage, scale)
-  )
+  cfg = dataclasses.replace(
+    cfg, model=choose_model(scale.byte_models, rate, seconds)
+  ).replace(model={"attention": exactness.working_attention(stage, scale)})
   tokens = cfg.data.batch * cfg.data.seq_len
   step = tokens * metrics.flops_per_token(cfg.model, cfg.data.seq_len)
   wanted = int(min(rate * max(seconds, 0) / step, scale.most_steps))
-  cfg.train.steps = max(wanted, 2)
-  cfg.optim.warmup = min(cfg.optim.warmup, cfg.train.steps // 2)
-  # Wider models take lower rates.
-  cfg.optim.peak *= min(1, 256 / cfg.model.width)
-  cfg.train.eval_every = cfg.train.save_every = cfg.train.steps
-  cfg.train.log_every = max(cfg.train.steps // 50, 1)
+  steps = max(wanted, 2)
+  cfg = cfg.replace(
+    optim={
+      "warmup": min(cfg.optim.warmup, steps // 2),
+      # Wider models take lower rates.
+      "peak": cfg.optim.peak * min(1, 256 / cfg.model.width),
+    },
+    train={
+      "steps": steps,
+      "eval_every": steps,
+      "save_every": steps,
+      "log_every": max(steps // 50, 1),
+    },
+  )
   stage.attempt(
     "training",
     functools.partial(train, cfg, path, seconds),

@@ -88,10 +88,9 @@ def _byte_model(width: int, layers: int, heads: int = 8) -> config.Model:
 
 
 def _byte_run(**data) -> config.Config:
-  cfg = decode_speed.get_config("bytes")
-  cfg.data = dataclasses.replace(cfg.data, **data)
-  cfg.train.sample_tokens, cfg.train.eval_batches = 0, 8
-  return cfg
+  return decode_speed.get_config("bytes").replace(
+    data=data, train={"sample_tokens": 0, "eval_batches": 8}
+  )
 
 
 _GPU = Scale(

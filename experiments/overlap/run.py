@@ -9,6 +9,7 @@ the collectives runs behind products and kernels and what the chip waits for.
 """
 
 import csv
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -35,10 +36,10 @@ _OUTPUT = program.define_path("output", str(FOLDER), "Folder of the results.")
 
 def settings(size: str, n_future: int, chips: int) -> config.Config:
   """The step that is compiled: one row of 4096 tokens per chip."""
-  model = sizes.model(size, n_future)
-  model.dtype, model.remat = "bfloat16", "full"
   return config.Config(
-    model=model,
+    model=dataclasses.replace(
+      sizes.model(size, n_future), dtype="bfloat16", remat="full"
+    ),
     data=config.Data(seq_len=4096, batch=chips),
     train=config.Train(loss_block=1024),
   ).check()

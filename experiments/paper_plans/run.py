@@ -9,7 +9,6 @@ does not count: runs that differ in nothing else share a line. Lines already
 in the results are not compiled again. One to four minutes a line.
 """
 
-import copy
 import csv
 import datetime
 import importlib
@@ -77,10 +76,10 @@ def one_row_per_chip(cfg: config.Config, chips: int) -> config.Config:
   """
   if cfg.data.batch % chips:
     raise ValueError(f"{cfg.data.batch} rows do not divide by {chips} chips")
-  cfg = copy.deepcopy(cfg)
-  cfg.mesh = config.Mesh(data=chips, model=1)
-  cfg.train.accumulate = cfg.data.batch // chips
-  return cfg.check()
+  return cfg.replace(
+    mesh={"data": chips, "model": 1},
+    train={"accumulate": cfg.data.batch // chips},
+  ).check()
 
 
 def plausible(cfg: config.Config, name: str) -> bool:
@@ -95,8 +94,7 @@ def plausible(cfg: config.Config, name: str) -> bool:
 def line(name: str, cfg: config.Config, slice_: str, loss: str) -> dict:
   """Plans `cfg` with a loss on a slice, and tells it as a line of CSV."""
   chips = len(aot.topology(f"v5e:{slice_}"))
-  cfg = one_row_per_chip(cfg, chips)
-  cfg.train.loss = loss
+  cfg = one_row_per_chip(cfg, chips).replace(train={"loss": loss})
   made = planning.training(cfg, f"v5e:{slice_}")
   state = {k: round(v / aot.GIB, 3) for k, v in made.state.items()}
   return {

@@ -43,12 +43,16 @@ def settings(
 ) -> config.Config:
   """A size of the paper in one microbatch of `rows` rows on all devices."""
   cfg = base.run(size, n, "unread", batch=8, steps=10_000)
-  cfg.data.batch, cfg.data.seq_len = rows, setup.seq_len
-  cfg.model.vocab = setup.vocab
-  cfg.model.remat, cfg.model.attention = setup.remat, setup.attention
-  cfg.train.loss = loss
-  cfg.train.loss_block = min(cfg.train.loss_block, cfg.data.seq_len)
-  return cfg.check()
+  block = min(cfg.train.loss_block, setup.seq_len)
+  return cfg.replace(
+    data={"batch": rows, "seq_len": setup.seq_len},
+    model={
+      "vocab": setup.vocab,
+      "remat": setup.remat,
+      "attention": setup.attention,
+    },
+    train={"loss": loss, "loss_block": block},
+  ).check()
 
 
 def batch_of(cfg: config.Config) -> dict:

@@ -21,7 +21,7 @@ class Model(nnx.Module):
   """
 
   def __init__(self, cfg: config.Model, key: jax.Array):
-    cfg.check()
+    cfg = cfg.check()
     k_embed, k_trunk, k_heads = jax.random.split(key, 3)
     self.cfg = cfg
     self.embed = layers.param(
