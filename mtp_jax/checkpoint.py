@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from mtp_jax import reader, storage
+from mtp_jax import config, reader, storage
 from mtp_jax import record as record_lib
 
 _LISTINGS = 10  # tries to read the newest step while a run replaces it
@@ -88,6 +88,7 @@ class Checkpoints:
     sums = record_lib.checksums(list(arrays.values()))
     record = record_lib.seal(
       {
+        "format": config.FORMAT,
         "step": step,
         "metadata": metadata,
         "arrays": {
@@ -146,7 +147,7 @@ class Checkpoints:
     targets = record_lib.targets(arrays)
 
     def read(number):
-      record = self._reader.record(number)
+      record = self._record(number)
       where = f"checkpoint {number} in {self._folder}"
       if lines := refusals(record["metadata"]):
         raise CheckpointError(
@@ -173,7 +174,7 @@ class Checkpoints:
   def metadata(self, step: int | None = None) -> dict:
     """The metadata of the newest step (or of `step`), without its arrays."""
     self.wait()
-    return self._first_whole(step, lambda n: self._reader.record(n)["metadata"])
+    return self._first_whole(step, lambda n: self._record(n)["metadata"])
 
   def steps(self) -> list[int]:
     """Steps that are complete on disk, oldest first."""
@@ -278,6 +279,16 @@ class Checkpoints:
       f"checkpoint {step} was not saved in {self._folder}: "
       f"{storage.line(error)}"
     ) from error
+
+  def _record(self, step: int) -> dict:
+    """The record of a step; one of an unknown format is no damage."""
+    record = self._reader.record(step)
+    where = f"checkpoint {step} in {self._folder}"
+    try:
+      config.check_format(where, record.get("format", 1))
+    except ValueError as error:
+      raise CheckpointError(str(error)) from error
+    return record
 
   def _candidates(self) -> list[int]:
     """Steps by the names of their folders: also those orbax passes over."""

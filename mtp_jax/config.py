@@ -14,6 +14,10 @@ from collections.abc import Iterator
 
 from mtp_jax import fields
 
+# Of config.json and of checkpoints; those without a number have format 1. A
+# change that this version's readers would misread takes the next number.
+FORMAT = 1
+
 HEAD_KINDS = ("parallel", "linear", "causal", "anticausal", "unembedding")
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 OPTIMISERS = ("adamw", "muon")
@@ -320,15 +324,17 @@ class Config:
 
 
 def to_json(config: Config) -> str:
-  """The config as indented JSON, one key per field."""
-  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+  """The config as indented JSON: the format, then one key per field."""
+  tree = {"format": FORMAT} | dataclasses.asdict(config)
+  return json.dumps(tree, indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
   """Rebuilds a Config from `to_json`.
 
   Raises:
-    ValueError: no JSON, a key twice, or what `from_dict` refuses.
+    ValueError: no JSON, a key twice, an unknown format, or what `from_dict`
+      refuses.
   """
   try:
     tree = json.loads(text, object_pairs_hook=_unique_keys)
@@ -336,7 +342,18 @@ def from_json(text: str) -> Config:
     raise ValueError(f"the config is not JSON: {error}") from error
   except RecursionError as error:
     raise ValueError("the config is not JSON: nested too deeply") from error
+  if isinstance(tree, dict):
+    check_format("the config", tree.pop("format", 1))
   return from_dict(tree)
+
+
+def check_format(what: str, number) -> None:
+  """ValueError unless this version reads `what`, of format `number`."""
+  if type(number) is not int or not 1 <= number <= FORMAT:
+    raise ValueError(
+      f"{what} has format {number!r:.60}, and this version of mtp_jax reads "
+      f"formats up to {FORMAT}: install the version that wrote it"
+    )
 
 
 def from_dict(tree: dict) -> Config:

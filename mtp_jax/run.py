@@ -78,6 +78,7 @@ def fit(
     metrics.check_tracing()
   workdir = storage.local(workdir)
   storage.folder(workdir)  # refuses a path before any work is done
+  workdir_lib.check_format(workdir)
   codec = workdir_lib.tokenizer(cfg, workdir)
   mesh = sharding.make_mesh(cfg.mesh)
   _check_batch(cfg, mesh)

@@ -208,6 +208,20 @@ def _tokenizer_name(workdir: pathlib.Path) -> str | None:
     return None
 
 
+def check_format(workdir: pathlib.Path) -> None:
+  """Refuses a workdir whose config.json has a format unknown here.
+
+  Raises:
+    ValueError: names both formats.
+  """
+  path = workdir / "config.json"
+  try:
+    number = json.loads(path.read_text(encoding="utf-8")).get("format", 1)
+  except (OSError, ValueError, AttributeError):
+    return  # a new run, or a damaged file that `write_settings` replaces
+  config.check_format(str(path), number)
+
+
 def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
   """Writes config.json and, once, a copy of the tokenizer's model file.
 

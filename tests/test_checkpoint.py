@@ -156,6 +156,37 @@ def test_donation_after_save(tmp_path):
       state = {"w": jnp.array(want)}
 
 
+def test_a_newer_format_is_refused_and_no_older_step_stands_in(
+  tmp_path, monkeypatch
+):
+  """A record without a number, as at first, has format 1."""
+  state, seal = {"w": jnp.ones(3)}, record.seal
+
+  def unnumbered(entries):
+    return seal({k: v for k, v in entries.items() if k != "format"})
+
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    with monkeypatch.context() as patch:
+      patch.setattr(record, "seal", unnumbered)
+      saved.save(1, state, META, wait=True)
+      assert "format" not in saved._reader.record(1)
+    assert saved.restore(state)[1:] == (META, 1)
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoint.config, "FORMAT", 2)
+      saved.save(2, state, META, wait=True)
+      assert saved.restore(state)[1:] == (META, 2)
+    before = sorted(tmp_path.rglob("*"))
+    line = (
+      f"checkpoint 2 in {tmp_path} has format 2, and this version of mtp_jax "
+      "reads formats up to 1: install the version that wrote it"
+    )
+    for read in (lambda: saved.restore(state), saved.metadata):
+      with pytest.raises(checkpoint.CheckpointError) as error:
+        read()
+      assert str(error.value) == line
+  assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_mismatches_are_named(folder):
   """A checkpoint of another run is no damage: nothing falls back."""
   other = {

@@ -286,6 +286,20 @@ def test_load(tmp_path):
   assert cfg != config.Config()
 
 
+def test_a_config_without_a_format_is_of_format_1():
+  cfg = changed(model__n_future=2)
+  tree = json.loads(config.to_json(cfg))
+  assert tree.pop("format") == config.FORMAT == 1
+  assert config.from_json(json.dumps(tree)) == cfg
+  for number in (2, 0, "1", True, None, 1.0):
+    with pytest.raises(ValueError) as error:
+      config.from_json(json.dumps(tree | {"format": number}))
+    assert str(error.value) == (
+      f"the config has format {number!r}, and this version of mtp_jax reads "
+      "formats up to 1: install the version that wrote it"
+    )
+
+
 def test_missing_fields_keep_their_defaults():
   cfg = config.from_json('{"model": {"n_future": 2}}')
   assert cfg == changed(model__n_future=2)

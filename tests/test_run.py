@@ -277,6 +277,10 @@ def test_a_field_that_an_older_checkpoint_lacks_has_its_default(
   stored = json.loads(file.read_text("utf-8"))
   for name in ("clip", "end"):
     del stored["metadata"]["config"]["optim"][name]
+  del stored["format"]  # as at first
+  settings = json.loads((target / "config.json").read_text("utf-8"))
+  del settings["format"]
+  (target / "config.json").write_text(json.dumps(settings), "utf-8")
   file.write_text(json.dumps(record.seal(stored)), "utf-8")
   assert run.fit(cfg, target).step == STEPS
   assert "until here" not in capsys.readouterr().out
@@ -285,6 +289,19 @@ def test_a_field_that_an_older_checkpoint_lacks_has_its_default(
   line = "optim.clip: 1.0 in the first, 2.0 in the second"
   with pytest.raises(checkpoint.CheckpointError, match=line):
     run.fit(cfg, target)
+
+
+def test_a_workdir_of_a_newer_format_is_left_as_it_is(
+  cfg, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(run.pipeline, "pack", None)  # not even read
+  text = config.to_json(cfg).replace('"format": 1', '"format": 2')
+  (tmp_path / "config.json").write_text(text)
+  line = r"config\.json has format 2, and this version .* formats up to 1: inst"
+  with pytest.raises(ValueError, match=line):
+    run.fit(cfg, tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+  assert (tmp_path / "config.json").read_text() == text
 
 
 def test_another_corpus_is_refused(unbroken, cfg, tmp_path):
