@@ -35,6 +35,7 @@ mutants: $(VENV)/installed
 # This package adds no Python file to it: installed editable, it is a .pth.
 $(VENV)/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@echo "installing into $(VENV), once: about a minute"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements.txt -r requirements-dev.txt "$(JAX)" -e .

@@ -143,8 +143,16 @@ def test_the_demo_and_the_notebook(home):
 
 
 @pytest.mark.parametrize(
-  "text, times",
-  [("", 0), ("1 1 1", 0), ("a b a b", 1), ("x = the, the\n the the2", 3)],
+  "text, words, times",
+  [
+    ("", 1, 0),
+    ("1 1 1", 1, 0),
+    ("a b a b", 1, 1),
+    ("x = the, the\n the the2", 1, 3),
+    ("_state_state", 1, 2),
+    ("x the string the string the", 2, 2),
+    ("a b c x a b c a b c", 3, 2),
+  ],
 )
-def test_the_demo_counts_repeated_words(text, times):
-  assert report.most_repeats(text) == times
+def test_the_demo_counts_what_is_repeated(text, words, times):
+  assert report.most_repeats(text, words) == times

@@ -81,10 +81,18 @@ tokens: {key(last["heads"])}. The texts are {same}.</p>
   (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def most_repeats(text: str) -> int:
-  """How often a word stands in a row at most, whatever marks are between."""
-  words = re.findall(r"[^\W\d]\w*", text)
-  return max((len([*same]) for _, same in itertools.groupby(words)), default=0)
+def most_repeats(text: str, words: int = 1) -> int:
+  """How often a phrase of so many words stands in a row at most.
+
+  Words are runs of letters and digits that begin with a letter; whatever marks
+  are between them does not count.
+  """
+  found, most = re.findall(r"[^\W\d_][^\W_]*", text), 0
+  for first in range(words):
+    parts = zip(*(found[first + i :: words] for i in range(words)))
+    runs = (len([*same]) for _, same in itertools.groupby(parts))
+    most = max(most, *runs, 0)
+  return most
 
 
 def draw(folder: pathlib.Path, result: dict) -> plt.Figure:

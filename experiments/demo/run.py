@@ -52,10 +52,12 @@ def main(_: list[str]) -> None:
   prompts = held.excerpts(_PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len)
   result["prompts"] = [p.tolist() for p in prompts]
   result["decoding"] = decode(net, codec, result["prompts"], new)
-  result["most_repeats"] = [
-    report.most_repeats(codec.decode(tokens))
-    for tokens in result["decoding"][0]["tokens"]
-  ]
+  texts = [codec.decode(t) for t in result["decoding"][0]["tokens"]]
+  result["texts"] = texts
+  result["most_repeats"] = {
+    words: max(report.most_repeats(text, words) for text in texts)
+    for words in (1, 2, 3)
+  }
   result["seconds"] = round(time.time() - begin)
   (folder / "demo.json").write_text(
     json.dumps(result, indent=1) + "\n", encoding="utf-8"
@@ -66,6 +68,12 @@ def main(_: list[str]) -> None:
   if max(margins, default=0) > report.EPSILON:
     sys.exit("error: speculative and ordinary decoding differ")
   print(f"report: {folder / 'report.html'}   checkpoint: {folder}/checkpoints")
+  print("next, for example:")
+  for line in (
+    f"generate --workdir={folder} --prompt='import os'",
+    f"tune_tree --workdir={folder}",
+  ):
+    print(f"  {sys.executable} -m experiments.{line}")
 
 
 def score(net, cfg, held) -> dict:
@@ -167,7 +175,8 @@ def show(result: dict, codec) -> None:
       cells.append(text)
     table.add_row(*cells)
   console.print(table)
-  console.print("A change of colour is a new forward pass.\n")
+  if console.is_terminal:
+    console.print("A change of colour is a new forward pass.\n")
   scores = result["scores"]
   table = rich.table.Table(title="Heads, on held-out files")
   for name in ("head", "bits per byte", "accuracy", "drafts accepted"):
@@ -198,10 +207,12 @@ def show(result: dict, codec) -> None:
     )
   console.print(table)
   predicted = scores["predicted_tokens_per_forward"]
+  repeats = result["most_repeats"]
   console.print(
-    f"predicted on the files themselves: {predicted:.2f} tokens per forward; "
-    f"at most {max(result['most_repeats'])} times the same word in a row in "
-    f"the texts; {result['seconds']} s since the command began",
+    f"predicted on the files themselves: {predicted:.2f} tokens per forward\n"
+    "most often in a row in the texts: the same word "
+    f"{repeats[1]} times, two words {repeats[2]} times, three words "
+    f"{repeats[3]} times\n{result['seconds']} s since the command began",
     highlight=False,
   )
 
