@@ -21,12 +21,15 @@ def load(text: str) -> config.Config:
   Args:
     text: FILE, or FILE:ARGUMENT where `get_config` takes one. FILE is looked
       for in the current folder, then beside `configs/` of the installation.
+      It may also be the config.json of a run.
 
   Raises:
     ValueError: one line that names the file, and the line of it at fault.
   """
   name, colon, argument = text.partition(":")
   path = _find(name)
+  if path.suffix == ".json":
+    return config.load(path)
   loader = importlib.machinery.SourceFileLoader("config_file", str(path))
   module = importlib.util.module_from_spec(
     importlib.util.spec_from_loader(loader.name, loader)

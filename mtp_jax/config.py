@@ -295,7 +295,7 @@ class Config:
     if self.optim.warmup >= self.train.steps:
       raise ValueError(
         f"optim.warmup {self.optim.warmup} is not below train.steps "
-        f"{self.train.steps}"
+        f"{self.train.steps}; set --config.optim.warmup below that"
       )
     return checked
 

@@ -18,9 +18,15 @@ def refusals(stored: dict, metadata: dict) -> list[str]:
     stored: metadata of the checkpoint, from JSON.
     metadata: of the run that goes on.
   """
-  return differences(
+  lines = differences(
     stored, _without(metadata, "free", "local", "rate"), _defaults()
   )
+  if any(line.startswith("data.") for line in lines):
+    lines.append(
+      "the text differs: the corpus's files have changed, or others are read; "
+      "restore them"
+    )
+  return lines
 
 
 def changes(stored: dict, metadata: dict) -> list[str]:

@@ -206,6 +206,9 @@ def test_config_files_are_found(tmp_path, monkeypatch):
   assert config_file.load("configs/quickstart.py:8").model.vocab == 8
   monkeypatch.setenv("HOME", str(tmp_path))
   assert config_file.load("~/configs/quickstart.py").model.vocab == 7
+  of_a_run = config_file.load("configs/quickstart.py:9").check()
+  (tmp_path / "config.json").write_text(config.to_json(of_a_run))
+  assert config_file.load("config.json") == of_a_run
   (tmp_path / "plain.py").write_text(IMPORT + RETURN)
   with pytest.raises(ValueError, match="plain.py takes no argument: leave out"):
     config_file.load("plain.py:8")

@@ -89,7 +89,9 @@ def most_repeats(text: str, words: int = 1) -> int:
   """
   found, most = re.findall(r"[^\W\d_][^\W_]*", text), 0
   for first in range(words):
-    parts = zip(*(found[first + i :: words] for i in range(words)))
+    parts = zip(
+      *(found[first + i :: words] for i in range(words)), strict=False
+    )
     runs = (len([*same]) for _, same in itertools.groupby(parts))
     most = max(most, *runs, 0)
   return most
