@@ -31,7 +31,7 @@ _section = dataclasses.dataclass(frozen=True)
 # A run that resumes has the settings of its checkpoint. A field that may differ
 # is declared with one of these three; `resume` compares accordingly.
 def _free(default):
-  """A field without effect on what is computed."""
+  """A field that changes no result by more than rounding."""
   return dataclasses.field(default=default, metadata={"on_resume": "free"})
 
 
