@@ -52,6 +52,14 @@ def create(cfg):
 decoder_of = jax.jit(prepare.decoder)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def weights_are_turned():
+  """Small as they are."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cpu, "LARGE", 0)
+    yield
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def net(request):
   return create(shape(request.param))
@@ -209,8 +217,9 @@ def test_a_weight_that_is_turned_multiplies_as_it_was(rows, axes):
   assert half.dtype == jnp.bfloat16 and half.shape == got.shape
 
 
-def test_weights_are_turned_for_a_cpu_alone(net, tokens):
-  """Another platform's weights lie as they were, and say the same."""
+def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
+  """Another platform's weights lie as they were, and say the same; so do small
+  ones."""
   seen = []
   for platform in (None, "gpu", "tpu"):
     decoder = prepare.decoder(net, platform=platform)
@@ -221,6 +230,11 @@ def test_weights_are_turned_for_a_cpu_alone(net, tokens):
     seen.append(read(decoder, cache, *args, heads=3)[1])
   for got in seen[1:]:
     np.testing.assert_allclose(got, seen[0], rtol=0, atol=ATOL)
+  size = net.trunk.wo[0].size
+  for large, turned in ((size, True), (size + 1, False)):
+    monkeypatch.setattr(cpu, "LARGE", large)
+    weight = prepare.decoder(net).trunk[0].wo.get_value()
+    assert isinstance(weight, cpu.Matrix) == turned
 
 
 # --- Trees --------------------------------------------------------------------

@@ -25,10 +25,10 @@ def decoder(
 ) -> network.Network:
   """Lays a trained model out for decoding; call it once, outside the loop.
 
-  Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU matrices are
-  transposed (`cpu.Matrix`), except for int8 ones and on a mesh. In a float32
-  model the embedding, and the unembedding if not transposed, are shared with
-  `net`; the layers are copies.
+  Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU large
+  matrices are transposed (`cpu.Matrix`), except int8 ones and on a mesh. In a
+  float32 model the embedding, and the unembedding if not transposed, are shared
+  with `net`; the layers are copies.
 
   Args:
     net: the model.
@@ -85,7 +85,8 @@ def decoder(
       if dtype == "int8":
         return p.replace(int8.matrix(w))
       w = w.astype(dtype)
-      return p.replace(cpu.matrix(w, _inputs(p)) if turn else w)
+      large = turn and w.size >= cpu.LARGE
+      return p.replace(cpu.matrix(w, _inputs(p)) if large else w)
 
     return _map(one, layer)
 
