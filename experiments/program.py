@@ -12,6 +12,7 @@ import platform
 import re
 import runpy
 import select
+import shlex
 import signal
 import sys
 import traceback
@@ -293,6 +294,25 @@ def _output_fault() -> str:
   except OSError as error:
     return f"standard output cannot be written: {error.strerror}"
   return ""
+
+
+def next_commands(
+  workdir: pathlib.Path, heads: int, python: str = "python"
+) -> str:
+  """Lines that say what can be done with a trained model.
+
+  Args:
+    workdir: of its run.
+    heads: that the model has.
+    python: the interpreter that the commands name.
+  """
+  flag = shlex.quote(f"--workdir={workdir}")
+  text = ""
+  if heads > 1:
+    text += "next, the best trees of drafts:\n"
+    text += f"  {python} -m experiments.tune_tree {flag}\n"
+  text += "next, a text that continues what is typed:\n"
+  return text + f"  {python} -m experiments.generate {flag}\n"
 
 
 def print_if_possible(text: str) -> None:

@@ -10,8 +10,6 @@ end the program at once, and so does a second signal of the same kind.
 experiments/launch/.
 """
 
-import shlex
-
 import jax
 from absl import flags
 
@@ -34,12 +32,7 @@ def main(_: list[str]) -> None:
   state = run.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))
   text = ""
   if int(state.step) == cfg.train.steps and jax.process_index() == 0:
-    workdir = shlex.quote(f"--workdir={_WORKDIR.value}")
-    if cfg.model.n_future > 1:
-      text += "next, the best trees of drafts:\n"
-      text += f"  python -m experiments.tune_tree {workdir}\n"
-    text += "next, a text that continues what is typed:\n"
-    text += f"  python -m experiments.generate {workdir}\n"
+    text = program.next_commands(_WORKDIR.value, cfg.model.n_future)
   # Also without a text: what the run printed may not be written yet.
   program.print_if_possible(text)
 

@@ -10,6 +10,7 @@ the workdir, beside the checkpoint. Started again it goes on where it was.
 """
 
 import json
+import shlex
 import sys
 import time
 
@@ -68,12 +69,8 @@ def main(_: list[str]) -> None:
   if max(margins, default=0) > report.EPSILON:
     sys.exit("error: speculative and ordinary decoding differ")
   print(f"report: {folder / 'report.html'}   checkpoint: {folder}/checkpoints")
-  print("next, for example:")
-  for line in (
-    f"generate --workdir={folder} --prompt='import os'",
-    f"tune_tree --workdir={folder}",
-  ):
-    print(f"  {sys.executable} -m experiments.{line}")
+  python = shlex.quote(sys.executable)  # no environment need be active
+  print(program.next_commands(folder, cfg.model.n_future, python), end="")
 
 
 def score(net, cfg, held) -> dict:
