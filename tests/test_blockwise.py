@@ -641,7 +641,7 @@ def ordinary(trained):
 def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
   net, prompts = trained
   decoder = prepare.decoder(net)
-  for size in range(1, 8) if k == 3 else (1, 2, 7):
+  for size in range(1, 8):
     batch = prompts[:size]
     run = functools.partial(
       decode.generate,

@@ -163,11 +163,7 @@ def step(net, opt, batch, shards):
   updates, opt = tx.update(grads, opt, net)
   return optax.apply_updates(net, updates), opt, grads, (value, nll)
 
-MESHES = (8, 1), (4, 2), (2, 4)
-for head, layers, meshes in (
-  ("parallel", 3, MESHES), ("causal", 3, MESHES[1:2]),
-  ("unembedding", 1, MESHES[1:]),
-):
+for head, layers in (("parallel", 3), ("causal", 3), ("unembedding", 1)):
   cfg = config.Model(vocab=V, width=D, mlp=F, layers=layers, attn_heads=H,
                      kv_heads=K, n_future=N, head=head)
   init = lambda key: model.Model(cfg, key)
@@ -175,7 +171,7 @@ for head, layers, meshes in (
   one = jax.tree_util.tree_map_with_path(fill, shapes)
   batch = tokens[:, :T], segments[:, :T], targets, scale
   (value, nll), grads = gradient(one, batch)
-  for shape in meshes:
+  for shape in ((8, 1), (4, 2), (2, 4)):
     mesh = sharding.make_mesh(config.Mesh(data=shape[0], model=shape[1]))
     where = sharding.shardings(shapes, mesh)
     where_opt = sharding.shardings(jax.eval_shape(tx.init, shapes), mesh)
