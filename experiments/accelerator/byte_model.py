@@ -16,8 +16,10 @@ import numpy as np
 
 from experiments.accelerator import exactness, record, scales
 from experiments.decode_speed import compare, limits
-from mtp_jax import config, metrics, tokenizer, workdir
+from experiments.train_speed import steps
+from mtp_jax import config, metrics, sharding, tokenizer, workdir
 from mtp_jax import run as run_lib
+from mtp_jax import train as train_lib
 from mtp_jax.data import pipeline
 from mtp_jax.decode import choose, prepare
 from mtp_jax.decode import tree as tree_lib
@@ -25,9 +27,8 @@ from mtp_jax.model import model
 
 PROMPT = 64  # tokens of a prompt, fewer where the model's windows are short
 TOKENS_PER_PARAMETER = 20  # that a model of the size chosen is trained on
-# Of the most FLOP/s that stage 3 reached: smaller products are slower, and
-# evaluating and saving take time too.
-CAUTION = 0.5
+CAUTION = 0.5  # of the FLOP/s of stage 3: smaller products are slower
+FILLED = 0.7  # of the time left to train in: fit also evaluates and saves
 
 
 def run(stage: record.Stage, scale: scales.Scale) -> None:
@@ -41,27 +42,40 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
     train, found["held"] = pipeline.pack(cfg.data, tokenizer.Bytes())
     return {"bytes": len(train.tokens), "held_out": len(found["held"].tokens)}
 
-  stage.attempt("corpus", pack, kind="corpus", estimate=5)
-  rate = flop_rate(stage)
-  seconds = stage.left - scale.reserve
+  def prepared():
+    """The corpus, while a step is compiled and timed."""
+    done = record.together({"corpus": pack, "step": lambda: pace(cfg)})
+    for each in done.values():
+      if isinstance(each, Exception):
+        raise each
+    found["step"] = done["step"]
+    return done["corpus"] | done["step"]
+
   cfg = dataclasses.replace(
-    cfg, model=choose_model(scale.byte_models, rate, seconds)
-  ).replace(model={"attention": exactness.working_attention(stage, scale)})
-  tokens = cfg.data.batch * cfg.data.seq_len
-  step = tokens * metrics.flops_per_token(cfg.model, cfg.data.seq_len)
-  wanted = int(min(rate * max(seconds, 0) / step, scale.most_steps))
-  steps = max(wanted, 2)
+    cfg,
+    model=choose_model(
+      scale.byte_models, flop_rate(stage), stage.left - scale.reserve
+    ),
+  )
   cfg = cfg.replace(
-    optim={
-      "warmup": min(cfg.optim.warmup, steps // 2),
-      # Wider models take lower rates.
-      "peak": cfg.optim.peak * min(1, 256 / cfg.model.width),
-    },
+    model={"attention": exactness.working_attention(stage, scale)},
+    # Wider models take lower rates.
+    optim={"peak": cfg.optim.peak * min(1, 256 / cfg.model.width)},
+  )
+  stage.attempt("corpus", prepared, kind="corpus", estimate=20)
+  if "step" not in found:
+    return
+  seconds = stage.left - scale.reserve
+  training = seconds - found["step"]["seconds_to_compile"]
+  wanted = int(FILLED * training / found["step"]["seconds_of_a_step"])
+  count = max(min(wanted, scale.most_steps), 2)
+  cfg = cfg.replace(
+    optim={"warmup": min(cfg.optim.warmup, count // 2)},
     train={
-      "steps": steps,
-      "eval_every": steps,
-      "save_every": steps,
-      "log_every": max(steps // 50, 1),
+      "steps": count,
+      "eval_every": count,
+      "save_every": count,
+      "log_every": max(count // 50, 1),
     },
   )
   stage.attempt(
@@ -70,9 +84,26 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
     kind="training",
     estimate=scale.reserve / 2,
   )
-  if "held" not in found or not stage.known("byte model", "training"):
-    return
-  decode(stage, scale, path, found["held"])
+  if stage.known("byte model", "training"):
+    decode(stage, scale, path, found["held"])
+
+
+def pace(cfg: config.Config) -> dict[str, float]:
+  """Compiles and times a training step, on random tokens."""
+  mesh, n = sharding.make_mesh(config.Mesh()), cfg.model.n_future
+  begin = time.perf_counter()
+  step, _ = steps.compiled(cfg, mesh)
+  compiling = time.perf_counter() - begin
+  flops = metrics.flops_per_token(cfg.model, cfg.data.seq_len)
+  program = steps.Program(cfg, step, {"n": n, "model_flops": flops})
+  states = {n: jax.device_get(train_lib.init_state(cfg, mesh))}
+  setup = steps.Setup(rounds=1, steps=10)
+  for _ in steps.turns([program], states, setup, mesh):
+    pass
+  return {
+    "seconds_to_compile": compiling,
+    "seconds_of_a_step": program.row["seconds"],
+  }
 
 
 def flop_rate(stage: record.Stage) -> float:
@@ -111,7 +142,11 @@ def train(cfg: config.Config, folder: pathlib.Path, seconds: float) -> dict:
   begin = time.monotonic()
   with stopped_after(seconds):
     state = run_lib.fit(cfg, folder)
-  with (folder / "train.csv").open(encoding="utf-8", newline="") as file:
+  rows = []  # none, where the time was over before the first
+  with (
+    contextlib.suppress(FileNotFoundError),
+    (folder / "train.csv").open(encoding="utf-8", newline="") as file,
+  ):
     rows = list(csv.DictReader(file))
   return {
     "parameters": sum(a.size for a in jax.tree.leaves(state.model)),
@@ -174,23 +209,32 @@ def decode(
     return
 
   def one(batch):
-    decoder, trees, new = (loaded[k] for k in ("decoder", "trees", "new"))
     prompts = loaded["prompts"][: max(batch, min(4, max(scale.batches)))]
-    # Compiles all programs side by side.
-    record.together(
-      {
-        t: functools.partial(compare.decode, decoder, t, [prompts[:batch]], new)
-        for t in trees
-      }
-    )
     return compare.one_batch(
-      decoder, trees, prompts, batch, new=new, bandwidth=bandwidth
+      loaded["decoder"],
+      loaded["trees"],
+      prompts,
+      batch,
+      new=loaded["new"],
+      bandwidth=bandwidth,
     )
 
+  def compile_all():
+    """All topologies and batch sizes side by side; what fails, fails later."""
+    decoder, prompts, new = (loaded[k] for k in ("decoder", "prompts", "new"))
+    record.together(
+      {
+        (tree, batch): functools.partial(
+          compare.decode, decoder, tree, [prompts[:batch]], new
+        )
+        for tree in loaded["trees"]
+        for batch in scale.batches
+      }
+    )
+    return {"compiled": len(loaded["trees"]) * len(scale.batches)}
+
+  stage.attempt("programs", compile_all, kind="programs", estimate=15)
   for batch in scale.batches:
     stage.attempt(
-      f"batch {batch}",
-      functools.partial(one, batch),
-      kind="batch",
-      estimate=15,
+      f"batch {batch}", functools.partial(one, batch), kind="batch", estimate=5
     )

@@ -34,67 +34,70 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
   made = []
 
   def make():
-    made.append(jax.block_until_ready(jax.jit(random_decoder)()))
+    like = jax.eval_shape(
+      lambda key: prepare.decoder(model.Model(work.model, key)),
+      jax.random.key(0),
+    )
+    # Not by the model's own constructor: all its draws in one program take a
+    # GPU's compiler minutes.
+    made.append(jax.block_until_ready(random_like(like, scale=0.02)))
     size = sum(a.size for a in jax.tree.leaves(made))
     return {"parameters": size, "config": dataclasses.asdict(work.model)}
-
-  def random_decoder():
-    return prepare.decoder(model.Model(work.model, jax.random.key(0)))
 
   stage.attempt("model", make, kind="model", estimate=10)
   device = stage.known("decoding", "device")
   for decoder in made:
-    for trees, batch in itertools.product(work.groups, work.batches):
-      names = ", ".join(map(report.name, trees))
+    for trees in work.groups:
+      names, programs = ", ".join(map(report.name, trees)), {}
       stage.attempt(
-        f"batch {batch}: {names}",
-        functools.partial(passes, decoder, work, trees, batch, device),
-        kind="passes",
-        estimate=20,
+        f"programs: {names}",
+        functools.partial(build, decoder, work, trees, programs),
+        kind="programs",
+        estimate=40,
       )
+      for batch in work.batches if programs else ():
+        stage.attempt(
+          f"batch {batch}: {names}",
+          functools.partial(
+            passes, decoder, work, trees, batch, programs, device
+          ),
+          kind="passes",
+          estimate=5,
+        )
 
 
-def passes(
+@dataclasses.dataclass
+class Program:
+  """Compiled decoding with one topology and one number of rows."""
+
+  run: Callable
+  rule: accept.Forced
+  state: blockwise.State  # shapes
+  row: dict  # of the results
+
+
+def build(
   decoder: network.Network,
   work: scales.Decoding,
   trees: Sequence[tree_lib.Tree],
-  batch: int,
-  device: dict,
-) -> Iterator[dict]:
-  """Rows of one batch size, by the topology's name; once after each turn.
+  programs: dict[tuple[tree_lib.Tree, int], Program],
+) -> dict:
+  """Compiles a group for all batch sizes, side by side, into `programs`.
 
   Every first choice is accepted (`accept.Forced`), so that a pass over a chain
-  of k writes k tokens, whatever the random weights say. Programs are compiled
-  side by side, and run in alternating turns.
-
-  Args:
-    decoder: the model.
-    work: how often passes are timed.
-    trees: topologies, ordinary decoding among them.
-    batch: rows B.
-    device: bytes and FLOPs per second; may be empty.
+  of k writes k tokens, whatever the random weights say.
   """
   every = [t for group in work.groups for t in group]
   most = work.passes * max(t.heads for t in every)
   slots = work.length + most + max(t.size for t in every)
   slots = -(-slots // 128) * 128
-  rules = {t: accept.Forced(len(t.spine) - 1) for t in trees}
-  states = {
-    t: abstract_state(decoder, rules[t], t, batch, slots) for t in trees
-  }
 
-  def compiled(tree):
-    return blockwise.run.lower(decoder, rules[tree], states[tree]).compile()
-
-  programs = record.together({t: functools.partial(compiled, t) for t in trees})
-  rows = {report.name(t): {} for t in trees}
-  for tree, program in programs.items():
-    row = rows[report.name(tree)]
-    if isinstance(program, Exception):
-      row["failed"] = record.reason(program)
-      continue
-    temporary = program.memory_analysis().temp_size_in_bytes
-    row |= {
+  def one(tree, batch):
+    rule = accept.Forced(len(tree.spine) - 1)
+    state = abstract_state(decoder, rule, tree, batch, slots)
+    run = blockwise.run.lower(decoder, rule, state).compile()
+    temporary = run.memory_analysis().temp_size_in_bytes
+    row = {
       "size": tree.size,
       "heads": tree.heads,
       "tokens_per_pass": len(tree.spine),
@@ -102,27 +105,62 @@ def passes(
       # A pass reads the whole cache, what is not written yet included.
       "bytes": limits.bytes_per_pass(decoder, tree, batch, slots),
       "flops": flops.count(
-        lambda d, s, rule=rules[tree]: blockwise.advance(d, rule, s),
-        decoder,
-        states[tree],
+        lambda d, s: blockwise.advance(d, rule, s), decoder, state
       ),
     }
-  yield rows
-  seconds = {t: [] for t in trees}
+    return Program(run, rule, state, row)
+
+  found = record.together(
+    {
+      key: functools.partial(one, *key)
+      for key in itertools.product(trees, work.batches)
+    }
+  )
+  failed = {}
+  for (tree, batch), each in found.items():
+    if isinstance(each, Exception):
+      failed[f"batch {batch}, {report.name(tree)}"] = record.reason(each)
+    else:
+      programs[tree, batch] = each
+  if not programs:
+    raise ValueError(f"no program compiles: {failed}")
+  return {"compiled": len(programs), "failed_to_compile": failed}
+
+
+def passes(
+  decoder: network.Network,
+  work: scales.Decoding,
+  trees: Sequence[tree_lib.Tree],
+  batch: int,
+  programs: dict[tuple[tree_lib.Tree, int], Program],
+  device: dict,
+) -> Iterator[dict]:
+  """Rows of one batch size, by the topology's name; once after each turn.
+
+  Args:
+    decoder: the model.
+    work: how often passes are timed, in alternating turns.
+    trees: topologies, ordinary decoding among them.
+    batch: rows B.
+    programs: from `build`; what does not compile is not among them.
+    device: bytes and FLOPs per second; may be empty.
+  """
+  here = {t: programs[t, batch] for t in trees if (t, batch) in programs}
+  rows = {report.name(t): p.row for t, p in here.items()}
+  seconds = {t: [] for t in here}
   for turn in range(work.repeats + 1):
-    for tree, program in programs.items():
-      row = rows[report.name(tree)]
-      if "failed" in row:
+    for tree, program in here.items():
+      if "failed" in program.row:
         continue
       try:
-        taken = timed(program, decoder, rules[tree], states[tree], work)
+        taken = timed(program, decoder, work)
       except jax.errors.JaxRuntimeError as error:
-        row["failed"] = record.reason(error)
+        program.row["failed"] = record.reason(error)
         continue
       if turn:  # the first one is a warm-up
         seconds[tree].append(taken)
-        row |= rates(row, seconds[tree], batch, device)
-    base = rows["ordinary"].get("seconds")
+        program.row |= rates(program.row, seconds[tree], batch, device)
+    base = rows.get("ordinary", {}).get("seconds")
     for row in rows.values():
       if base and "seconds" in row:
         row["over_ordinary"] = row["seconds"] / base
@@ -178,16 +216,13 @@ def abstract_state(
 
 
 def timed(
-  program: Callable,
-  decoder: network.Network,
-  rule,
-  like: blockwise.State,
-  work: scales.Decoding,
+  program: Program, decoder: network.Network, work: scales.Decoding
 ) -> float:
   """Seconds of a pass of one turn that starts at `work.length` tokens.
 
   The cache holds random numbers: some processors are faster on zeros.
   """
+  like = program.state
   new = work.passes * len(like.tree.spine)
   # The cache apart: it would be made on the host.
   state = jax.tree.map(
@@ -198,25 +233,25 @@ def timed(
     length=np.full_like(state.length, work.length),
     end=np.full_like(state.end, work.length + new),
     stop=np.full_like(state.stop, -1),
-    cache=random_cache(like.cache),
+    cache=random_like(like.cache),
   )
   state = jax.block_until_ready(jax.device_put(state))
   begin = time.perf_counter()
-  state = jax.block_until_ready(program(decoder, rule, state))
+  state = jax.block_until_ready(program.run(decoder, program.rule, state))
   taken = time.perf_counter() - begin
   if set(np.asarray(state.passes)) != {work.passes}:
     raise ValueError(f"{state.passes} passes instead of {work.passes}")
   return taken / work.passes
 
 
-def random_cache(like: tuple) -> tuple:
+def random_like(like, scale: float = 1.0):
   """Random numbers, drawn once per shape and copied, since runs donate them."""
   drawn = {}
 
   def one(a):
     kind = a.shape, a.dtype
     if kind not in drawn:
-      drawn[kind] = jax.random.normal(jax.random.key(0), *kind)
+      drawn[kind] = scale * jax.random.normal(jax.random.key(0), *kind)
     return jnp.copy(drawn[kind])
 
   return jax.tree.map(one, like)

@@ -148,7 +148,7 @@ def together(works: Mapping[Any, Callable[[], Any]]) -> dict[Any, Any]:
     except Exception as error:
       return error.with_traceback(None)  # which would keep arrays alive
 
-  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:
     return dict(zip(works, pool.map(run, works.values()), strict=True))
 
 

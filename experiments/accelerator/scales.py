@@ -153,7 +153,7 @@ _GPU = Scale(
     _byte_model(*shape)
     for shape in ((256, 5), (384, 6), (512, 8), (768, 12), (1024, 16))
   ),
-  byte_run=_byte_run(seq_len=512, batch=64, max_bytes=60_000_000),
+  byte_run=_byte_run(seq_len=512, batch=64, max_bytes=20_000_000),
   most_steps=100_000,
   batches=(1, 8, 32),
   reserve=55,

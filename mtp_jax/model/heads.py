@@ -84,7 +84,8 @@ class Heads(nnx.Module):
     if self.layers is None:
       hidden = jnp.broadcast_to(z, (self.cfg.n_future, *z.shape))
     elif self.order is None:
-      hidden = jax.vmap(lambda f: self.run(f, z, ctx))(self.layers)
+      # Not `vmap`: cuDNN's attention cannot be mapped with documents' mask.
+      hidden = jax.lax.map(lambda f: self.run(f, z, ctx), self.layers)
     else:
       states = {}
       for i in self.order:
