@@ -10,3 +10,7 @@ _name = os.path.basename(sys.argv[0])
 if _name == "-m" or _name.startswith("mtp-"):
   if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+# Commands from before these folders were moved stay valid:
+# `python -m experiments.decode_speed.run`.
+__path__.append(os.path.join(os.path.dirname(__file__), "engineering"))

@@ -34,12 +34,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import interrupts, program
-from mtp_jax import report, storage, tokenizer, workdir
+from experiments.startup import interrupts, program
+from mtp_jax import tokenizer
+from mtp_jax.checkpoint import storage
 from mtp_jax.decode import accept, blockwise, checks, prepare, sampling
 from mtp_jax.decode import stream as stream_lib
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
+from mtp_jax.train import report, workdir
 
 _WORKDIR = program.define_path("workdir", None, "Folder of a training run.")
 _STEP = flags.DEFINE_integer("step", None, "Of the checkpoint; else the last.")

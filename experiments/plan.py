@@ -18,7 +18,8 @@ import json
 import jax
 from absl import flags
 
-from experiments import planning, program
+from experiments.measure import planning
+from experiments.startup import program
 from mtp_jax import fields
 
 _CONFIG = program.define_config()

@@ -13,8 +13,8 @@ experiments/launch/.
 import jax
 from absl import flags
 
-from experiments import program
-from mtp_jax import run
+from experiments.startup import program
+from mtp_jax.train import loop
 
 _CONFIG = program.define_config()
 _WORKDIR = program.define_path("workdir", None, "Takes all that a run writes.")
@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
   """Trains, or resumes, the run in --workdir; process 0 says what is next."""
   _join()
   cfg = _CONFIG.value.check()
-  state = run.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))
+  state = loop.fit(cfg, _WORKDIR.value, profile=_steps(_PROFILE.value))
   text = ""
   if int(state.step) == cfg.train.steps and jax.process_index() == 0:
     text = program.next_commands(_WORKDIR.value, cfg.model.n_future)

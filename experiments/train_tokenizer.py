@@ -13,7 +13,7 @@ import re
 
 from absl import flags, logging
 
-from experiments import program
+from experiments.startup import program
 from mtp_jax import config, tokenizer
 from mtp_jax.data import corpora
 

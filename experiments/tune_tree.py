@@ -15,11 +15,11 @@ import rich.console
 import rich.table
 from absl import flags
 
-from experiments import program
-from mtp_jax import logs, workdir
+from experiments.startup import program
 from mtp_jax.data import blocks, pipeline
 from mtp_jax.decode import choose, network, prepare
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.train import logs, workdir
 
 _WORKDIR = program.define_path("workdir", None, "Folder of a training run.")
 _PROMPTS = flags.DEFINE_integer(

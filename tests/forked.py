@@ -105,7 +105,6 @@ def _server() -> socket.socket:
 def _serve(requests: socket.socket) -> None:
   """Forks a guard for each request, and this a child, until there are none."""
   import experiments.program  # noqa: F401  imports what all programs do
-  from mtp_jax import run  # noqa: F401
 
   signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a guard
   while True:

@@ -13,16 +13,17 @@ import jax
 import pytest
 import stages
 
-from experiments.accelerator import (
+from experiments.engineering.accelerator import (
   byte_model,
   exactness,
   record,
   scales,
   supervise,
 )
-from experiments.train_speed import steps
-from mtp_jax import config, sharding, train
+from experiments.engineering.train_speed import steps
+from mtp_jax import config, sharding
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.train import step
 
 
 @pytest.fixture
@@ -163,8 +164,8 @@ def test_cudnn_takes_the_shapes_that_are_trained(monkeypatch):
   byte_run = dataclasses.replace(gpu.byte_run, model=gpu.byte_models[0])
   for cfg in (*runs, byte_run):
     cfg = cfg.replace(model={"attention": "cudnn"}).check()
-    traced = train.compile_step(cfg, mesh).trace(
-      train.abstract_state(cfg, mesh), steps.batch_of(cfg)
+    traced = step.compile_step(cfg, mesh).trace(
+      step.abstract_state(cfg, mesh), steps.batch_of(cfg)
     )
     with warnings.catch_warnings():
       warnings.simplefilter("error")  # a refusal is a warning
@@ -211,7 +212,9 @@ def test_start_to_end_after_a_call_that_was_killed(tmp_path):
 
   def start():
     arguments = "--minutes=120", f"--output={tmp_path}"
-    return forked.Process(["-m", "experiments.accelerator", *arguments])
+    return forked.Process(
+      ["-m", "experiments.engineering.accelerator", *arguments]
+    )
 
   killed = start()
   while not first.get("results"):
@@ -257,7 +260,9 @@ def test_start_to_end_after_a_call_that_was_killed(tmp_path):
 
 def test_bad_calls(tmp_path, call):
   def error(*arguments):
-    code, _, err = call(*arguments, module="experiments.accelerator")
+    code, _, err = call(
+      *arguments, module="experiments.engineering.accelerator"
+    )
     assert code == 1 and err.count("\n") == 1
     return err
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax import config, train
+from mtp_jax import config
 from mtp_jax.model import attention, layers, model
+from mtp_jax.train import step
 
 
 def formula(q, k, v, segments):
@@ -188,7 +189,7 @@ def test_documents_are_left_unmasked_where_the_config_says_so():
 
 def test_one_kernel_per_setting():
   """Functions that are static arguments must not be made anew each time."""
-  mesh = train.sharding.make_mesh(config.Mesh(1, 1), jax.devices()[:1])
+  mesh = step.sharding.make_mesh(config.Mesh(1, 1), jax.devices()[:1])
   cfg = config.Model(attention="splash")
-  assert train.attention_kernel(cfg, mesh) is train.attention_kernel(cfg, mesh)
-  assert train.attention_kernel(config.Model(), mesh) is attention.xla
+  assert step.attention_kernel(cfg, mesh) is step.attention_kernel(cfg, mesh)
+  assert step.attention_kernel(config.Model(), mesh) is attention.xla

@@ -17,7 +17,8 @@ import optax
 import pytest
 from flax import nnx
 
-from mtp_jax import checkpoint, reader, record, resume, storage
+from mtp_jax.checkpoint import checkpoints, integrity, reader, storage
+from mtp_jax.train import resume
 
 # Reads that orbax abandons when a file is damaged complain when collected.
 pytestmark = pytest.mark.filterwarnings(
@@ -70,14 +71,14 @@ def warnings(monkeypatch):
     if "damaged" in line:
       lines.append(line)
 
-  monkeypatch.setattr(checkpoint.logging, "warning", warning)
+  monkeypatch.setattr(checkpoints.logging, "warning", warning)
   return lines
 
 
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory):
   folder = tmp_path_factory.mktemp("two") / "steps"
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     for step in (1, 2):
       saved.save(step, make_state(step), META)
   return folder
@@ -90,7 +91,7 @@ def folder(two_steps, tmp_path):
 
 def restored(folder):
   """The step that a new process would go on from; its values are right."""
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     state, _, step = saved.restore(jax.eval_shape(make_state, 0))
   assert raw(state) == raw(make_state(step))
   return step
@@ -100,7 +101,7 @@ def test_round_trip_keeps_bits_and_types(tmp_path):
   state = make_state(3)
   odd = jnp.array([jnp.nan, -0.0, jnp.inf, 1e-42], jnp.float32)
   state["odd"] = odd
-  with checkpoint.Checkpoints(tmp_path / "c") as saved:
+  with checkpoints.Checkpoints(tmp_path / "c") as saved:
     assert saved.restore(state) is None
     assert saved.steps() == []
     saved.save(7, state, META, wait=True)
@@ -115,26 +116,26 @@ def test_round_trip_keeps_bits_and_types(tmp_path):
 
 
 def test_keeps_the_newest(tmp_path):
-  with checkpoint.Checkpoints(tmp_path, keep=2) as saved:
+  with checkpoints.Checkpoints(tmp_path, keep=2) as saved:
     for step in (1, 5, 9, 13):
       saved.save(step, make_state(step), {"at": step})
     assert saved.steps() == [9, 13]
     assert saved.metadata() == {"at": 13}
     assert saved.metadata(9) == {"at": 9}
     assert saved.restore(make_state(0), step=9)[2] == 9
-    with pytest.raises(checkpoint.CheckpointError, match=r"5.*\[9, 13\]"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"5.*\[9, 13\]"):
       saved.restore(make_state(0), step=5)
   with pytest.raises(ValueError, match="keep is 0"):
-    checkpoint.Checkpoints(tmp_path, keep=0)
+    checkpoints.Checkpoints(tmp_path, keep=0)
   with pytest.raises(ValueError, match="path is empty"):
-    checkpoint.Checkpoints("")
+    checkpoints.Checkpoints("")
 
 
 def test_a_step_is_written_once(folder):
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     saved.save(2, make_state(2), META)  # the same: nothing to do
     for step, seed in ((2, 3), (1, 1)):
-      with pytest.raises(checkpoint.CheckpointError, match="step 2 is there"):
+      with pytest.raises(checkpoints.CheckpointError, match="step 2 is there"):
         saved.save(step, make_state(seed), META)
     saved.save(3, make_state(3), META)
     assert saved.steps() == [1, 2, 3]
@@ -146,7 +147,7 @@ def test_donation_after_save(tmp_path):
   state = {"w": jax.random.normal(jax.random.key(0), (1009, 1013))}
   want = np.array(state["w"])
   erase = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
-  with checkpoint.Checkpoints(tmp_path) as saved:
+  with checkpoints.Checkpoints(tmp_path) as saved:
     for step in range(3):
       saved.save(step, state, {})
       erased = erase(state)
@@ -160,19 +161,19 @@ def test_a_newer_format_is_refused_and_no_older_step_stands_in(
   tmp_path, monkeypatch
 ):
   """A record without a number, as at first, has format 1."""
-  state, seal = {"w": jnp.ones(3)}, record.seal
+  state, seal = {"w": jnp.ones(3)}, integrity.seal
 
   def unnumbered(entries):
     return seal({k: v for k, v in entries.items() if k != "format"})
 
-  with checkpoint.Checkpoints(tmp_path) as saved:
+  with checkpoints.Checkpoints(tmp_path) as saved:
     with monkeypatch.context() as patch:
-      patch.setattr(record, "seal", unnumbered)
+      patch.setattr(integrity, "seal", unnumbered)
       saved.save(1, state, META, wait=True)
       assert "format" not in saved._reader.record(1)
     assert saved.restore(state)[1:] == (META, 1)
     with monkeypatch.context() as patch:
-      patch.setattr(checkpoint.config, "FORMAT", 2)
+      patch.setattr(checkpoints.config, "FORMAT", 2)
       saved.save(2, state, META, wait=True)
       assert saved.restore(state)[1:] == (META, 2)
     before = sorted(tmp_path.rglob("*"))
@@ -181,7 +182,7 @@ def test_a_newer_format_is_refused_and_no_older_step_stands_in(
       "reads formats up to 1: install the version that wrote it"
     )
     for read in (lambda: saved.restore(state), saved.metadata):
-      with pytest.raises(checkpoint.CheckpointError) as error:
+      with pytest.raises(checkpoints.CheckpointError) as error:
         read()
       assert str(error.value) == line
   assert sorted(tmp_path.rglob("*")) == before
@@ -193,9 +194,9 @@ def test_mismatches_are_named(folder):
     "config": {"model": {"width": 96, "head": "causal"}},
     "tokenizer": "bytes-2",
   }
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     like = make_state(0)
-    with pytest.raises(checkpoint.CheckpointError) as error:
+    with pytest.raises(checkpoints.CheckpointError) as error:
       saved.restore(like, refusals=lambda m: resume.differences(m, other))
     for text in ("checkpoint 2", "model.width: 64", "96", "bytes-1", "bytes-2"):
       assert text in str(error.value)
@@ -203,7 +204,7 @@ def test_mismatches_are_named(folder):
     like["step"] = jnp.float32(0)
     like["flags"] = jnp.zeros((12,), bool)
     like["more"] = like.pop("key")
-    with pytest.raises(checkpoint.CheckpointError) as error:
+    with pytest.raises(checkpoints.CheckpointError) as error:
       saved.restore(like)
     for text in (
       "step: int32[] is stored, float32[] is wanted",
@@ -229,13 +230,13 @@ def test_checksum_sees_every_bit():
         1 << bit % 8
       )
       variants.append(y)
-    sums = record.checksums(variants)
+    sums = integrity.checksums(variants)
     assert all(s[:8] != sums[0][:8] for s in sums[1:])
     assert all(s[8:] != sums[0][8:] for s in sums[1:])
   x = jax.random.normal(jax.random.key(0), (5, 7, 11))
   two_signs = x.at[0, 0, :2].multiply(-1)
   for y in (x[:, ::-1], x.swapaxes(0, 1).reshape(x.shape), two_signs, -x):
-    assert record.checksums([y]) != record.checksums([x])
+    assert integrity.checksums([y]) != integrity.checksums([x])
 
 
 def test_checksum_needs_no_memory():
@@ -243,7 +244,7 @@ def test_checksum_needs_no_memory():
     jax.ShapeDtypeStruct((2048, 1031), dtype)
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float32)
   ]
-  used = record._sums.lower(arrays).compile().memory_analysis()
+  used = integrity._sums.lower(arrays).compile().memory_analysis()
   assert used.temp_size_in_bytes < 2**16
 
 
@@ -332,8 +333,8 @@ def flip_weights(folder, step):
 
 def test_falls_back_and_goes_on(folder, warnings):
   flip_weights(folder, 2)
-  with checkpoint.Checkpoints(folder, keep=2) as saved:
-    with pytest.raises(checkpoint.CheckpointError, match="2 is damaged"):
+  with checkpoints.Checkpoints(folder, keep=2) as saved:
+    with pytest.raises(checkpoints.CheckpointError, match="2 is damaged"):
       saved.restore(make_state(0), step=2)
     assert saved.restore(make_state(0))[2] == 1
     line = warnings[-1]
@@ -345,7 +346,7 @@ def test_falls_back_and_goes_on(folder, warnings):
     assert (folder / "damaged-2").is_dir()
     for step in (1, 2):
       flip_weights(folder, step)
-    with pytest.raises(checkpoint.CheckpointError) as error:
+    with pytest.raises(checkpoints.CheckpointError) as error:
       saved.restore(make_state(0))
     for text in ("checkpoint 2 is damaged", "checkpoint 1 is damaged"):
       assert text in str(error.value)
@@ -356,12 +357,12 @@ def test_disk_full(folder, orbax_lines):
   fails at the same place (EFBIG for ENOSPC)."""
   big = {"w": jax.random.normal(jax.random.key(0), (499, 503))}
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     saved.save(3, make_state(3), META)  # the first save waits, later ones not
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     try:
       saved.save(4, big, META)
-      with pytest.raises(checkpoint.CheckpointError) as error:
+      with pytest.raises(checkpoints.CheckpointError) as error:
         saved.save(5, big, META)
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -425,8 +426,10 @@ def test_a_thread_that_failed_waits_for_no_one(monkeypatch):
 
 def test_folder_that_cannot_be_made(tmp_path):
   (tmp_path / "file").write_text("in the way")
-  with checkpoint.Checkpoints(tmp_path / "file" / "steps") as saved:
-    with pytest.raises(checkpoint.CheckpointError, match="checkpoint 5 .*file"):
+  with checkpoints.Checkpoints(tmp_path / "file" / "steps") as saved:
+    with pytest.raises(
+      checkpoints.CheckpointError, match="checkpoint 5 .*file"
+    ):
       saved.save(5, make_state(0), META)
 
 
@@ -456,9 +459,9 @@ NAMES = (
 def test_any_path_can_be_read_back(tmp_path):
   state = {"w": jnp.arange(5.0)}
   for name in NAMES:
-    with checkpoint.Checkpoints(tmp_path / name / "c") as saved:
+    with checkpoints.Checkpoints(tmp_path / name / "c") as saved:
       saved.save(1, state, {}, wait=True)
-    with checkpoint.Checkpoints(tmp_path / name / "c") as saved:
+    with checkpoints.Checkpoints(tmp_path / name / "c") as saved:
       assert raw(saved.restore(state)[0]) == raw(state)
 
 
@@ -470,14 +473,14 @@ def test_paths_that_orbax_cannot_write_to(tmp_path):
     ("w/logs:", "whose name ends in 'gs:'"),
   ):
     with pytest.raises(ValueError, match=why):
-      checkpoint.Checkpoints(tmp_path / name)
+      checkpoints.Checkpoints(tmp_path / name)
 
 
 def test_a_path_through_a_link_is_the_systems(tmp_path):
   """link/.. is beside what the link leads to, not beside the link."""
   (tmp_path / "far" / "home").mkdir(parents=True)
   (tmp_path / "link").symlink_to(tmp_path / "far" / "home")
-  with checkpoint.Checkpoints(tmp_path / "link" / ".." / "c") as saved:
+  with checkpoints.Checkpoints(tmp_path / "link" / ".." / "c") as saved:
     saved.save(1, {"w": jnp.arange(5.0)}, {})
   assert (tmp_path / "far" / "c" / "1").is_dir()
 
@@ -487,8 +490,8 @@ def test_what_cannot_be_read_back_stops_the_first_save(tmp_path, monkeypatch):
   monkeypatch.delattr(storage._Path, "glob")
   state = {"w": jnp.arange(5.0)}
   line = "checkpoint 1 was saved in .*, but cannot be read back: .*NOT_FOUND"
-  with checkpoint.Checkpoints(tmp_path / "[a]") as saved:
-    with pytest.raises(checkpoint.CheckpointError, match=line):
+  with checkpoints.Checkpoints(tmp_path / "[a]") as saved:
+    with pytest.raises(checkpoints.CheckpointError, match=line):
       saved.save(1, state, {})
 
 
@@ -512,7 +515,7 @@ FAILED_READS = (
 
 def test_a_failed_read_is_no_damage(folder, monkeypatch):
   """Not of the record, not of the arrays: the run stops, the step stays."""
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     restore = saved._reader._restore
     for error in FAILED_READS:
       for item in ("state", "metadata"):
@@ -523,7 +526,7 @@ def test_a_failed_read_is_no_damage(folder, monkeypatch):
           return restore(step, **items)
 
         monkeypatch.setattr(saved._reader, "_restore", fail)
-        with pytest.raises(checkpoint.CheckpointError) as found:
+        with pytest.raises(checkpoints.CheckpointError) as found:
           saved.restore(make_state(0))
         cause = str(error.__cause__ or error)
         for text in ("checkpoint 2 in ", "could not be read", cause):
@@ -543,16 +546,16 @@ def test_a_folder_that_cannot_be_looked_into(folder, monkeypatch):
     return {"stat": find, "listdir": listing}[name](path, *args, **kwargs)
 
   for name in ("stat", "listdir"):
-    with checkpoint.Checkpoints(folder) as saved:
+    with checkpoints.Checkpoints(folder) as saved:
       with monkeypatch.context() as patch:
         patch.setattr(os, name, fail)
         for ask in (lambda: saved.restore(make_state(0)), saved.steps):
-          with pytest.raises(checkpoint.CheckpointError, match="denied"):
+          with pytest.raises(checkpoints.CheckpointError, match="denied"):
             ask()
 
 
 def test_one_damaged_step_is_kept_aside(folder, warnings):
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     saved.save(3, make_state(3), META)
   for victims, want, removed in (
     ((2, 3), "damaged-3", "2\n"),
@@ -560,7 +563,7 @@ def test_one_damaged_step_is_kept_aside(folder, warnings):
   ):
     for step in victims:
       flip_weights(folder, step)
-    with checkpoint.Checkpoints(folder) as saved:
+    with checkpoints.Checkpoints(folder) as saved:
       assert saved.restore(make_state(0))[2] == 1
       saved.save(4, make_state(4), META)
     assert sorted(os.listdir(folder)) == ["1", "4", want]
@@ -576,11 +579,11 @@ def test_one_damaged_step_is_kept_aside(folder, warnings):
 
 def test_what_is_not_proven_damaged_is_never_removed(folder, monkeypatch):
   """Steps that fail for an unknown reason stay under another name."""
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     saved.save(3, make_state(3), META)
   (folder / "unreadable-3").mkdir()
   (folder / "damaged-9").mkdir()
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     restore = saved._reader._restore
     errors = {
       2: OSError(errno.EINVAL, "Invalid argument"),
@@ -611,7 +614,7 @@ def test_what_is_not_proven_damaged_is_never_removed(folder, monkeypatch):
 
 def test_reading_beside_a_run_that_keeps_one(folder, warnings, monkeypatch):
   """Each step is replaced while it is read, a few times or without end."""
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     left = 3
 
     def record(step):
@@ -625,14 +628,14 @@ def test_reading_beside_a_run_that_keeps_one(folder, warnings, monkeypatch):
     monkeypatch.setattr(saved._reader, "record", record)
     assert saved.metadata() == 2 + 3
     left = 1000
-    with pytest.raises(checkpoint.CheckpointError, match="times a checkpoint"):
+    with pytest.raises(checkpoints.CheckpointError, match="times a checkpoint"):
       saved.metadata()
   assert not warnings  # it was no damage
 
 
 def test_a_step_removed_while_it_is_read(folder, monkeypatch):
   """Of a run that goes on beside: the step that was asked for is no damage."""
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
 
     def record(step):
       shutil.rmtree(folder / str(step))
@@ -640,7 +643,7 @@ def test_a_step_removed_while_it_is_read(folder, monkeypatch):
 
     monkeypatch.setattr(saved._reader, "record", record)
     line = r"no checkpoint 1 in .*; it holds \[2\]"
-    with pytest.raises(checkpoint.CheckpointError, match=line):
+    with pytest.raises(checkpoints.CheckpointError, match=line):
       saved.metadata(1)
 
 
@@ -667,15 +670,15 @@ def test_names_that_are_no_steps(folder):
   for name in ("notes", "²", "٣", "007"):
     (folder / name).mkdir()
   assert restored(folder) == 2
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     saved.save(3, make_state(3), META)
     assert saved.steps() == [1, 2, 3]
 
 
 def test_nothing_to_read_is_said_as_it_is(tmp_path):
   for folder, why in ((tmp_path, "it is empty"), (tmp_path / "a", "no such")):
-    with checkpoint.Checkpoints(folder) as saved:
-      with pytest.raises(checkpoint.CheckpointError, match=why):
+    with checkpoints.Checkpoints(folder) as saved:
+      with pytest.raises(checkpoints.CheckpointError, match=why):
         saved.metadata()
 
 
@@ -684,7 +687,7 @@ def test_reading_leaves_a_running_save_alone(folder):
   unfinished.mkdir()
   assert restored(folder) == 2
   assert unfinished.exists()
-  with checkpoint.Checkpoints(folder) as saved:
+  with checkpoints.Checkpoints(folder) as saved:
     saved.save(4, make_state(4), META)
   assert not unfinished.exists()
 
@@ -712,12 +715,12 @@ values = {
   "n": jnp.int32(5),
 }
 first = place(values, mesh(4, 2))
-sums = record.checksums(list(first.values()))
+sums = integrity.checksums(list(first.values()))
 with checkpoint.Checkpoints(folder) as saved:
   saved.save(1, first, {})
   for shape in ((4, 2), (8, 1), (2, 4), (1, 1)):
     like = place(values, mesh(*shape))
-    assert record.checksums(list(like.values())) == sums, shape
+    assert integrity.checksums(list(like.values())) == sums, shape
     got, _, _ = saved.restore(like)
     for name, x in got.items():
       assert x.sharding == like[name].sharding, (shape, name, x.sharding)

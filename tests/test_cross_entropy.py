@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import flops
+from experiments.measure import flops
 from mtp_jax import cross_entropy
 
 B, T, D, V = 2, 13, 7, 83

@@ -12,12 +12,13 @@ from absl import flags
 from absl.testing import flagsaver
 from conftest import ROOT
 
-from experiments.decode_speed import compare, limits, report, run
-from mtp_jax import config, tokenizer, workdir
+from experiments.engineering.decode_speed import compare, limits, report, run
+from mtp_jax import config, tokenizer
 from mtp_jax.data import pack, pipeline
 from mtp_jax.decode import choose, generate, prepare
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
+from mtp_jax.train import workdir
 
 D, F, H, K, V, N = 24, 41, 6, 2, 259, 3
 BLOCK = 4 * (2 * D + D * D * 2 + 2 * D * D // 3 + 3 * D * F)  # bytes
@@ -153,7 +154,7 @@ def test_costs(tmp_path):
   sizes = "width=24 mlp=32 layers=3 attn_heads=2 kv_heads=2 n_future=2".split()
   subprocess.run(
     [
-      *(sys.executable, "-m", "experiments.decode_speed.costs"),
+      *(sys.executable, "-m", "experiments.engineering.decode_speed.costs"),
       "--config=configs/decode_speed.py:pieces",
       *(f"--config.model.{size}" for size in sizes),
       *("--batches=3", "--length=20", "--cache_len=800", "--repeats=1"),
@@ -185,7 +186,7 @@ def test_checkouts_take_turns(tmp_path):
   (other / "mtp_jax").symlink_to(ROOT / "mtp_jax")
   done = subprocess.run(
     [
-      *(sys.executable, "-m", "experiments.decode_speed.checkouts"),
+      *(sys.executable, "-m", "experiments.engineering.decode_speed.checkouts"),
       "--config=configs/decode_speed.py:smollm2",
       *("--config.model.width=36", "--config.model.layers=2"),
       *("--config.model.vocab=31", "--config.model.mlp=8"),
@@ -213,7 +214,7 @@ def test_a_llama_says_what_head_1_says(head):
   """Where torch and transformers are installed; make does not."""
   torch = pytest.importorskip("torch")
   pytest.importorskip("transformers")
-  from experiments.decode_speed import peer
+  from experiments.engineering.decode_speed import peer
 
   net = make(head)
   llama = peer.export(prepare.decoder(net))

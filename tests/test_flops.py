@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import flops
+from experiments.measure import flops
 
 A = jax.ShapeDtypeStruct((5, 7), "float32")
 B = jax.ShapeDtypeStruct((7, 11), "float32")

@@ -12,12 +12,15 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments import generate, interrupts, program
-from mtp_jax import checkpoint, config, tokenizer, workdir
+from experiments import generate
+from experiments.startup import interrupts, program
+from mtp_jax import config, tokenizer
+from mtp_jax.checkpoint import checkpoints
 from mtp_jax.decode import accept, blockwise, prepare, sampling, stream
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
+from mtp_jax.train import workdir
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +251,7 @@ def test_errors_are_one_line(call, settings, words, monkeypatch):
 
 def test_a_missing_run_is_one_line(call, monkeypatch):
   def fail(path, step):
-    raise checkpoint.CheckpointError(f"{path} holds no checkpoint")
+    raise checkpoints.CheckpointError(f"{path} holds no checkpoint")
 
   monkeypatch.setattr(workdir, "settings", fail)
   with pytest.raises(SystemExit, match="^error: run holds no checkpoint$"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.heads_memory import rivals, run, scales
+from experiments.engineering.heads_memory import rivals, run, scales
 from mtp_jax import loss
 from mtp_jax.model import layers, model
 

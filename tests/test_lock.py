@@ -10,7 +10,8 @@ import sys
 import jax
 import pytest
 
-from mtp_jax import checkpoint, lock, processes
+from mtp_jax.checkpoint import checkpoints
+from mtp_jax.train import lock, processes
 
 HOLDER = """
 import fcntl, os, sys, time
@@ -26,7 +27,7 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path, monkeypatch):
   monkeypatch.setattr(lock, "_RELEASE", 0.1)
   target = tmp_path / "runs" / "w"
   with lock.exclusive(target):
-    with pytest.raises(checkpoint.CheckpointError) as error:
+    with pytest.raises(checkpoints.CheckpointError) as error:
       with lock.exclusive(target):
         pass
     text = (target / "lock").read_text()
@@ -72,7 +73,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path, kind):
     target.write_text("in the way")
   target = target / "w" if kind == "below a file" else target
   line = f"cannot write to workdir {target}: "
-  with pytest.raises(checkpoint.CheckpointError, match=line):
+  with pytest.raises(checkpoints.CheckpointError, match=line):
     with lock.exclusive(target):
       pass
 
@@ -83,7 +84,7 @@ def test_a_full_disk_is_told_with_path_and_remedy(tmp_path, monkeypatch):
   limit = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))  # EFBIG
   try:
-    with pytest.raises(checkpoint.CheckpointError, match=line):
+    with pytest.raises(checkpoints.CheckpointError, match=line):
       with lock.exclusive(tmp_path):
         pass
   finally:
@@ -94,7 +95,7 @@ def test_a_full_disk_is_told_with_path_and_remedy(tmp_path, monkeypatch):
 
   monkeypatch.setattr(lock.os, "fsync", fsync)
   line = f"{tmp_path}: .*No space left .*; free space there, or take another"
-  with pytest.raises(checkpoint.CheckpointError, match=line):
+  with pytest.raises(checkpoints.CheckpointError, match=line):
     with lock.exclusive(tmp_path):
       pass
 
@@ -112,7 +113,7 @@ def test_processes_have_to_share_the_workdir(tmp_path, monkeypatch):
     return [first if len(said) == 1 else "yes", text]
 
   monkeypatch.setattr(processes, "gather", gather)
-  with pytest.raises(checkpoint.CheckpointError) as error:
+  with pytest.raises(checkpoints.CheckpointError) as error:
     with lock.exclusive(tmp_path):
       pass
   assert said[-1] == "no"
@@ -128,6 +129,6 @@ def test_process_0_tells_the_others_why_it_stops(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   first = json.dumps({"error": "in use by another run", "holder": ""})
   monkeypatch.setattr(processes, "gather", lambda text: [first, text])
-  with pytest.raises(checkpoint.CheckpointError, match="in use by another"):
+  with pytest.raises(checkpoints.CheckpointError, match="in use by another"):
     with lock.exclusive(tmp_path):
       pass

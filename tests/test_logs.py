@@ -10,7 +10,7 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
-from mtp_jax import logs
+from mtp_jax.train import logs
 
 
 def rows(path):

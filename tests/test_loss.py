@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import flops
+from experiments.measure import flops
 from mtp_jax import config, loss
 from mtp_jax.model import layers, model
 

@@ -6,8 +6,9 @@ import json
 import jax
 import pytest
 
-from mtp_jax import config, metrics, run
-from mtp_jax.model import model
+from mtp_jax import config
+from mtp_jax.model import cost, model
+from mtp_jax.train import loop, metrics
 
 
 @pytest.mark.parametrize("head", config.HEAD_KINDS)
@@ -31,13 +32,13 @@ def test_model_flops_are_those_of_the_program(head):
   counted = compiled.cost_analysis()["flops"]
   # The whole square of scores is computed, of which half counts.
   masked = 2 * B * T * T * cfg.width * (cfg.trunk_layers + cfg.head_layers)
-  ours = metrics.flops_per_token(cfg, T) * B * T / 3 + masked
+  ours = cost.flops_per_token(cfg, T) * B * T / 3 + masked
   # Norms, rotations and softmax are not matrix products.
   assert ours < counted < 1.15 * ours
 
 
 def test_peak_is_unknown_here():
-  assert metrics.peak_flops() is None
+  assert cost.peak_flops() is None
 
 
 def test_clock_leaves_out_compiling_and_pauses(monkeypatch):
@@ -58,7 +59,7 @@ def test_clock_leaves_out_compiling_and_pauses(monkeypatch):
   assert found["tokens_per_second"] == 2.5
   assert found["data_wait_share"] == 0.25
   assert found["paused_seconds"] == 1000
-  flops = metrics.flops_per_token(config.Model(), 5)
+  flops = cost.flops_per_token(config.Model(), 5)
   assert found["model_flops_per_second"] == 2.5 * flops
 
 
@@ -67,7 +68,7 @@ def test_a_profile_that_would_crash_in_libtpu_is_refused(tmp_path, monkeypatch):
     metrics.xla_client, "pjrt_plugin_loaded", lambda name: name == "tpu"
   )
   with pytest.raises(ValueError, match="libtpu .* JAX_PLATFORMS=cpu, or run"):
-    run.fit(config.Config(), tmp_path / "w", profile=range(2, 3))
+    loop.fit(config.Config(), tmp_path / "w", profile=range(2, 3))
   assert not (tmp_path / "w").exists()
 
 

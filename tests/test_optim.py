@@ -9,8 +9,9 @@ import optax
 import pytest
 from flax import nnx
 
-from mtp_jax import config, optim
+from mtp_jax import config
 from mtp_jax.model import model
+from mtp_jax.train import optim
 
 STEPS = 101
 

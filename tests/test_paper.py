@@ -17,9 +17,10 @@ import pytest
 from absl import flags
 
 from configs.paper import arithmetic, bytes_7b, summarisation
-from experiments import program
-from mtp_jax import optim, sharding
+from experiments.startup import program
+from mtp_jax import sharding
 from mtp_jax.model import model
+from mtp_jax.train import optim
 from tests.test_sizes import COUNTS, printed
 
 PAPER = pathlib.Path(summarisation.__file__).parent

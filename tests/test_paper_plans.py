@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments.paper_plans import report, run
+from experiments.engineering.paper_plans import report, run
 
 pytest.importorskip("libtpu")
 

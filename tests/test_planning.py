@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from experiments import aot, planning
-from mtp_jax import config, metrics
+from experiments.measure import aot, planning
+from mtp_jax import config
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.model import cost
 
 pytest.importorskip("libtpu")  # it has no wheels but for Linux on x86
 
@@ -31,7 +32,7 @@ def test_a_training_step_for_four_chips(planned):
   assert planned.fits
   assert (planned.chips, planned.mesh) == (4, {"data": 2, "model": 2})
   assert planned.rows == 2  # 8 rows, 2 microbatches, 2 chips along 'data'
-  assert planned.peak_flops == 4 * metrics.PEAK_FLOPS["TPU v5 lite"]
+  assert planned.peak_flops == 4 * cost.PEAK_FLOPS["TPU v5 lite"]
   parameters = planned.state["parameters"]
   # Two moments, and a few counts; norms are whole on every chip.
   assert planned.state["optimiser state"] == pytest.approx(

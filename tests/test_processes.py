@@ -19,7 +19,9 @@ import portpicker
 import pytest
 from conftest import ROOT
 
-from mtp_jax import checkpoint, config, processes, workdir
+from mtp_jax import config
+from mtp_jax.checkpoint import checkpoints
+from mtp_jax.train import processes, workdir
 
 STEPS = 23
 TRAIN = ["-m", "experiments.train"]
@@ -153,7 +155,7 @@ def train(home, target, number=1, devices=1, *flags):
 
 def final(target):
   """Every array of the last checkpoint, as its checksum."""
-  with checkpoint.Checkpoints(target / "checkpoints") as saved:
+  with checkpoints.Checkpoints(target / "checkpoints") as saved:
     assert saved.steps()[-1] == STEPS
     return saved._reader.record(STEPS)["arrays"]
 

@@ -17,7 +17,7 @@ import pytest
 from absl import flags
 from conftest import ROOT
 
-from experiments import config_file, program
+from experiments.startup import config_file, program
 from mtp_jax import config
 
 CONFIG = ["--config=configs/quickstart.py"]

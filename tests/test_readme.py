@@ -38,13 +38,13 @@ def commands():
 def mapped():
   """Paths that the README's map names; folders end in a slash."""
   (text,) = (b for b in blocks("") if b.startswith("configs/"))
-  top, found = "", set()
+  above, found = {}, set()  # the folder that each indentation lies in
   for line in text.splitlines():
     names = re.split(r"\s{2,}", line.strip())[0].split()
-    if not line.startswith(" "):
-      (top,) = names
-      names = [""]
-    found |= {top + name for name in names}
+    indent = len(line) - len(line.lstrip())
+    paths = [above.get(indent, "") + name for name in names]
+    above[indent + 2] = paths[0]
+    found |= set(paths)
   return found
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import rich.console
 
-from mtp_jax import config, report, sharding
+from mtp_jax import config, sharding
 from mtp_jax.data import pack
+from mtp_jax.train import report
 
 
 def test_progress_writes_lines_where_there_is_no_terminal(capsys):

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 
-from mtp_jax import config, resume
+from mtp_jax import config
+from mtp_jax.train import resume
 
 CONFIG = config.Config(train=config.Train(head_weights=(1.0, 0.5, 0.5, 0.25)))
 FREE = """

@@ -17,18 +17,10 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax import (
-  checkpoint,
-  config,
-  lock,
-  metrics,
-  optim,
-  processes,
-  record,
-  run,
-  tokenizer,
-  workdir,
-)
+from mtp_jax import config, tokenizer
+from mtp_jax.checkpoint import checkpoints, integrity
+from mtp_jax.model import cost
+from mtp_jax.train import lock, loop, metrics, optim, processes, workdir
 
 # Reads that orbax abandons when a file is damaged complain when collected.
 pytestmark = pytest.mark.filterwarnings(
@@ -106,7 +98,7 @@ def read_steps(process, number):
 
 def final(target):
   """Every array of the last checkpoint, as its checksum."""
-  with checkpoint.Checkpoints(target / "checkpoints") as saved:
+  with checkpoints.Checkpoints(target / "checkpoints") as saved:
     assert saved.steps()[-1] == STEPS
     return saved._reader.record(STEPS)["arrays"]
 
@@ -149,9 +141,9 @@ def test_the_trained_model_comes_back(unbroken, cfg):
   net_at_2, _, _ = workdir.load(unbroken, step=STEPS - SAVE_EVERY)
   a, b = (np.asarray(n.embed[...]) for n in (net, net_at_2))
   assert a.shape == b.shape and (a != b).any()
-  with pytest.raises(checkpoint.CheckpointError, match="no checkpoint 5 in"):
+  with pytest.raises(checkpoints.CheckpointError, match="no checkpoint 5 in"):
     workdir.load(unbroken, step=5)
-  with pytest.raises(checkpoint.CheckpointError, match="there is no run in"):
+  with pytest.raises(checkpoints.CheckpointError, match="there is no run in"):
     workdir.load(unbroken.parent)
 
 
@@ -219,7 +211,7 @@ def test_sigterm_saves_and_exits_with_0(home, unbroken):
   assert process.returncode == 0, err[-3000:]
   assert time.monotonic() - begin < 10
   step = int(re.search(r"told to stop: step (\d+) is saved", out)[1])
-  with checkpoint.Checkpoints(home / "stopped" / "checkpoints") as saved:
+  with checkpoints.Checkpoints(home / "stopped" / "checkpoints") as saved:
     assert saved.steps()[-1] == step < STEPS
   out = finish(home, home / "stopped")
   assert f"going on from step {step}" in out
@@ -245,8 +237,8 @@ def test_another_config_is_refused_by_its_fields(unbroken, cfg):
   cfg = cfg.replace(
     model={"width": 24}, optim={"clip": 2.0}, train={"log_every": 7}
   )
-  with pytest.raises(checkpoint.CheckpointError) as error:
-    run.fit(cfg, unbroken)
+  with pytest.raises(checkpoints.CheckpointError) as error:
+    loop.fit(cfg, unbroken)
   assert "model.width: 20 in the first, 24 in the second" in str(error.value)
   assert "optim.clip: 1.0 in the first, 2.0 in the second" in str(error.value)
   assert "log_every" not in str(error.value)
@@ -255,18 +247,18 @@ def test_another_config_is_refused_by_its_fields(unbroken, cfg):
 
 def test_a_second_run_in_the_workdir_is_refused(unbroken, cfg, monkeypatch):
   monkeypatch.setattr(lock, "_RELEASE", 0)
-  monkeypatch.setattr(run.pipeline, "pack", None)  # not even read
+  monkeypatch.setattr(loop.pipeline, "pack", None)  # not even read
   line = f"in use by another run .*process id {os.getpid()}, since "
   with lock.exclusive(unbroken):
-    with pytest.raises(checkpoint.CheckpointError, match=line):
-      run.fit(cfg, unbroken)
+    with pytest.raises(checkpoints.CheckpointError, match=line):
+      loop.fit(cfg, unbroken)
 
 
 def test_a_workdir_that_cannot_be_made_is_refused(cfg, monkeypatch):
-  monkeypatch.setattr(run.pipeline, "pack", None)  # not even read
+  monkeypatch.setattr(loop.pipeline, "pack", None)  # not even read
   line = "cannot write to workdir /dev/null/w: .*; take another workdir"
-  with pytest.raises(checkpoint.CheckpointError, match=line):
-    run.fit(cfg, "/dev/null/w")
+  with pytest.raises(checkpoints.CheckpointError, match=line):
+    loop.fit(cfg, "/dev/null/w")
 
 
 def test_a_field_that_an_older_checkpoint_lacks_has_its_default(
@@ -281,25 +273,25 @@ def test_a_field_that_an_older_checkpoint_lacks_has_its_default(
   settings = json.loads((target / "config.json").read_text("utf-8"))
   del settings["format"]
   (target / "config.json").write_text(json.dumps(settings), "utf-8")
-  file.write_text(json.dumps(record.seal(stored)), "utf-8")
-  assert run.fit(cfg, target).step == STEPS
+  file.write_text(json.dumps(integrity.seal(stored)), "utf-8")
+  assert loop.fit(cfg, target).step == STEPS
   assert "until here" not in capsys.readouterr().out
   assert workdir.settings(target)[0].optim.clip == 1.0
   cfg = cfg.replace(optim={"clip": 2.0})
   line = "optim.clip: 1.0 in the first, 2.0 in the second"
-  with pytest.raises(checkpoint.CheckpointError, match=line):
-    run.fit(cfg, target)
+  with pytest.raises(checkpoints.CheckpointError, match=line):
+    loop.fit(cfg, target)
 
 
 def test_a_workdir_of_a_newer_format_is_left_as_it_is(
   cfg, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(run.pipeline, "pack", None)  # not even read
+  monkeypatch.setattr(loop.pipeline, "pack", None)  # not even read
   text = config.to_json(cfg).replace('"format": 1', '"format": 2')
   (tmp_path / "config.json").write_text(text)
   line = r"config\.json has format 2, and this version .* formats up to 1: inst"
   with pytest.raises(ValueError, match=line):
-    run.fit(cfg, tmp_path)
+    loop.fit(cfg, tmp_path)
   assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
   assert (tmp_path / "config.json").read_text() == text
 
@@ -308,11 +300,11 @@ def test_another_corpus_is_refused(unbroken, cfg, tmp_path):
   rows = [json.dumps({"text": f"another {i}"}) for i in range(99)]
   (tmp_path / "c.jsonl").write_text("\n".join(rows))
   cfg = cfg.replace(data={"path": str(tmp_path / "c.jsonl")})
-  with pytest.raises(checkpoint.CheckpointError, match="data.train: '"):
-    run.fit(cfg, unbroken)
+  with pytest.raises(checkpoints.CheckpointError, match="data.train: '"):
+    loop.fit(cfg, unbroken)
   cfg = cfg.replace(data={"path": str(tmp_path / "typo.jsonl")})
   with pytest.raises(ValueError, match="typo.jsonl"):
-    run.fit(cfg, tmp_path / "w")
+    loop.fit(cfg, tmp_path / "w")
   (left,) = (tmp_path / "w").iterdir()
   assert left.name == "lock" and not left.read_text()
 
@@ -326,23 +318,23 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   )
   told = processes.told_to_stop
   monkeypatch.setattr(processes, "told_to_stop", lambda asked, step: step == 4)
-  assert int(run.fit(cfg, tmp_path).bad) == 2
+  assert int(loop.fit(cfg, tmp_path).bad) == 2
   said = "step 4 is not saved, since its loss or gradient was not finite; the "
   assert (
     f"{said}newest checkpoint is that of step 2\n" in capsys.readouterr().out
   )
   monkeypatch.setattr(processes, "told_to_stop", told)
-  with pytest.raises(run.Diverged) as error:
-    run.fit(cfg, tmp_path)
+  with pytest.raises(loop.Diverged) as error:
+    loop.fit(cfg, tmp_path)
   for text in (
     "step 6: loss 16.", "not finite 4 steps in a row", "lower optim.peak",
     "newest checkpoint is that of step 2.",
   ):  # fmt: skip
     assert text in str(error.value)
-  with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+  with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
     assert saved.steps() == [1, 2]
     state, _, _ = saved.restore(
-      jax.tree.map(np.asarray, run.train_lib.init_state(cfg, one_device()))
+      jax.tree.map(np.asarray, loop.train_lib.init_state(cfg, one_device()))
     )
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.model))
   assert int(state.skipped) == 0
@@ -351,7 +343,7 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   cfg = cfg.replace(
     optim={"peak": 1e-3}, train={"steps": 8, "max_bad_steps": 2}
   )
-  assert int(run.fit(cfg, tmp_path).step) == 8
+  assert int(loop.fit(cfg, tmp_path).step) == 8
   out = capsys.readouterr().out
   assert (
     "going on from step 1\n"
@@ -368,7 +360,7 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   )
   cfg = cfg.replace(train={"steps": 7})
   with pytest.raises(ValueError, match="at step 8 already, past train.steps 7"):
-    run.fit(cfg, tmp_path)
+    loop.fit(cfg, tmp_path)
 
 
 def test_a_finished_run_says_how_to_go_on(unbroken, cfg, tmp_path, capsys):
@@ -378,21 +370,21 @@ def test_a_finished_run_says_how_to_go_on(unbroken, cfg, tmp_path, capsys):
   whole = file.read_text("utf-8")
   file.write_text("".join(whole.splitlines(keepends=True)[:-1]), "utf-8")
   cfg = cfg.replace(train={"sample_tokens": 0})
-  run.fit(cfg, tmp_path / "w")
+  loop.fit(cfg, tmp_path / "w")
   assert file.read_text("utf-8") == whole
   out = capsys.readouterr().out
   assert "held out at step 50: " in out
   assert "finished already, with train.steps 50. To go on, set --config." in out
-  run.fit(cfg, tmp_path / "w")
+  loop.fit(cfg, tmp_path / "w")
   assert "held out at" not in capsys.readouterr().out
 
 
 def test_what_fails_in_a_run_costs_no_step(cfg, tmp_path, monkeypatch, caplog):
   """Evaluations and samples are said once; a damaged corpus stops the run at
   the batch that it would spoil, and the step before is saved."""
-  order, batches = [], run.pipeline.batches
+  order, batches = [], loop.pipeline.batches
 
-  class Checkpoints(checkpoint.Checkpoints):
+  class Checkpoints(checkpoints.Checkpoints):
     def save(self, step, *args, **kwargs):
       order.append(step)
       super().save(step, *args, **kwargs)
@@ -411,16 +403,16 @@ def test_what_fails_in_a_run_costs_no_step(cfg, tmp_path, monkeypatch, caplog):
       path.write_bytes(bytes(path.stat().st_size))
     yield from found
 
-  monkeypatch.setattr(checkpoint, "Checkpoints", Checkpoints)
-  monkeypatch.setattr(run.evaluations.held_out, "measure", measure)
-  monkeypatch.setattr(run.evaluations.generate, "generate", generate)
-  monkeypatch.setattr(run.pipeline, "batches", damaged)
+  monkeypatch.setattr(checkpoints, "Checkpoints", Checkpoints)
+  monkeypatch.setattr(loop.evaluations.held_out, "measure", measure)
+  monkeypatch.setattr(loop.evaluations.generate, "generate", generate)
+  monkeypatch.setattr(loop.pipeline, "batches", damaged)
   cfg = cfg.replace(
     data={"cache": str(tmp_path / "cache")},
     train={"eval_every": 4, "save_every": 4},
   )
-  with pytest.raises(run.pipeline.CacheDamaged) as error:
-    run.fit(cfg, tmp_path / "w")
+  with pytest.raises(loop.pipeline.CacheDamaged) as error:
+    loop.fit(cfg, tmp_path / "w")
   *order, last = order
   assert order[:2] == [4, "measure"] and order[2:] in ([], [8, "measure"])
   # Some batches were read ahead.
@@ -444,13 +436,13 @@ def test_a_sample_continues_text_and_no_padding(cfg, tmp_path, monkeypatch):
     prompts.extend(given)
     return types.SimpleNamespace(tokens=[codec.encode("new")])
 
-  monkeypatch.setattr(run.evaluations.held_out, "measure", None)
-  monkeypatch.setattr(run.evaluations.prepare, "decoder", lambda *_: None)
-  monkeypatch.setattr(run.evaluations.generate, "generate", generate)
+  monkeypatch.setattr(loop.evaluations.held_out, "measure", None)
+  monkeypatch.setattr(loop.evaluations.prepare, "decoder", lambda *_: None)
+  monkeypatch.setattr(loop.evaluations.generate, "generate", generate)
   tokens = np.array([codec.bos, *codec.encode("old"), codec.eos])
-  packed = run.pipeline.Packed(tokens, np.zeros(1, int), 1.0, "", 1, {})
-  writer = run.logs.Writer(tmp_path, 0, True)
-  run.evaluations.Evaluations(
+  packed = loop.pipeline.Packed(tokens, np.zeros(1, int), 1.0, "", 1, {})
+  writer = loop.logs.Writer(tmp_path, 0, True)
+  loop.evaluations.Evaluations(
     cfg, one_device(), codec, packed, None, writer, None
   ).run(5, None)
   assert [p.tolist() for p in prompts] == [tokens.tolist()]
@@ -461,14 +453,14 @@ def test_a_sample_continues_text_and_no_padding(cfg, tmp_path, monkeypatch):
 def test_windows_too_short_to_evaluate_are_refused_at_once(
   cfg, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(run.pipeline, "pack", None)  # not even read
+  monkeypatch.setattr(loop.pipeline, "pack", None)  # not even read
   cfg = cfg.replace(data={"seq_len": 4}, model={"n_future": 8})
   with pytest.raises(ValueError, match="at least 8 tokens for 8 heads, not 4"):
-    run.fit(cfg, tmp_path)
+    loop.fit(cfg, tmp_path)
 
 
 def one_device():
-  return run.sharding.make_mesh(config.Mesh(1, 1), jax.devices()[:1])
+  return loop.sharding.make_mesh(config.Mesh(1, 1), jax.devices()[:1])
 
 
 def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
@@ -480,14 +472,14 @@ def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
     ones = np.ones(cfg.model.n_future)
     return {"nats": ones, "accuracy": ones, "greedy": 1.0, "sampled": 1.0}
 
-  monkeypatch.setattr(run.evaluations.held_out, "measure", measure)
+  monkeypatch.setattr(loop.evaluations.held_out, "measure", measure)
   for parts in (1, 3):
     cfg = cfg.replace(
       train={
         "steps": 6, "eval_every": 6, "sample_tokens": 0, "accumulate": parts,
       }
     )  # fmt: skip
-    run.fit(cfg, tmp_path / str(parts))
+    loop.fit(cfg, tmp_path / str(parts))
   whole, small = seen
   assert [len(rows) for rows in small] == [1] * 6
   assert np.array_equal(np.concatenate(whole), np.concatenate(small))
@@ -496,20 +488,20 @@ def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
 def test_settings_that_do_not_fit_are_errors(cfg, tmp_path, monkeypatch):
   small = cfg.replace(model={"vocab": 256})
   with pytest.raises(ValueError, match="model.vocab 256 .* 259 ids .*'bytes'"):
-    run.fit(small, tmp_path)
+    loop.fit(small, tmp_path)
   with pytest.raises(ValueError, match="has a backslash"):
-    run.fit(cfg, tmp_path / "a\\b")
+    loop.fit(cfg, tmp_path / "a\\b")
   with pytest.raises(ValueError, match="name ends in 'gs:'"):
-    run.fit(cfg, tmp_path / "gs:" / "w")
+    loop.fit(cfg, tmp_path / "gs:" / "w")
   monkeypatch.chdir(tmp_path)
   for path, line in (("", "path is empty"), ("~no-user/w", "'~no-user/w'")):
-    for use in (lambda path: run.fit(cfg, path), workdir.load):
+    for use in (lambda path: loop.fit(cfg, path), workdir.load):
       with pytest.raises(ValueError, match=line):
         use(path)
   assert not list(tmp_path.iterdir())
   cfg = cfg.replace(mesh={"data": 7})
   with pytest.raises(ValueError, match="mesh.data=7 x mesh.model=1"):
-    run.fit(cfg, tmp_path)
+    loop.fit(cfg, tmp_path)
 
 
 def test_a_tokenizer_model_stays_with_the_run(cfg, tmp_path):
@@ -521,9 +513,9 @@ def test_a_tokenizer_model_stays_with_the_run(cfg, tmp_path):
     model={"vocab": model.vocab},
     train={"steps": 6, "eval_every": 6},
   )
-  run.fit(cfg, tmp_path / "w")
+  loop.fit(cfg, tmp_path / "w")
   (tmp_path / "m.model").unlink()
-  run.fit(cfg, tmp_path / "w")  # nothing is left to do
+  loop.fit(cfg, tmp_path / "w")  # nothing is left to do
   (tmp_path / "w").rename(tmp_path / "moved")
   _, _, codec = workdir.load(tmp_path / "moved")
   assert codec.fingerprint == model.fingerprint
@@ -571,9 +563,9 @@ def test_reports_the_share_of_peak_where_it_is_known(
 ):
   monkeypatch.setattr(metrics, "peak_flops", lambda: 1e12)
   cfg = cfg.replace(train={"steps": 6, "eval_every": 6})
-  run.fit(cfg, tmp_path)
+  loop.fit(cfg, tmp_path)
   with (tmp_path / "train.csv").open() as file:
     row = list(csv.DictReader(file))[-1]
-  want = metrics.flops_per_token(cfg.model, 31) / 1e12
+  want = cost.flops_per_token(cfg.model, 31) / 1e12
   got = float(row["flop_utilisation"]) / float(row["tokens_per_second"])
   assert got == pytest.approx(want, rel=1e-3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import schedule
+from experiments.measure import schedule
 
 HEADER = "HloModule jit_step, is_scheduled=true\n\n"
 PRODUCT = (

@@ -7,14 +7,14 @@ import sys
 
 from conftest import ROOT
 
-from experiments.soak import faults, job
+from experiments.engineering.soak import faults, job
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
   output = tmp_path / "soak.json"
   flags = "--minutes=0.1 --steps=20 --faults=full_disk".split()
   done = subprocess.run(
-    [sys.executable, "-m", "experiments.soak", *flags]
+    [sys.executable, "-m", "experiments.engineering.soak", *flags]
     + [f"--workdir={tmp_path / 'w'}", f"--output={output}"],
     cwd=ROOT,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},

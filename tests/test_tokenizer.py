@@ -286,7 +286,8 @@ def test_the_training_program_proves_its_model_lossless(tmp_path):
 
 def call_program(arguments):
   """The training program in this process."""
-  from experiments import program, train_tokenizer
+  from experiments import train_tokenizer
+  from experiments.startup import program
 
   values = dict(a.removeprefix("--").split("=", 1) for a in arguments)
   flags.FLAGS.mark_as_parsed()  # parsing asks for other programs' flags too

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from mtp_jax import config, loss, optim, sharding, train
+from mtp_jax import config, loss, sharding
+from mtp_jax.train import optim
+from mtp_jax.train import step as step_lib
 
 B, T, N = 6, 11, 3
 
@@ -46,7 +48,7 @@ def make_batch(seed=0, rows=B):
   return {"tokens": tokens, "segments": segments.astype(np.int32)}
 
 
-compiled = functools.cache(train.compile_step)
+compiled = functools.cache(step_lib.compile_step)
 
 
 def step(cfg, state, batch):
@@ -61,7 +63,7 @@ def bits(tree):
 
 def test_is_adamw_on_the_mean_over_next_token_targets():
   cfg, batch = settings(train__head_weights=(1.0, 0.5, 0.25)), make_batch()
-  state = train.init_state(cfg, mesh())
+  state = step_lib.init_state(cfg, mesh())
   targets = loss.future_targets(batch["tokens"], batch["segments"], N)
   counts = np.asarray((targets >= 0).sum((1, 2)))
   assert counts[0] > counts[1] > counts[2]
@@ -99,7 +101,7 @@ def test_is_adamw_on_the_mean_over_next_token_targets():
 def test_microbatches_give_the_same_step():
   batch, whole = make_batch(), settings()
   cfg = settings(train__accumulate=3)
-  state = train.init_state(whole, mesh())
+  state = step_lib.init_state(whole, mesh())
   a, found_a = step(whole, state, batch)
   b, found_b = step(cfg, state, batch)
   for name in found_a:
@@ -116,7 +118,7 @@ def test_loss_implementations_take_the_same_step():
   batch, steps = make_batch(), []
   for name in config.LOSSES:
     cfg = settings(train__loss=name)
-    steps.append(step(cfg, train.init_state(cfg, mesh()), batch)[1])
+    steps.append(step(cfg, step_lib.init_state(cfg, mesh()), batch)[1])
   for other in steps[1:]:
     for name in steps[0]:
       np.testing.assert_allclose(
@@ -127,7 +129,7 @@ def test_loss_implementations_take_the_same_step():
 def test_learns_a_batch_by_heart():
   cfg, batch = settings(), make_batch()
   run = compiled(cfg, mesh())
-  state = train.init_state(cfg, mesh())
+  state = step_lib.init_state(cfg, mesh())
   losses = []
   for _ in range(40):
     state, found = run(state, batch)
@@ -139,7 +141,7 @@ def test_learns_a_batch_by_heart():
 def test_a_non_finite_step_changes_nothing_but_the_counters():
   cfg, batch = settings(), make_batch()
   poison = cfg.replace(train={"head_weights": (1, np.nan, 1)})
-  state = train.init_state(cfg, mesh())
+  state = step_lib.init_state(cfg, mesh())
   state, _ = step(cfg, state, batch)
   before = bits((state.model, state.opt))
   for count in (1, 2):
@@ -155,7 +157,7 @@ def test_a_non_finite_step_changes_nothing_but_the_counters():
 
 def test_the_state_is_donated():
   cfg = settings()
-  state = train.init_state(cfg, mesh())
+  state = step_lib.init_state(cfg, mesh())
   compiled(cfg, mesh())(state, make_batch())
   assert all(x.is_deleted() for x in jax.tree.leaves(state.model))
 
@@ -163,7 +165,7 @@ def test_the_state_is_donated():
 @pytest.mark.parametrize("kind", config.OPTIMISERS)
 def test_the_abstract_state_is_the_state(kind):
   cfg = settings(optim__kind=kind)
-  a, b = train.abstract_state(cfg, mesh()), train.init_state(cfg, mesh())
+  a, b = step_lib.abstract_state(cfg, mesh()), step_lib.init_state(cfg, mesh())
   assert jax.tree.structure(a) == jax.tree.structure(b)
   for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
     assert (x.shape, x.dtype, x.sharding) == (y.shape, y.dtype, y.sharding)

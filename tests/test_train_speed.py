@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from hypothesis import strategies as st
 
-from experiments.train_speed import bounds
+from experiments.engineering.train_speed import bounds
 
 
 @hypothesis.given(
@@ -91,7 +91,12 @@ def test_a_formula_of_which_no_row_fits():
 def program(*arguments):
   """Runs it as its user does."""
   return subprocess.run(
-    [sys.executable, "-m", "experiments.train_speed.run", *arguments],
+    [
+      sys.executable,
+      "-m",
+      "experiments.engineering.train_speed.run",
+      *arguments,
+    ],
     cwd=ROOT,
     env=os.environ | {"JAX_PLATFORMS": "cpu"},
     capture_output=True,

@@ -8,7 +8,9 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
-from mtp_jax import checkpoint, config, tokenizer, workdir
+from mtp_jax import config, tokenizer
+from mtp_jax.checkpoint import checkpoints
+from mtp_jax.train import workdir
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_a_damaged_tokenizer_is_replaced_or_its_remedy_told(
   whole = (models / "a.model").read_bytes()
   fingerprint = tokenizer.load(cfg.data.tokenizer).fingerprint
   record = {"config": dataclasses.asdict(cfg), "tokenizer": fingerprint}
-  with checkpoint.Checkpoints(tmp_path / "checkpoints") as saved:
+  with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
     saved.save(1, {"w": jnp.ones(3)}, record)
   copy.write_bytes(b"x" * 50)
   remedy = f"put the model file of fingerprint {fingerprint} at {copy}"
@@ -97,7 +99,7 @@ def test_settings_that_cannot_be_written(tmp_path, monkeypatch):
 
   monkeypatch.setattr(pathlib.Path, "write_bytes", write_bytes)
   line = f"cannot write to workdir {tmp_path}: .*; free space there, or take"
-  with pytest.raises(checkpoint.CheckpointError, match=line):
+  with pytest.raises(checkpoints.CheckpointError, match=line):
     workdir.write_settings(settings("bytes"), tmp_path)
 
 
@@ -117,7 +119,7 @@ def test_a_workdir_without_a_run_names_what_may_be_meant(tmp_path):
     "nowhere/at all": ("does not exist",),
     "empty": ("has no folder `checkpoints`",),
   }.items():
-    with pytest.raises(checkpoint.CheckpointError) as error:
+    with pytest.raises(checkpoints.CheckpointError) as error:
       workdir.load(tmp_path / path)
     assert str(tmp_path / path) in str(error.value)
     for text in texts:

@@ -12,7 +12,7 @@ vocabulary. Bytes are ours: a coefficient modulo 7 is one id, and so is a
 sign. Transformer heads, unlike the byte models of code.
 Expected: n = 2 and 4 above n = 1 within and beyond the trained 5 operations
 (figure 8, no number printed).
-Planned slice: v5e:1x1 for all (experiments/paper_plans).
+Planned slice: v5e:1x1 for all (experiments/engineering/paper_plans).
 """
 
 from configs.paper import base

@@ -10,7 +10,7 @@ the next number that 32 devices of the mesh's 'model' axis divide. The 32
 attention heads divide over no more, so the vocabulary never limits the mesh.
 Corpus: the paper names none. ArrayRecord files of source code in data/code.
 Expected (table 1): pass@1 on MBPP 19.3, 32.3, 28.6 and 23.0.
-Planned slice: v5e:4x4 for any n (experiments/paper_plans).
+Planned slice: v5e:4x4 for any n (experiments/engineering/paper_plans).
 """
 
 from configs.paper import base

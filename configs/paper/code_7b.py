@@ -13,7 +13,7 @@ Corpus: the paper names none. ArrayRecord files of source code in data/code
 and a SentencePiece model of 32,000 words in data/tokenizer.model.
 Expected (table 1): pass@1 on MBPP 30.0 for 200B-n1, 33.8 for 200B-n4, 40.7
 for 1T-n1, 43.1 for 1T-n4.
-Planned slice: v5e:4x4 for all (experiments/paper_plans).
+Planned slice: v5e:4x4 for all (experiments/engineering/paper_plans).
 """
 
 from configs.paper import base

@@ -13,7 +13,7 @@ Corpus: Python solutions of the train split with their reward, correct and
 incorrect, in ArrayRecord files in data/codecontests.
 Expected: both that were trained on four above 7B-n1 at every k of pass@k, and
 7B-n4-head1 the best (figure 4, no number printed).
-Planned slice: v5e:4x4 for all (experiments/paper_plans).
+Planned slice: v5e:4x4 for all (experiments/engineering/paper_plans).
 """
 
 from configs.paper import base

@@ -12,7 +12,8 @@ data/books_and_stories. A name takes two tokens, so words are needed: 32,000
 in data/tokenizer.model, a number that the paper gives for its code models.
 Expected: n = 2 far better up to 30M, no better from 100M on (figure 7, no
 number printed).
-Planned slices: v5e:1x1 up to 300M, v5e:2x2 for 1B (experiments/paper_plans).
+Planned slices: v5e:1x1 up to 300M, v5e:2x2 for 1B
+(experiments/engineering/paper_plans).
 """
 
 from configs.paper import base

@@ -10,7 +10,7 @@ SentencePiece model of 32,000 words in data/tokenizer.model.
 Expected: on multiple-choice benchmarks n = 2 as good as n = 1, n = 4 a little
 worse (figure 5, no number printed); 500B-n4 writes 3.12 tokens per forward
 pass on Wikipedia with four heads (table S2).
-Planned slice: v5e:4x4 for all (experiments/paper_plans).
+Planned slice: v5e:4x4 for all (experiments/engineering/paper_plans).
 """
 
 from configs.paper import base

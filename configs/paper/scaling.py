@@ -10,7 +10,8 @@ and a SentencePiece model of 32,000 words in data/tokenizer.model.
 Expected (table S7): pass@1 on MBPP of 13B is 26.0, 30.5 and 30.5 for n = 1, 2
 and 4; of 0.3B 1.8, 1.7 and 1.0.
 Planned slices: v5e:1x1 for 0.3B and 0.6B, v5e:2x2 for 1.3B, v5e:2x4 for 3B,
-v5e:4x4 for 6.7B, v5e:4x8 for 13B, of any n (experiments/paper_plans).
+v5e:4x4 for 6.7B, v5e:4x8 for 13B, of any n
+(experiments/engineering/paper_plans).
 """
 
 from configs.paper import base

@@ -14,7 +14,7 @@ Corpus: a text and its summary per document, in a form that the paper does
 not give, in ArrayRecord files in data/summarisation/<name>.
 Expected (table S9): ROUGE-L on average 26.23, +0.51 and +0.46 for n = 1, 2, 4
 after 200B; 27.08, +0.28 and +0.31 after 500B.
-Planned slice: v5e:4x4 for all (experiments/paper_plans).
+Planned slice: v5e:4x4 for all (experiments/engineering/paper_plans).
 """
 
 from configs.paper import base

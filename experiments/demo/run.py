@@ -20,13 +20,14 @@ import rich.table
 import rich.text
 from absl import flags
 
-from experiments import program
 from experiments.demo import report
-from mtp_jax import run, tokenizer, workdir
+from experiments.startup import program
+from mtp_jax import tokenizer
 from mtp_jax.data import pipeline
 from mtp_jax.decode import generate as generate_lib
 from mtp_jax.decode import prepare
 from mtp_jax.evaluate import held_out
+from mtp_jax.train import loop, workdir
 
 _CONFIG = program.define_config()
 _WORKDIR = program.define_path("workdir", "runs/demo", "Takes the results.")
@@ -39,7 +40,7 @@ _BATCHES = flags.DEFINE_integer("batches", 128, "Held-out batches to score.")
 def main(_: list[str]) -> None:
   """Trains, scores, decodes both ways, and writes the report to the workdir."""
   begin, folder = time.time(), _WORKDIR.value
-  state = run.fit(_CONFIG.value.check(), folder)
+  state = loop.fit(_CONFIG.value.check(), folder)
   if int(state.step) < _CONFIG.value.train.steps:
     sys.exit(f"stopped at step {int(state.step)}; run it again to go on")
   net, cfg, codec = workdir.load(folder)

@@ -32,7 +32,7 @@ Kernel = Callable[
 
 _LANES = 128  # a TPU register's width: positions come in multiples of it
 # Positions of a splash block, forward and backward. The least memory of those
-# tried: experiments/tpu_kernels/README.md.
+# tried: experiments/engineering/tpu_kernels/README.md.
 _BLOCK = 512
 
 

@@ -1,0 +1,107 @@
+"""Everything that waits for a GPU or a TPU, in one call.
+
+  python -m experiments.engineering.accelerator --minutes=7 --output=DIR
+
+Four stages, in the order of their worth, each with a share of the time and in
+a process of its own, so that one that crashes, hangs or fills the memory costs
+only itself:
+
+  exactness   kernels, gradients and speculative texts against the formulas
+  decoding    time of a pass of 1.3B, against bandwidth and FLOP/s
+  training    time of steps of 0.3B and 1.3B, and their largest batches
+  byte model  trained for the minutes left, then decode_speed
+
+DIR/results.json holds each result as soon as it is there, what failed, and
+what no longer fitted into the time. A stage that is called again on the same
+DIR is done anew; its earlier results stay, under `earlier`.
+"""
+
+import multiprocessing
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from absl import flags
+
+from experiments.engineering.accelerator import (
+  record,
+  report,
+  scales,
+  stage,
+  supervise,
+)
+from experiments.startup import program
+
+_MINUTES = flags.DEFINE_float("minutes", 7.0, "For all.", lower_bound=0.0)
+_OUTPUT = program.define_path("output", None, "Folder of the results.")
+_STAGES = flags.DEFINE_list("stages", None, "Only these, as byte_model.")
+_SCALE = flags.DEFINE_enum(
+  "scale", None, scales.SCALES, "Shapes; without it, the device's."
+)
+_COMMIT = flags.DEFINE_string(
+  "commit", None, "Of the code, where git does not tell."
+)
+flags.mark_flag_as_required("output")
+
+
+def main(_: list[str]) -> None:
+  """Runs the chosen stages in turn; `results.json` is rewritten after each."""
+  begin, folder, names = time.time(), _OUTPUT.value, chosen()
+  program.make_room(folder / record.FILE)
+  # JAX takes three quarters by default: too little for the largest batch.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+  whole = record.read(folder)
+  again = {n: whole["stages"].pop(n) for n in names if n in whole["stages"]}
+  if again:
+    whole["earlier"].append(again)
+  whole["calls"].append(
+    {
+      "command": " ".join(
+        ["python -m experiments.engineering.accelerator", *sys.argv[1:]]
+      ),
+      "commit": _COMMIT.value or commit(),
+      "begun": record.now(),
+      "minutes": _MINUTES.value,
+    }
+  )
+  record.write(folder, whole)
+  processes = multiprocessing.get_context("forkserver")
+  processes.set_forkserver_preload([stage.__name__])  # imported once for all
+  total, share = sum(stage.SHARES[n] for n in names), 0.0
+  for name in names:
+    share += stage.SHARES[name] / total  # with what those before did not use
+    until = begin + 60 * _MINUTES.value * share
+    supervise.run(processes, stage.run, name, folder, until, _SCALE.value)
+  whole = record.read(folder)
+  print(report.text(whole["stages"]))
+  if not any(s.get("results") for s in whole["stages"].values()):
+    sys.exit("error: no stage has a result")
+
+
+def chosen() -> list[str]:
+  """Names of the stages, in order."""
+  wanted = [n.replace("_", " ") for n in _STAGES.value or stage.SHARES]
+  if unknown := [n for n in wanted if n not in stage.SHARES]:
+    known = ", ".join(n.replace(" ", "_") for n in stage.SHARES)
+    raise ValueError(f"--stages: no stage {unknown[0]!r}; there are {known}")
+  return [n for n in stage.SHARES if n in wanted]
+
+
+def commit() -> str:
+  """Of the folder that this runs from; marked where files were changed."""
+  try:
+    return subprocess.run(
+      ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"
+
+
+if __name__ == "__main__":
+  program.start(main)

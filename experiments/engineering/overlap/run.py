@@ -1,0 +1,135 @@
+"""Does weight traffic stay behind compute when heads run one by one?
+
+  python -m experiments.engineering.overlap.run
+
+Compiles the training step at 0.3B for n = 1, 2, 4 at equal total layers, with
+one row per chip and FSDP over 8 chips, and reads from each schedule what of
+the collectives runs behind products and kernels and what the chip waits for.
+13 minutes of compiling, on cores shared with other work.
+"""
+
+import csv
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import pathlib
+
+import jax
+from absl import flags
+
+from configs import sizes
+from experiments.measure import planning
+from experiments.startup import program
+from mtp_jax import config
+
+FOLDER = pathlib.Path(__file__).with_name("results")
+HEADS = (1, 2, 4)
+
+# Bytes per second that a chip's links take in, all of them together, from
+# the maker's data sheet.
+LINKS = {"v5e": 200e9, "v5p": 600e9}
+
+_SIZE = flags.DEFINE_enum("size", "0.3B", list(sizes.SIZES), "Of table S14.")
+_SLICES = flags.DEFINE_list("slices", ["v5e:2x4", "v5p:2x2x2"], "TPU slices.")
+_OUTPUT = program.define_path("output", str(FOLDER), "Folder of the results.")
+
+
+def settings(size: str, n_future: int, chips: int) -> config.Config:
+  """The step that is compiled: one row of 4096 tokens per chip."""
+  return config.Config(
+    model=dataclasses.replace(
+      sizes.model(size, n_future), dtype="bfloat16", remat="full"
+    ),
+    data=config.Data(seq_len=4096, batch=chips),
+    train=config.Train(loss_block=1024),
+  ).check()
+
+
+def line(plan: planning.Plan, n_future: int) -> dict:
+  """One program, told in a line."""
+  row = {"slice": plan.topology, "n": n_future, "step_flops": plan.flops}
+  waited = 0
+  for part in ("heads", "rest"):
+    mine = [
+      c for c in plan.collectives if (c.part == "heads") == (part == "heads")
+    ]
+    total = sum(c.times * c.received for c in mine)
+    here = sum(c.times * c.received for c in mine if not c.hidden)
+    row[f"{part}_mib"] = round(total / 2**20, 1)
+    row[f"{part}_waited_mib"] = round(here / 2**20, 1)
+    waited += here
+  links = LINKS[plan.topology.split(":")[0]]
+  return row | {
+    "compute_ms": round(1e3 * plan.flops / plan.peak_flops, 3),  # at the peak
+    "wait_ms": round(1e3 * waited / links, 3),  # at the links' full rate
+    "compile_s": round(plan.compiled.seconds),
+  }
+
+
+def details(plan: planning.Plan) -> list[dict]:
+  """What the heads' loop receives, and what runs while it is under way."""
+  return [
+    {
+      "slice": plan.topology,
+      "kind": c.kind,
+      "times": c.times,
+      "received_kib": round(c.received / 1024),
+      "products_and_kernels_meanwhile": c.behind,
+    }
+    for c in plan.collectives
+    if c.part == "heads"
+  ]
+
+
+def verdicts(rows: list[dict]) -> dict[str, float]:
+  """Growth of compute and wait together over growth of compute alone."""
+  found = {}
+  for slice_ in dict.fromkeys(row["slice"] for row in rows):
+    mine = {row["n"]: row for row in rows if row["slice"] == slice_}
+    for n in HEADS[1:]:
+      work = mine[n]["step_flops"] / mine[1]["step_flops"]
+      time = (mine[n]["compute_ms"] + mine[n]["wait_ms"]) / (
+        mine[1]["compute_ms"] + mine[1]["wait_ms"]
+      )
+      found[f"{slice_} n={n}"] = round(time / work, 4)
+  return found
+
+
+def main(_: list[str]) -> None:
+  """Compiles the step for each slice and number of heads; writes the tables."""
+  program.make_room(_OUTPUT.value / f"{_SIZE.value}.csv")
+  rows, heads = [], []
+  for slice_ in _SLICES.value:
+    for n in HEADS:
+      plan = planning.training(settings(_SIZE.value, n, 8), slice_)
+      rows.append(line(plan, n))
+    heads += details(plan)  # of the most heads
+  output = _OUTPUT.value
+  write(output / f"{_SIZE.value}.csv", rows)
+  write(output / f"{_SIZE.value}_heads.csv", heads)
+  found = verdicts(rows)
+  record = {
+    "size": _SIZE.value,
+    "step_over_flops": found,
+    "date": datetime.date.today().isoformat(),
+    "jax": jax.__version__,
+    "libtpu": importlib.metadata.version("libtpu"),
+  }
+  text = json.dumps(record, indent=2)
+  (output / f"{_SIZE.value}.json").write_text(f"{text}\n", encoding="utf-8")
+  for row in rows:
+    print(row)
+  print(found)
+
+
+def write(path: pathlib.Path, rows: list[dict]) -> None:
+  """Writes rows with the same keys as a CSV file with a header."""
+  with path.open("w", newline="", encoding="utf-8") as file:
+    table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+
+
+if __name__ == "__main__":
+  program.start(main)

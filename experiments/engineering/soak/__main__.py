@@ -1,0 +1,99 @@
+"""Trains in two processes, does everything to them, and counts what is lost.
+
+  python -m experiments.engineering.soak --minutes=15
+
+One fault after another, at random moments of a training that saves every few
+steps; after each the run is started again and has to go on from the newest
+checkpoint that was committed. A training that comes to its end is compared
+with one that nothing happened to, bit for bit, and the next one begins.
+
+  SIGKILL             to one process: the other has to stop by itself
+  SIGTERM             to one process: both save the same step and end with 0
+  full disk           during a save: the run stops and says so
+  damaged checkpoint  bits of the newest one flipped while nothing runs
+  damaged data        bits of the packed corpus flipped while nothing runs
+
+Prints a line per fault; --output takes the counts as JSON.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+
+import jax
+from absl import flags
+
+from experiments.engineering.soak import faults
+from experiments.engineering.soak import job as job_lib
+from experiments.startup import program
+
+_MINUTES = flags.DEFINE_float("minutes", 15.0, "Time in which faults happen.")
+_STEPS = flags.DEFINE_integer("steps", 300, "Length of one training.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the faults and their moments.")
+_FAULTS = flags.DEFINE_list("faults", None, "Only these, as full_disk.")
+_WORKDIR = program.define_path("workdir", "runs/soak", "Emptied at the start.")
+_OUTPUT = program.define_path("output", None, "Takes the result as JSON.")
+
+
+def main(_: list[str]) -> None:
+  """Trains undisturbed, then under faults; exits with 1 on a broken promise."""
+  if _OUTPUT.value:
+    program.make_room(_OUTPUT.value)
+  jax.config.update("jax_platforms", "cpu")
+  kinds, home = chosen(), _WORKDIR.value.absolute()
+  with job_lib.Disk(home) as disk:
+    job_lib.prepare(home, _STEPS.value)
+    begin, job = time.monotonic(), job_lib.Job(home, "undisturbed")
+    if job.codes() != [0, 0]:
+      sys.exit(f"the undisturbed run failed: {job.text()[-2000:]}")
+    print(f"undisturbed: {time.monotonic() - begin:.0f} s", flush=True)
+    soak = faults.Soak(home, _STEPS.value, disk, _SEED.value, kinds)
+    soak.run(60 * _MINUTES.value)
+  result = json.dumps(report(soak), indent=2)
+  print(result)
+  if _OUTPUT.value:
+    _OUTPUT.value.write_text(result + "\n", encoding="utf-8")
+  if soak.broken:
+    sys.exit(f"{len(soak.broken)} promises were broken")
+
+
+def chosen() -> list[str]:
+  """Kinds of faults that --faults names, else all; ValueError for others."""
+  names = {kind.replace(" ", "_"): kind for kind in faults.FAULTS}
+  if unknown := set(_FAULTS.value or ()) - names.keys():
+    raise ValueError(f"--faults: {unknown}; there are {', '.join(names)}")
+  return [names[name] for name in _FAULTS.value or names]
+
+
+def report(soak: faults.Soak) -> dict:
+  """The result: what happened, what it cost, and on what it was measured."""
+  names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+  return {
+    "command": " ".join(
+      ["python -m experiments.engineering.soak", *sys.argv[1:]]
+    ),
+    "date": datetime.date.today().isoformat(),
+    "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+    "python": platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in names},
+    "seed": _SEED.value,
+    "full_disk_was": soak.disk.kind,
+    "faults": dict(soak.faults),
+    "faults_in_all": soak.faults.total(),
+    "with_a_save_in_flight": soak.saving,
+    "starts": soak.starts,
+    "steps_lost_beyond_the_last_commit": soak.lost,
+    "seconds_from_fault_to_end_at_most": round(soak.slowest, 1),
+    "trainings": soak.trainings,
+    "steps_of_each": soak.steps,
+    "trainings_equal_to_the_undisturbed_one": soak.equal,
+    "broken_promises": soak.broken,
+  }
+
+
+if __name__ == "__main__":
+  program.start(main)

@@ -1,0 +1,1 @@
+"""Instruments: programs compiled for absent TPUs, and their costs."""

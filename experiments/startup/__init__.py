@@ -1,0 +1,1 @@
+"""How a program starts: its config, its signals, its errors in one line."""

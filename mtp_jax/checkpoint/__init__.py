@@ -1,0 +1,1 @@
+"""Checkpoints: written by orbax, guarded by a checksum per array."""

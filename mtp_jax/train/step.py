@@ -1,0 +1,181 @@
+"""The training step: a pure function of state and batch."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtp_jax import config, loss, sharding
+from mtp_jax.model import attention, model
+from mtp_jax.train import optim
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+  """All that a run carries from step to step."""
+
+  model: model.Model
+  opt: optax.OptState
+  step: jax.Array  # [] int32: batches consumed
+  bad: jax.Array  # [] int32: non-finite steps in a row
+  skipped: jax.Array  # [] int32: non-finite steps in all
+
+
+def init_state(cfg: config.Config, mesh: jax.sharding.Mesh) -> State:
+  """A fresh State, made where it belongs; equal on every mesh.
+
+  Raises:
+    ValueError: an axis of a parameter does not divide by its devices.
+  """
+  make, where = _maker(cfg, mesh)
+  return jax.jit(make, out_shardings=where)(jax.random.key(cfg.train.seed))
+
+
+def abstract_state(cfg: config.Config, mesh: jax.sharding.Mesh) -> State:
+  """Shapes, dtypes and shardings of `init_state`, without making it."""
+  make, where = _maker(cfg, mesh)
+  shapes = jax.eval_shape(make, jax.random.key(0))
+  return jax.tree.map(
+    lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+    shapes,
+    where,
+  )
+
+
+def train_step(
+  state: State, batch: dict, *, cfg: config.Config, mesh: jax.sharding.Mesh
+) -> tuple[State, dict[str, jax.Array]]:
+  """One update; skipped, and counted, where loss or gradient is not finite.
+
+  The loss is the sum over heads of their weighted nats, divided by the number
+  of next-token targets in the batch: all terms weigh the same, as in the
+  paper. `train.accumulate` microbatches give the same step in less memory.
+
+  Args:
+    state: donated by `compile_step`.
+    batch: tokens and segments, [B, T+N] int32.
+    cfg: the run's settings.
+    mesh: where state and batch lie.
+
+  Returns:
+    The next state, and metrics: loss and nats [N] of each head, both nats per
+    token, grad_norm, learning_rate, and bad and skipped as in the state.
+
+  Reference: the paper, section 2; table S13 and its caption for AdamW.
+  """
+  N, parts = cfg.model.n_future, cfg.train.accumulate
+  targets = loss.future_targets(batch["tokens"], batch["segments"], N)
+  counts = (targets >= 0).sum((1, 2))
+  weights = jnp.array(cfg.train.head_weights or (1.0,) * N, jnp.float32)
+  scale = weights / jnp.maximum(counts[0], 1)
+  gradient = functools.partial(_gradient, state.model, scale, cfg, mesh)
+
+  if parts == 1:
+    total, nats, grads = gradient(batch["tokens"], batch["segments"])
+  else:
+
+    def one(sums, rows):
+      return jax.tree.map(jnp.add, sums, gradient(*rows)), None
+
+    rows = [
+      jnp.moveaxis(x.reshape(-1, parts, x.shape[-1]), 1, 0)
+      for x in (batch["tokens"], batch["segments"])
+    ]
+    zeros = jax.tree.map(jnp.zeros_like, state.model)
+    sums = jnp.zeros(()), jnp.zeros((N,)), zeros
+    (total, nats, grads), _ = jax.lax.scan(one, sums, rows)
+
+  norm = optax.tree.norm(grads)
+  good = jnp.isfinite(total) & jnp.isfinite(norm)
+  tx = optim.make(cfg.optim, cfg.train.steps)
+  with jax.named_scope("update"):
+    updates, opt = tx.update(grads, state.opt, state.model)
+    new = optax.apply_updates(state.model, updates), opt
+    net, opt = jax.tree.map(
+      lambda new, old: jnp.where(good, new, old), new, (state.model, state.opt)
+    )
+  bad = jnp.where(good, 0, state.bad + 1)
+  found = {
+    "loss": total,
+    "nats": nats / jnp.maximum(counts, 1),
+    "grad_norm": norm,
+    "learning_rate": optim.schedule(cfg.optim, cfg.train.steps)(
+      state.step - state.skipped
+    ),
+    "bad": bad,
+    "skipped": state.skipped + ~good,
+  }
+  return State(net, opt, state.step + 1, bad, found["skipped"]), found
+
+
+def _gradient(net, scale, cfg, mesh, tokens, segments):
+  """(scaled loss, summed nats [N], gradient) of rows [b, T+N]."""
+  N, T = cfg.model.n_future, cfg.data.seq_len
+  targets = loss.future_targets(tokens, segments, N)
+
+  def objective(net):
+    if cfg.model.head != "unembedding":
+      # Every head reads it: collected once, before their loop.
+      net.heads.unembed = sharding.gathered(net.heads.unembed, mesh)
+    return loss.token_loss(
+      net,
+      tokens[:, :T],
+      segments[:, :T],
+      targets,
+      scale,
+      loss=cfg.train.loss,
+      block=cfg.train.loss_block,
+      shards=mesh.shape["data"],
+      rows=sharding.batch_sharding(mesh),
+      kernel=attention_kernel(cfg.model, mesh),
+    )
+
+  (total, nats), grads = jax.value_and_grad(objective, has_aux=True)(net)
+  return total, nats, grads
+
+
+def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
+  """`train_step` jitted for `cfg`: state sharded as declared, and donated.
+
+  Args:
+    cfg: the run's settings, checked; one program per value.
+    mesh: with axes 'data' and 'model'.
+
+  Returns:
+    (state, batch) -> (state, metrics).
+  """
+  where = _maker(cfg, mesh)[1]
+  return jax.jit(
+    functools.partial(train_step, cfg=cfg, mesh=mesh),
+    in_shardings=(where, sharding.batch_sharding(mesh)),
+    out_shardings=(where, None),
+    donate_argnums=0,
+  )
+
+
+# Cached, since jit compiles again for a function that is a new object.
+@functools.cache
+def attention_kernel(
+  cfg: config.Model, mesh: jax.sharding.Mesh
+) -> attention.Kernel:
+  """The attention that `cfg.attention` names, on the devices of `mesh`."""
+  kernel = attention.choose(cfg.attention, mesh.devices.flat[0].platform)
+  if kernel is attention.xla:
+    return kernel
+  q, kv = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+  return sharding.local(kernel, mesh, (q, kv, kv, ("batch", None)), q)
+
+
+def _maker(cfg, mesh):
+  """How a State is made, and its shardings: Adam's moments too, which a bare
+  jit would leave replicated."""
+
+  def make(key):
+    net = model.Model(cfg.model, key)
+    opt = optim.make(cfg.optim, cfg.train.steps).init(net)
+    return State(net, opt, *jnp.zeros((3,), jnp.int32))
+
+  return make, sharding.shardings(jax.eval_shape(make, jax.random.key(0)), mesh)

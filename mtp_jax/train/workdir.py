@@ -1,0 +1,263 @@
+"""What a run keeps in its folder, and how a trained model is taken out."""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+import shutil
+
+import jax
+from absl import logging
+
+from mtp_jax import config, sharding
+from mtp_jax import tokenizer as tokenizer_lib
+from mtp_jax.checkpoint import checkpoints, storage
+from mtp_jax.data import pipeline
+from mtp_jax.model import model
+from mtp_jax.train import logs
+from mtp_jax.train import step as step_lib
+
+_MODEL = "tokenizer.model"  # the copy in the workdir
+
+
+def settings(
+  workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[config.Config, tokenizer_lib.Tokenizer]:
+  """What `load` returns beside the model, without reading its arrays."""
+  workdir = storage.local(workdir)
+  if not (workdir / "checkpoints").is_dir():
+    raise checkpoints.CheckpointError(_no_run(workdir))
+  with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+    return _settings(workdir, saved.metadata(step))
+
+
+def load(
+  workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[model.Model, config.Config, tokenizer_lib.Tokenizer]:
+  """A trained model with what it takes to use it: `load_step` but its step."""
+  return load_step(workdir, step)[:3]
+
+
+def load_step(
+  workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[model.Model, config.Config, tokenizer_lib.Tokenizer, int]:
+  """A trained model with what it takes to use it.
+
+  Args:
+    workdir: of a run of `loop.fit`.
+    step: of the checkpoint; None takes the newest whole one.
+
+  Returns:
+    (model.Model, config.Config, tokenizer, step), the parameters on this
+    process's first device, whatever mesh they were trained on. While reading,
+    Adam's moments lie there too.
+
+  Raises:
+    checkpoint.CheckpointError: there is no such checkpoint, or no such run.
+    ValueError: the tokenizer's model file is missing or another one, or the
+      path is empty or names an unknown user.
+  """
+  workdir = storage.local(workdir)
+  if not (workdir / "checkpoints").is_dir():
+    raise checkpoints.CheckpointError(_no_run(workdir))
+  with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+    cfg, codec = _settings(workdir, saved.metadata(step))
+    mesh = sharding.make_mesh(
+      config.Mesh(data=1, model=1), jax.local_devices()[:1]
+    )
+    like = step_lib.abstract_state(cfg, mesh)
+    state, _, step = saved.restore(like, step=step)
+  return state.model, cfg, codec, step
+
+
+def _settings(workdir, record):
+  """Config and tokenizer of a checkpoint, from its metadata."""
+  cfg = config.from_dict(record["config"])
+  copy = workdir / _MODEL  # the original may be gone, or another one by now
+  name = cfg.data.tokenizer
+  if name != "bytes" and copy.exists():
+    name = str(copy)
+  remedy = f"put the model file of fingerprint {record['tokenizer']} at {copy}"
+  try:
+    codec = tokenizer_lib.load(name)
+  except ValueError as error:
+    raise ValueError(f"{error}; {remedy}") from error
+  if codec.fingerprint != record["tokenizer"]:
+    raise ValueError(
+      f"tokenizer {name} has fingerprint {codec.fingerprint}; the model was "
+      f"trained with {record['tokenizer']}: {remedy}"
+    )
+  return cfg, codec
+
+
+def _no_run(workdir: pathlib.Path) -> str:
+  """Says that no run was here, and names runs that may be meant."""
+
+  def runs(folder):
+    return sorted(p.parent for p in folder.glob("*/checkpoints") if p.is_dir())
+
+  path = workdir.absolute()
+  if workdir.is_dir():
+    fault = "has no folder `checkpoints`"
+    nearest = runs(path)
+  else:
+    fault = "is a file" if workdir.exists() else "does not exist"
+    names = {str(p): p for p in runs(path.parent)}
+    nearest = [names[n] for n in difflib.get_close_matches(str(path), names)]
+  above = path.parents[:2]  # `checkpoints` or a step of it was given
+  nearest = [p for p in above if (p / "checkpoints").is_dir()] or nearest
+  line = f"there is no run in {workdir}: it {fault}"
+  if nearest:
+    line += f". Did you mean {' or '.join(map(str, nearest[:3]))}?"
+  return line
+
+
+def tokenizer(
+  cfg: config.Config, workdir: pathlib.Path
+) -> tokenizer_lib.Tokenizer:
+  """The tokenizer of a run that starts or resumes in `workdir`.
+
+  A workdir keeps a copy of the run's model file. `data.tokenizer` has to name
+  the same model; its file may be gone where it is the name that the run has.
+  Where the copy is damaged, the file that `data.tokenizer` names stands in,
+  and `write_settings` replaces the copy.
+
+  Raises:
+    ValueError: no such tokenizer, another one than the run's, a damaged copy
+      and no file to stand in, or more ids than `model.vocab`.
+  """
+  name, copy = cfg.data.tokenizer, workdir / _MODEL
+  if name == "bytes" or not copy.exists():
+    codec = tokenizer_lib.load(name)
+  elif fault := _fault(copy):
+    codec = _original(name, workdir, fault)
+  else:
+    codec = tokenizer_lib.load(str(copy))
+    remedy = f"take another workdir, or --config.data.tokenizer={copy}"
+    if storage.local(name).exists():
+      fingerprint = tokenizer_lib.load(name).fingerprint
+      if fingerprint != codec.fingerprint:
+        raise ValueError(
+          f"tokenizer {name!r} has fingerprint {fingerprint}, the run in "
+          f"{workdir} has {codec.fingerprint}: {remedy}"
+        )
+    elif name != (known := _tokenizer_name(workdir)):
+      raise ValueError(
+        f"there is no tokenizer {name!r}, and the run in {workdir} began with "
+        f"{known!r}: {remedy}"
+      )
+  if cfg.model.vocab < codec.vocab:
+    raise ValueError(
+      f"model.vocab {cfg.model.vocab} is smaller than the {codec.vocab} ids of "
+      f"tokenizer {name!r}: set --config.model.vocab={codec.vocab} or more"
+    )
+  return codec
+
+
+def _fault(name: str | pathlib.Path) -> str:
+  """Why the file is no tokenizer's model; empty where it is one."""
+  try:
+    tokenizer_lib.load(str(name))
+  except ValueError as error:
+    return str(error)
+  return ""
+
+
+def _original(
+  name: str, workdir: pathlib.Path, fault: str
+) -> tokenizer_lib.Tokenizer:
+  """The tokenizer `name` of a run whose copy is damaged.
+
+  Raises:
+    ValueError: it is not readable, or not that of the newest checkpoint.
+  """
+  saved = _saved_fingerprint(workdir)
+  which = f"of fingerprint {saved}" if saved else "that the run began with"
+  remedy = f"put the model file {which} at {workdir / _MODEL}"
+  if _fault(name):
+    raise ValueError(f"{fault}; {remedy}")
+  codec = tokenizer_lib.load(name)
+  if saved not in (None, codec.fingerprint):
+    raise ValueError(
+      f"{fault}; tokenizer {name!r} has another fingerprint, "
+      f"{codec.fingerprint}: {remedy}"
+    )
+  logging.warning("%s; a copy of %s replaces it", fault, name)
+  return codec
+
+
+def _saved_fingerprint(workdir: pathlib.Path) -> str | None:
+  """Of the newest checkpoint's tokenizer, where there is one.
+
+  None among several processes, which read checkpoints only together: they
+  compare fingerprints when all of them restore.
+  """
+  folder = workdir / "checkpoints"
+  if jax.process_count() > 1 or not folder.is_dir():
+    return None
+  try:
+    with checkpoints.Checkpoints(folder) as saved:
+      return saved.metadata()["tokenizer"]
+  except checkpoints.CheckpointError:  # `restore` will say it
+    return None
+
+
+def _tokenizer_name(workdir: pathlib.Path) -> str | None:
+  """`data.tokenizer` of the run in `workdir`, if its config.json is whole."""
+  try:
+    text = (workdir / "config.json").read_text(encoding="utf-8")
+    return json.loads(text)["data"]["tokenizer"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def check_format(workdir: pathlib.Path) -> None:
+  """Refuses a workdir whose config.json has a format unknown here.
+
+  Raises:
+    ValueError: names both formats.
+  """
+  path = workdir / "config.json"
+  try:
+    number = json.loads(path.read_text(encoding="utf-8")).get("format", 1)
+  except (OSError, ValueError, AttributeError):
+    return  # a new run, or a damaged file that `write_settings` replaces
+  config.check_format(str(path), number)
+
+
+def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
+  """Writes config.json and, once, a copy of the tokenizer's model file.
+
+  Process 0 writes, when nothing can refuse the run any more.
+
+  Raises:
+    checkpoint.CheckpointError: `workdir` cannot be written.
+  """
+  if jax.process_index():
+    return
+  copy, partial = workdir / _MODEL, workdir / f"{_MODEL}.partial"
+  try:
+    if cfg.data.tokenizer != "bytes" and _fault(copy):
+      shutil.copy(storage.local(cfg.data.tokenizer), partial)
+      partial.rename(copy)
+    logs.write_whole(workdir / "config.json", config.to_json(cfg))
+  except OSError as error:
+    raise checkpoints.CheckpointError(
+      storage.not_writable(workdir, error)
+    ) from error
+
+
+def metadata(
+  cfg: config.Config,
+  codec: tokenizer_lib.Tokenizer,
+  packed: tuple[pipeline.Packed, pipeline.Packed],
+) -> dict:
+  """What a checkpoint says of its run: config and fingerprints."""
+  return {
+    "config": dataclasses.asdict(cfg),
+    "tokenizer": codec.fingerprint,
+    "data": {
+      "train": packed[0].fingerprint,
+      "held_out": packed[1].fingerprint,
+    },
+  }

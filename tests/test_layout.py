@@ -1,0 +1,108 @@
+"""The layout: imports go one way, without a circle."""
+
+import ast
+import graphlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import mtp_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Each package imports itself and packages of earlier lines only.
+ORDER = [
+  {"mtp_jax.fields"},
+  {"mtp_jax.config"},
+  {"mtp_jax.tokenizer", "mtp_jax.sharding", "mtp_jax.cross_entropy"},
+  {"mtp_jax.data", "mtp_jax.model", "mtp_jax.checkpoint"},
+  {"mtp_jax.loss"},
+  {"mtp_jax.decode"},
+  {"mtp_jax.evaluate"},
+  {"mtp_jax.train"},
+  {"configs"},
+  {"experiments.startup", "experiments.measure"},
+  {"experiments.engineering"},
+  {"experiments"},
+]
+# Beyond the order: what a package does without although it could import it.
+WITHOUT = {
+  "mtp_jax.model": {"mtp_jax.sharding", "mtp_jax.tokenizer"},
+  "mtp_jax.checkpoint": {"mtp_jax.sharding", "mtp_jax.tokenizer"},
+  "mtp_jax.decode": {"mtp_jax.loss", "mtp_jax.data", "mtp_jax.checkpoint"},
+}
+
+
+def modules() -> dict[str, set[str]]:
+  """What each module of the repository imports from it, also in functions."""
+  found = {}
+  for top in ("mtp_jax", "configs", "experiments"):
+    for path in (ROOT / top).rglob("*.py"):
+      parts = path.relative_to(ROOT).with_suffix("").parts
+      found[".".join(p for p in parts if p != "__init__")] = path
+  return {name: imports(path, found) for name, path in found.items()}
+
+
+def imports(path, known) -> set[str]:
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    if isinstance(node, ast.Import):
+      names |= {a.name for a in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f"{path}: a relative import"
+      names |= {f"{node.module}.{a.name}" for a in node.names}
+      names |= {node.module} if node.module in known else set()
+  return {n for n in names if n in known}
+
+
+def package(module: str) -> str:
+  """The longest name of ORDER that the module lies in."""
+  every = [p for group in ORDER for p in group]
+  inside = [p for p in every if f"{module}.".startswith(f"{p}.")]
+  return max(inside, key=len)
+
+
+def test_imports_go_one_way():
+  place = {p: i for i, group in enumerate(ORDER) for p in group}
+  for name, imported in modules().items():
+    if name == "mtp_jax":
+      assert not imported  # only when asked for
+      continue
+    here = package(name)
+    for other in imported - {"mtp_jax"}:
+      there = package(other)
+      allowed = here == there or place[there] < place[here]
+      assert allowed and there not in WITHOUT.get(here, ()), (name, other)
+
+
+def test_no_circle():
+  graph = modules()
+  for name, imported in graph.items():
+    # `from package import module` names the package, which is no import of it.
+    graph[name] = {m for m in imported if not name.startswith(f"{m}.")}
+  list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_face_of_the_library():
+  assert set(mtp_jax.__all__) == {"Config", "fit", "generate", "load"}
+  for name in mtp_jax.__all__:
+    assert callable(getattr(mtp_jax, name))
+    assert f"mtp_jax.{name} " in mtp_jax.__doc__
+  with pytest.raises(AttributeError, match="no attribute 'lode'"):
+    _ = mtp_jax.lode
+  folders = {p.parent.name for p in (ROOT / "mtp_jax").glob("*/__init__.py")}
+  files = {p.stem for p in (ROOT / "mtp_jax").glob("*.py")} - {"__init__"}
+  for name in folders | files:
+    assert name in mtp_jax.__doc__, f"the map lacks {name}"
+
+
+def test_a_config_is_read_without_jax():
+  code = "import mtp_jax, sys; mtp_jax.Config; assert 'jax' not in sys.modules"
+  subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_commands_from_before_a_move_are_valid():
+  import experiments
+
+  assert str(ROOT / "experiments" / "engineering") in experiments.__path__
