@@ -18,7 +18,15 @@ from mtp_jax import fields
 # change that this version's readers would misread takes the next number.
 FORMAT = 1
 
-HEAD_KINDS = ("parallel", "linear", "causal", "anticausal", "unembedding")
+# Kind of head -> transformer layers of one head, which count among `layers`.
+# What else distinguishes the kinds is in `model.heads.kinds`.
+HEAD_KINDS = {
+  "parallel": 1,
+  "linear": 0,
+  "causal": 1,
+  "anticausal": 1,
+  "unembedding": 0,
+}
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 OPTIMISERS = ("adamw", "muon")
 LOSSES = ("serial", "checkpointed", "formula")
@@ -68,8 +76,7 @@ class Model:
   @property
   def head_layers(self) -> int:
     """Transformer layers that the heads use up of `layers`."""
-    chain = self.head in ("parallel", "causal", "anticausal")
-    return self.n_future if chain else 0
+    return self.n_future * HEAD_KINDS[self.head]
 
   @property
   def trunk_layers(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.measure import flops
-from mtp_jax import cross_entropy
+from mtp_jax.loss import cross_entropy
 
 B, T, D, V = 2, 13, 7, 83
 BLOCKS = [1, 5, 256]  # 5 does not divide T

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax import cross_entropy, loss
+from mtp_jax import loss
+from mtp_jax.loss import cross_entropy
 from mtp_jax.model import attention, layers, model
 
 

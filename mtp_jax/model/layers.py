@@ -160,6 +160,16 @@ def stack(make: Callable, key: jax.Array, size: int):
   return jax.vmap(make)(jax.random.split(key, size))
 
 
+def replace(module: nnx.Module, **parts) -> nnx.Module:
+  """A copy of a module with other attributes; its arrays are not copied."""
+  copy = jax.tree.map(lambda a: a, module)
+  for name, part in parts.items():
+    if not hasattr(copy, name):
+      raise ValueError(f"{type(module).__name__} has no attribute {name!r}")
+    setattr(copy, name, part)
+  return copy
+
+
 def rematerialise(
   fun: Callable, policy: str, scanned: bool = False
 ) -> Callable:

@@ -32,6 +32,10 @@ class Model(nnx.Module):
     )
     self.heads = heads.Heads(cfg, k_heads)
 
+  def replace(self, **parts) -> "Model":
+    """A copy with another `embed`, `trunk` or `heads`."""
+    return layers.replace(self, **parts)
+
   def look_up(self, tokens: jax.Array) -> jax.Array:
     """Embeddings of tokens [B, T], in the activations' dtype [B, T, D]."""
     return self.embed[tokens].astype(self.cfg.dtype)

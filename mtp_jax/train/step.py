@@ -117,9 +117,11 @@ def _gradient(net, scale, cfg, mesh, tokens, segments):
   targets = loss.future_targets(tokens, segments, N)
 
   def objective(net):
-    if cfg.model.head != "unembedding":
+    heads = net.heads
+    if not heads.kind.own_unembed:
       # Every head reads it: collected once, before their loop.
-      net.heads.unembed = sharding.gathered(net.heads.unembed, mesh)
+      unembed = sharding.gathered(heads.unembed, mesh)
+      net = net.replace(heads=heads.replace(unembed=unembed))
     return loss.token_loss(
       net,
       tokens[:, :T],

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mtp_jax.decode import network
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.model import heads as heads_lib
 
 
 def bandwidth(megabytes: int = 1024, repeats: int = 9) -> float:
@@ -52,7 +53,7 @@ def bytes_per_pass(
     length: tokens in each row's cache.
   """
   heads = range(tree.heads)
-  if decoder.cfg.head == "anticausal":
+  if heads_lib.KINDS[decoder.cfg.head].feeds < 0:  # head 1 reads the others
     heads = range(decoder.n_future)
   weights = [decoder.trunk, decoder.norm, *(decoder.heads[i] for i in heads)]
   own = len(decoder.unembed) > 1

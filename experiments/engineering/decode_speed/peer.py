@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtp_jax.decode import cpu, network, prompts
+from mtp_jax.model import heads as heads_lib
+from mtp_jax.model import layers
 
 try:
   import torch
@@ -42,7 +44,8 @@ def export(
       decoder with a sliding window; a Llama has neither.
   """
   cfg = decoder.cfg
-  if cfg.head not in ("parallel", "unembedding"):
+  kind = heads_lib.KINDS[cfg.head]
+  if kind.feeds or kind.layer not in (layers.Block, None):
     raise ValueError(
       f"model.head is {cfg.head!r}; only 'parallel' and 'unembedding' are "
       "exported as a Llama"
@@ -52,7 +55,7 @@ def export(
       f"the decoder looks back over {decoder.sliding_window} tokens; a Llama "
       "sees all"
     )
-  blocks = decoder.trunk + decoder.heads[:1] * (cfg.head == "parallel")
+  blocks = decoder.trunk + decoder.heads[:1] * (kind.layer is not None)
   weights = {
     "model.embed_tokens": _numpy(decoder.embed)[: decoder.vocab],
     "model.norm": _numpy(decoder.norm),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mtp_jax import cross_entropy
+from mtp_jax.loss import cross_entropy
 
 
 def one_random_head(heads, z, ctx, targets, scale, key):

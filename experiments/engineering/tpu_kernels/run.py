@@ -25,7 +25,8 @@ from absl import flags
 
 from experiments.measure import aot
 from experiments.startup import program
-from mtp_jax import config, cross_entropy, sharding
+from mtp_jax import config, sharding
+from mtp_jax.loss import cross_entropy
 from mtp_jax.model import attention
 
 FOLDER = pathlib.Path(__file__).with_name("results")

@@ -1,15 +1,4 @@
-"""The prediction heads: every architecture of the paper, section 2 and app. B.
-
-A head is defined once and `jax.vmap` over its constructor makes the stack of
-N, so each parameter below has a leading axis N. Head i (from 1) predicts
-token t+i.
-
-  parallel     head_i(z)                          one transformer layer each
-  linear       W_i z                              one matrix each
-  causal       head_i(...head_2(head_1(z)))       nearest token first
-  anticausal   head_i(...head_{N-1}(head_N(z)))   furthest token first
-  unembedding  z, and each head its own unembedding (the byte models' kind)
-"""
+"""N heads of one kind, with what they share."""
 
 import jax
 import jax.numpy as jnp
@@ -17,28 +6,18 @@ from flax import nnx
 
 from mtp_jax import config
 from mtp_jax.model import layers
-
-
-class Linear(nnx.Module):
-  """A head that is one matrix, without nonlinearity."""
-
-  def __init__(self, cfg: config.Model, key: jax.Array):
-    D = cfg.width
-    self.w = layers.param(key, (D, D), ("embed", None), D)
-
-  def __call__(self, x: jax.Array, ctx: layers.Context) -> jax.Array:
-    """[B, T, D] -> [B, T, D]; reads nothing of `ctx`."""
-    return layers.product("BTD,DE->BTE", x, self.w)
+from mtp_jax.model.heads import kinds
 
 
 class Heads(nnx.Module):
   """N heads over the trunk's output, one norm, and the unembedding.
 
   Attributes:
-    layers: stack of N `layers.Block` or `Linear`; None for 'unembedding'.
+    layers: stack of the kind's N layers, each array with a leading axis N;
+      None if the kind has none.
     norm: scale [D] of the RMSNorm between head and unembedding, shared by all
       heads as in the released models.
-    unembed: [D, V] shared, or [N, D, V] for 'unembedding'.
+    unembed: [D, V] shared, or [N, D, V] if each head has its own.
   """
 
   def __init__(self, cfg: config.Model, key: jax.Array):
@@ -49,21 +28,26 @@ class Heads(nnx.Module):
     def unembedding(key):
       return layers.param(key, (D, V), ("embed", "vocab"), D)
 
-    if cfg.head == "unembedding":
-      self.layers = None
-      self.unembed = layers.stack(unembedding, k_unembed, N)
-    else:
-      kind = Linear if cfg.head == "linear" else layers.Block
-      self.layers = layers.stack(lambda k: kind(cfg, k), k_layers, N)
-      self.unembed = unembedding(k_unembed)
+    layer, own = self.kind.layer, self.kind.own_unembed
+    self.layers = layer and layers.stack(lambda k: layer(cfg, k), k_layers, N)
+    self.unembed = (
+      layers.stack(unembedding, k_unembed, N) if own else unembedding(k_unembed)
+    )
     self.norm = layers.ones(D)
+
+  @property
+  def kind(self) -> kinds.Kind:
+    """The entry of `kinds.KINDS` that `cfg.head` names."""
+    return kinds.KINDS[self.cfg.head]
 
   @property
   def order(self) -> list[int] | None:
     """Heads in the order in which each feeds the next; None: independent."""
-    N = self.cfg.n_future
-    chains = {"causal": range(N), "anticausal": range(N - 1, -1, -1)}
-    return list(chains[self.cfg.head]) if self.cfg.head in chains else None
+    return self.kind.order(self.cfg.n_future)
+
+  def replace(self, **parts) -> "Heads":
+    """A copy with other `layers`, `norm` or `unembed`."""
+    return layers.replace(self, **parts)
 
   def run(self, layer, x: jax.Array, ctx: layers.Context) -> jax.Array:
     """One head's layer on x [B, T, D], under the config's remat policy."""
@@ -100,7 +84,7 @@ class Heads(nnx.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[N, B, T, D] -> float32 [N, B, T, V], the heads' own unembeddings."""
-    own = "N" if self.cfg.head == "unembedding" else ""
+    own = "N" if self.kind.own_unembed else ""
     return jnp.einsum(
       f"NBTD,{own}DV->NBTV",
       hidden,

@@ -1,0 +1,18 @@
+"""The multi-token loss: its targets, its three implementations.
+
+batch          targets, and the loss of a batch
+heads          the loss over the heads: formula, checkpointed, serial
+cross_entropy  fused with the unembedding, in blocks of positions
+"""
+
+from mtp_jax.loss.batch import future_targets, token_loss
+from mtp_jax.loss.heads import IMPLEMENTATIONS, checkpointed, formula, serial
+
+__all__ = [
+  "IMPLEMENTATIONS",
+  "checkpointed",
+  "formula",
+  "future_targets",
+  "serial",
+  "token_loss",
+]
