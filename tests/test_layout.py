@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = [
   {"mtp_jax.fields"},
   {"mtp_jax.config"},
-  {"mtp_jax.tokenizer", "mtp_jax.sharding", "mtp_jax.cross_entropy"},
+  {"mtp_jax.tokenizer", "mtp_jax.sharding"},
   {"mtp_jax.data", "mtp_jax.model", "mtp_jax.checkpoint"},
   {"mtp_jax.loss"},
   {"mtp_jax.decode"},
