@@ -262,8 +262,20 @@ class Decode:
 
 @_section
 class Config:
-  """A whole run. Only `train`, `run`, `workdir` and the programs read this;
-  the rest of the library takes the section or the numbers that it needs."""
+  """The settings of a run, one section per part of the library.
+
+  Only `train` and the programs read a whole Config. Every other function
+  takes the section or the numbers that it needs.
+
+  Example:
+    >>> import mtp_jax
+    >>> cfg = mtp_jax.Config().replace(model={"width": 64, "layers": 5})
+    >>> cfg.model.trunk_layers
+    1
+    >>> cfg.replace(model={"attn_heads": 5}).check()
+    Traceback (most recent call last):
+    ValueError: model.width 64 is not divisible by model.attn_heads 5
+  """
 
   model: Model = dataclasses.field(default_factory=Model)
   data: Data = dataclasses.field(default_factory=Data)

@@ -26,6 +26,15 @@ class Bytes:
   """Every byte is its own id; lossless on any file.
 
   Ids 0 to 255 are the bytes, 256 begins a document, 257 ends it and 258 pads.
+
+  Example:
+    >>> from mtp_jax import tokenizer
+    >>> codec = tokenizer.Bytes()
+    >>> ids = codec.encode("né")
+    >>> ids.tolist()
+    [110, 195, 169]
+    >>> codec.decode([codec.bos, *ids, codec.eos])
+    'né'
   """
 
   bos, eos, pad, vocab = 256, 257, 258, 259

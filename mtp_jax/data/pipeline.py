@@ -61,6 +61,22 @@ def batches(
     ChildProcessError: from the iterator: a worker process has ended.
     CacheDamaged: from the iterator, in place of the first batch whose tokens
       have changed on the disk; all batches before it are sound.
+
+  Example:
+    >>> import numpy as np
+    >>> from mtp_jax.data import packed, pipeline
+    >>> split = packed.Packed(
+    ...   tokens=np.array([256, 72, 105, 257, 256, 89, 111, 117, 257]),
+    ...   starts=np.array([0, 4]), bytes_per_token=1.0, fingerprint="",
+    ...   documents=2, skipped={},
+    ... )
+    >>> shape = dict(batch=2, seq_len=4, n_future=2, seed=0)
+    >>> batch = next(pipeline.batches(split, **shape, start=10))
+    >>> batch["tokens"].shape
+    (2, 6)
+    >>> again = pipeline.batch_at(split, 10, **shape)
+    >>> np.array_equal(batch["tokens"], again["tokens"])
+    True
   """
   steps = _stream(packed, batch, seq_len, n_future, seed, process, processes)
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)

@@ -55,6 +55,22 @@ def fit(
   Returns:
     The last state: of step `cfg.train.steps`, or where it was told to stop.
 
+  Example:
+    >>> import pathlib, mtp_jax
+    >>> _ = pathlib.Path("text.txt").write_text("To be or not to be. " * 99)
+    >>> cfg = mtp_jax.Config().replace(
+    ...   model={"width": 16, "mlp": 32, "head": "unembedding"},
+    ...   data={"source": "text", "path": "text.txt", "cache": "cache",
+    ...         "seq_len": 16, "batch": 2},
+    ...   optim={"warmup": 1},
+    ...   train={"steps": 3, "sample_tokens": 0},
+    ... )
+    >>> state = mtp_jax.fit(cfg, "runs/tiny")
+    reading the corpus, which is packed once ...
+    finished at step 3; ...
+    >>> int(state.step)
+    3
+
   Raises:
     ValueError: settings that do not fit each other, the data or the devices.
     pipeline.CacheDamaged: the packed corpus changed on the disk; every step

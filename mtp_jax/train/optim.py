@@ -16,6 +16,13 @@ def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
   its cosine, a longer one raises the rate again.
 
   Reference: the paper, table S13 and its caption.
+
+  Example:
+    >>> from mtp_jax import config
+    >>> from mtp_jax.train import optim
+    >>> rate = optim.schedule(config.Optim(peak=1e-3, warmup=10, end=0.1), 100)
+    >>> [f"{rate(step):.5f}" for step in (0, 5, 10, 55, 100)]
+    ['0.00000', '0.00050', '0.00100', '0.00055', '0.00010']
   """
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,

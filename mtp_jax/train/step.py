@@ -148,6 +148,22 @@ def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
 
   Returns:
     (state, batch) -> (state, metrics).
+
+  Example:
+    >>> import jax.numpy as jnp, mtp_jax
+    >>> from mtp_jax import sharding
+    >>> from mtp_jax.train import step
+    >>> cfg = mtp_jax.Config().replace(
+    ...   model={"width": 16, "mlp": 32, "head": "unembedding"},
+    ...   data={"batch": 2, "seq_len": 4},
+    ... )
+    >>> mesh = sharding.make_mesh(cfg.mesh)
+    >>> train_step = step.compile_step(cfg, mesh)
+    >>> tokens = jnp.ones((2, 4 + cfg.model.n_future), jnp.int32)
+    >>> batch = {"tokens": tokens, "segments": tokens}
+    >>> state, metrics = train_step(step.init_state(cfg, mesh), batch)
+    >>> metrics["nats"].shape  # one loss per head, nats per token
+    (4,)
   """
   where = _maker(cfg, mesh)[1]
   return jax.jit(

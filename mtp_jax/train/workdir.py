@@ -34,7 +34,14 @@ def settings(
 def load(
   workdir: str | pathlib.Path, step: int | None = None
 ) -> tuple[model.Model, config.Config, tokenizer_lib.Tokenizer]:
-  """A trained model with what it takes to use it: `load_step` but its step."""
+  """A trained model, its config and its tokenizer; see `load_step`.
+
+  Example, with the run that the example of `fit` trains:
+    >>> import mtp_jax
+    >>> net, cfg, codec = mtp_jax.load("runs/tiny")
+    >>> net(codec.encode("To be")[None]).shape  # logits [N, B, T, V]
+    (4, 1, 5, 259)
+  """
   return load_step(workdir, step)[:3]
 
 

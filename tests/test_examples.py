@@ -1,0 +1,65 @@
+"""Every example in a docstring of the library runs and is right."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import mtp_jax
+
+# What a notebook user calls; each has an example in its docstring.
+NAMES = [
+  "mtp_jax.fit",
+  "mtp_jax.load",
+  "mtp_jax.Config",
+  "mtp_jax.tokenizer.Bytes",
+  "mtp_jax.data.pipeline.batches",
+  "mtp_jax.train.optim.schedule",
+  "mtp_jax.train.step.compile_step",
+]
+FIRST = "mtp_jax.train.loop.fit"  # it trains the run that others load
+
+
+def examples() -> list[doctest.DocTest]:
+  """One DocTest per docstring that has an example, `fit`'s first."""
+  found = []
+  for module in pkgutil.walk_packages(mtp_jax.__path__, "mtp_jax."):
+    found += doctest.DocTestFinder(exclude_empty=True).find(
+      importlib.import_module(module.name), module.name
+    )
+  found += doctest.DocTestFinder().find(mtp_jax, "mtp_jax")
+  return sorted(
+    (test for test in found if test.examples), key=lambda t: t.name != FIRST
+  )
+
+
+def failures(tests: list[doctest.DocTest]) -> str:
+  """What is wrong with the examples; empty where nothing is."""
+  report = []
+  runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+  for test in tests:
+    runner.run(test, out=report.append)
+  return "".join(report)
+
+
+def test_examples_are_right(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert not failures(examples())
+
+
+def test_a_wrong_example_is_reported():
+  wrong = doctest.DocTestParser().get_doctest(
+    ">>> 1 + 1\n3\n", {}, "wrong", None, 0
+  )
+  assert "Expected:\n    3\nGot:\n    2\n" in failures([wrong])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_has_an_example_that_is_run(name):
+  doc = inspect.getdoc(pkgutil.resolve_name(name))
+  sources = [[e.source for e in test.examples] for test in examples()]
+  own = [e.source for e in doctest.DocTestParser().get_examples(doc)]
+  assert own in sources, f"{name} has no example, or none that runs"
+  assert "+SKIP" not in doc
