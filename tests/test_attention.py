@@ -148,7 +148,8 @@ def test_a_training_step_is_the_same_with_either(run_with_devices):
 
 STEP = """
 import jax, jax.numpy as jnp, numpy as np
-from mtp_jax import config, sharding, train
+from mtp_jax import config, sharding
+from mtp_jax.train import step
 
 found, states = [], []
 for impl in ("xla", "splash"):
@@ -160,8 +161,8 @@ for impl in ("xla", "splash"):
   rows = jax.random.randint(jax.random.key(1), (4, 21), 0, 22)
   batch = {"tokens": rows, "segments": 1 + jnp.cumsum(rows == 3, 1)}
   batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-  state = train.init_state(cfg, mesh)
-  state, metrics = train.compile_step(cfg, mesh)(state, batch)
+  state = step.init_state(cfg, mesh)
+  state, metrics = step.compile_step(cfg, mesh)(state, batch)
   found.append((metrics["loss"], metrics["grad_norm"]))
   states.append(state.opt)  # Adam's first moment is a tenth of the gradient
 np.testing.assert_allclose(*found, rtol=3e-6)

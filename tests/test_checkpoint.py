@@ -694,7 +694,7 @@ def test_reading_leaves_a_running_save_alone(folder):
 
 MESHES = """
 import jax, jax.numpy as jnp, numpy as np, sys
-from mtp_jax import checkpoint, reader, record, storage
+from mtp_jax.checkpoint import checkpoints, integrity
 P, folder = jax.P, sys.argv[1]
 
 def mesh(*shape):
@@ -716,7 +716,7 @@ values = {
 }
 first = place(values, mesh(4, 2))
 sums = integrity.checksums(list(first.values()))
-with checkpoint.Checkpoints(folder) as saved:
+with checkpoints.Checkpoints(folder) as saved:
   saved.save(1, first, {})
   for shape in ((4, 2), (8, 1), (2, 4), (1, 1)):
     like = place(values, mesh(*shape))

@@ -186,25 +186,26 @@ def alone(home):
 
 TWICE = """
 import shutil, sys
-from mtp_jax import config, processes, run
+from mtp_jax import config
+from mtp_jax.train import loop, processes
 arguments = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
 number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
 processes.join(arguments["coordinator"], number, process)
 cfg = config.load(arguments["config"])
 cfg = cfg.replace(train={"sample_tokens": 0})
-read = run.pipeline.batch_at
+read = loop.pipeline.batch_at
 if process == 1:
   def fail(*_, **__):
     raise OSError(5, "Input/output error")
-  run.pipeline.batch_at = fail
-run.fit(cfg, arguments["workdir"])
-run.pipeline.batch_at = read
+  loop.pipeline.batch_at = fail
+loop.fit(cfg, arguments["workdir"])
+loop.pipeline.batch_at = read
 processes.gather("finished")
 if process == 0:
   for step in (20, 23):
     shutil.rmtree(f"{arguments['workdir']}/checkpoints/{step}")
 processes.gather("removed")
-run.fit(cfg, arguments["workdir"])
+loop.fit(cfg, arguments["workdir"])
 """
 
 
@@ -339,7 +340,7 @@ def same_up_to_rounding(target, other):
 TALK = """
 import sys, time
 import jax
-from mtp_jax import processes
+from mtp_jax.train import processes
 arguments = dict(a.lstrip("-").split("=") for a in sys.argv[1:])
 number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
 processes.join(arguments["coordinator"], number, process, heartbeat=5)

@@ -295,9 +295,9 @@ def test_flags_reach_the_run(call, tmp_path):
 
 FINISHED = """
 import types
-from experiments import program
-from mtp_jax import run
-run.fit = lambda cfg, *_, **__: types.SimpleNamespace(step=cfg.train.steps)
+from experiments.startup import program
+from mtp_jax.train import loop
+loop.fit = lambda cfg, *_, **__: types.SimpleNamespace(step=cfg.train.steps)
 from experiments import train
 program.start(train.main)
 """
@@ -325,8 +325,8 @@ def test_a_finished_run_names_programs_that_can_follow(call, tmp_path):
 PROGRAM = r"""
 import contextlib, hashlib, signal, sys, time, warnings
 import rich.console
-from experiments import interrupts, program
-from mtp_jax import processes
+from experiments.startup import interrupts, program
+from mtp_jax.train import processes
 
 def compile():  # like a compiler: long, not in Python
   print("compiling", flush=True)
@@ -473,7 +473,7 @@ os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 """
 CLOSED = """
 import sys
-from experiments import program
+from experiments.startup import program
 sys.stdout = sys.stderr = None
 program.start(lambda _: sys.exit(3 + sys.stdout.isatty()))
 """

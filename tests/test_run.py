@@ -30,8 +30,9 @@ STEPS, SAVE_EVERY = 50, 2
 
 PROGRAM = """
 import sys
-from mtp_jax import config, run
-run.fit(config.load(sys.argv[1]), sys.argv[2])
+from mtp_jax import config
+from mtp_jax.train import loop
+loop.fit(config.load(sys.argv[1]), sys.argv[2])
 """
 
 
@@ -529,7 +530,9 @@ def test_a_tokenizer_model_stays_with_the_run(cfg, tmp_path):
 
 MESHES = """
 import sys, jax, numpy as np
-from mtp_jax import checkpoint, config, sharding, train
+from mtp_jax import config, sharding
+from mtp_jax.checkpoint import checkpoints
+from mtp_jax.train import step
 
 cfg = config.Config(
   model=config.Model(vocab=64, width=32, mlp=48, layers=3, n_future=2),
@@ -539,11 +542,11 @@ def mesh(*shape):
   return sharding.make_mesh(
     config.Mesh(*shape), jax.devices()[: shape[0] * shape[1]])
 
-with checkpoint.Checkpoints(sys.argv[1]) as saved:
-  state = train.init_state(cfg, mesh(4, 2))
+with checkpoints.Checkpoints(sys.argv[1]) as saved:
+  state = step.init_state(cfg, mesh(4, 2))
   saved.save(1, state, {})
   for shape in ((8, 1), (1, 1), (2, 4)):
-    like = train.abstract_state(cfg, mesh(*shape))
+    like = step.abstract_state(cfg, mesh(*shape))
     got, _, _ = saved.restore(like)
     leaves = map(jax.tree.leaves, (like, got, state))
     for want, a, b in zip(*leaves, strict=True):

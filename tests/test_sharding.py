@@ -96,7 +96,9 @@ EIGHT = """
 import functools
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mtp_jax import config, loss, optim, sharding
+from mtp_jax import config, sharding
+from mtp_jax.loss import batch as loss
+from mtp_jax.train import optim
 from mtp_jax.model import model
 
 B, T, N, V, D, F, H, K = 8, 7, 2, 52, 48, 44, 8, 4

@@ -173,7 +173,8 @@ def test_the_abstract_state_is_the_state(kind):
 
 MESHES = """
 import jax, numpy as np
-from mtp_jax import config, sharding, train
+from mtp_jax import config, sharding
+from mtp_jax.train import step
 from tests import test_train as t
 
 cfg, batch = t.settings(
@@ -184,7 +185,7 @@ cfg, batch = t.settings(
 def run(shape):
   mesh = sharding.make_mesh(
     config.Mesh(*shape), jax.devices()[: shape[0] * shape[1]])
-  state, fn = train.init_state(cfg, mesh), train.compile_step(cfg, mesh)
+  state, fn = step.init_state(cfg, mesh), step.compile_step(cfg, mesh)
   where = [x.sharding for x in jax.tree.leaves(state)]
   for _ in range(3):
     state, found = fn(state, batch)

@@ -9,9 +9,11 @@ import sys
 import numpy as np
 from absl import flags
 from absl.testing import flagsaver
-from experiments import program, tune_tree
-from mtp_jax import config, workdir
+from experiments import tune_tree
+from experiments.startup import program
+from mtp_jax import config
 from mtp_jax.data import packed, pipeline
+from mtp_jax.train import workdir
 
 def settings(path):
   model = config.Model(n_future=1 if str(path) == "one" else 3)
