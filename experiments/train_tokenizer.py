@@ -14,7 +14,7 @@ import re
 from absl import flags, logging
 
 from experiments.startup import program
-from mtp_jax import config, tokenizer
+from mtp_jax import config, tokenizer_training
 from mtp_jax.data import corpora
 
 _SOURCE = flags.DEFINE_enum(
@@ -58,7 +58,7 @@ def _train(data: config.Data) -> None:
     corpora.deduplicated(corpora.read(data)), data.held_out
   )
   skipped = corpora.Skipped()
-  trained = tokenizer.train_sentencepiece(
+  trained = tokenizer_training.train(
     _texts(data, skipped, cut, held_out=False), _OUTPUT.value, _VOCAB.value
   )
   if trained.vocab < _VOCAB.value:

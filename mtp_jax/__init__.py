@@ -1,27 +1,29 @@
 """Multi-token prediction for JAX (arXiv 2404.19737).
 
   mtp_jax.Config      a run's settings
-  mtp_jax.fit         trains a run, or goes on with it
-  mtp_jax.load        (model, config, tokenizer) of a trained run
+  mtp_jax.fit         trains a model in a folder, or resumes there
+  mtp_jax.load        the model, config and tokenizer of a run
   mtp_jax.generate    continues prompts, several tokens per forward pass
 
 The packages, each of which imports only what stands above it:
 
-  config, fields, tokenizer, sharding      settings; text as ids; meshes
-  data        documents, packed once; a batch is a function of (seed, step)
+  fields, sections, config    the settings of a run and their checks
+  tokenizer, tokenizer_training    text to ids and back; SentencePiece models
+  sharding    meshes, and which axis of an array is split over which devices
+  data        the corpus: read, split, tokenised once, served in batches
   model       attention, layers, heads, the model that joins them, its cost
-  loss, cross_entropy    over all heads; memory does not grow with them
-  checkpoint  orbax's checkpoints, a checksum per array
+  loss        the loss over all heads; its memory does not grow with N
+  checkpoint  saving and restoring with orbax; a checksum per array
   decode      drafts, verification, sampling, batches of prompts
   evaluate    held-out loss of each head, expected tokens per forward
-  train       the step, the loop around it, what a run keeps and says
+  train       the training step, the loop around it, logs, resuming
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-# Imported when first asked for: a program that reads a config needs no JAX.
+# Imported at first use: a program that only reads a config needs no JAX.
 _FACE = {
   "Config": ("mtp_jax.config", "Config"),
   "fit": ("mtp_jax.train.loop", "fit"),

@@ -1,19 +1,20 @@
-"""Checks of single fields of a config: type, sign, size.
+"""Checks of the fields of a config section: type, sign, size.
 
-Each raises ValueError that names the field, its value and what it takes.
+Each check raises a ValueError that names the field, its value and what the
+field takes.
 """
 
 import dataclasses
 import math
 import typing
 
-INT32 = 2**31 - 1  # JAX counts in 32 bits
+INT32 = 2**31 - 1  # the largest integer that JAX holds by default
 INT64 = 2**63 - 1
 FLOAT32 = 3.4028234663852886e38
 
 
 def kind_of(kind: type) -> str:
-  """A type in a sentence: 'an int', 'a list'."""
+  """The name of a type with its article: 'an int', 'a list'."""
   return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"
 
 
@@ -23,16 +24,19 @@ def check(
   any_sign: tuple[str, ...] = (),
   most: dict[str, int] | None = None,
 ):
-  """Checks type and bounds of every field.
+  """Checks the type and the bounds of every field.
 
   Args:
-    section: a dataclass of `config`.
-    zero: numbers that may be 0; the others are positive.
-    any_sign: numbers without a lower bound.
-    most: upper bounds of ints; it is 2**31 - 1 for the others.
+    section: a dataclass of `sections`.
+    zero: names of the numbers that may be 0. Others must be positive.
+    any_sign: names of the numbers that may be negative.
+    most: upper bounds of ints by name. The default is 2**31 - 1.
 
   Returns:
-    A copy with a float for every int where one belongs.
+    A copy in which float fields that were given an int hold a float.
+
+  Raises:
+    ValueError: a field has another type, or its value is out of bounds.
   """
   values = {}
   for field, kind in typing.get_type_hints(type(section)).items():
@@ -54,7 +58,11 @@ def check(
 
 
 def _typed(path: str, value, kind: type):
-  """`value` as a `kind`; ValueError if it is another, or not finite."""
+  """Returns `value`, a float field's int as a float.
+
+  Raises:
+    ValueError: `value` has another type, or is a float that is not finite.
+  """
   if kind is float and type(value) is int:
     try:
       value = float(value)
@@ -68,18 +76,18 @@ def _typed(path: str, value, kind: type):
   if kind is float:
     if not abs(value) <= FLOAT32:
       raise ValueError(f"{path} is {value}; it must be finite in 32 bits")
-    value += 0.0  # -0.0 becomes 0.0
+    value += 0.0  # turns -0.0 into 0.0, which equals it but prints otherwise
   return value
 
 
 def _short(number: int) -> str:
-  """Python writes no integer of more than 4300 digits."""
+  """`number` as text; its length in bits where Python refuses to print it."""
   bits = number.bit_length()
   return str(number) if bits < 1000 else f"an integer of {bits} bits"
 
 
 def share(section, name: str, inside: bool) -> None:
-  """ValueError unless the field is `inside` of what a share may be."""
+  """Raises ValueError unless `inside`, which says that a share is valid."""
   if not inside:
     path = f"{type(section).__name__.lower()}.{name}"
     value = getattr(section, name)
@@ -87,12 +95,12 @@ def share(section, name: str, inside: bool) -> None:
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-  """ValueError that lists the choices, unless `value` is one."""
+  """Raises ValueError, with the choices, unless `value` is one of them."""
   if value not in choices:
     raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
 
 
 def divides(name: str, value: int, by_name: str, by: int) -> None:
-  """ValueError unless `by` divides `value`."""
+  """Raises ValueError unless `by` divides `value`."""
   if value % by:
     raise ValueError(f"{name} {value} is not divisible by {by_name} {by}")

@@ -14,9 +14,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Each package imports itself and packages of earlier lines only.
 ORDER = [
   {"mtp_jax.fields"},
+  {"mtp_jax.sections"},
   {"mtp_jax.config"},
   {"mtp_jax.tokenizer", "mtp_jax.sharding"},
-  {"mtp_jax.data", "mtp_jax.model", "mtp_jax.checkpoint"},
+  {
+    "mtp_jax.tokenizer_training",
+    "mtp_jax.data",
+    "mtp_jax.model",
+    "mtp_jax.checkpoint",
+  },
   {"mtp_jax.loss"},
   {"mtp_jax.decode"},
   {"mtp_jax.evaluate"},

@@ -19,7 +19,7 @@ import zlib
 import numpy as np
 import pytest
 
-from mtp_jax import config, tokenizer
+from mtp_jax import config, tokenizer, tokenizer_training
 from mtp_jax.data import blocks, corpora, pack, pipeline
 
 
@@ -172,7 +172,7 @@ def test_a_corpus_is_tokenised_once(data):
 
 
 def test_whatever_changes_the_tokens_packs_anew(data, tmp_path):
-  model = tokenizer.train_sentencepiece(["document 1\n"], tmp_path / "m", 300)
+  model = tokenizer_training.train(["document 1\n"], tmp_path / "m", 300)
   prints = {pipeline.pack(data, tokenizer.Bytes())[0].fingerprint}
   prints.add(pipeline.pack(data, model)[0].fingerprint)
   data = dataclasses.replace(data, held_out=0.2)

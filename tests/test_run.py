@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax import config, tokenizer
+from mtp_jax import config, tokenizer, tokenizer_training
 from mtp_jax.checkpoint import checkpoints, integrity
 from mtp_jax.model import cost
 from mtp_jax.train import lock, loop, metrics, optim, processes, workdir
@@ -506,7 +506,7 @@ def test_settings_that_do_not_fit_are_errors(cfg, tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_model_stays_with_the_run(cfg, tmp_path):
-  model = tokenizer.train_sentencepiece(
+  model = tokenizer_training.train(
     ["def f(x):\n  return x\n" * 9], tmp_path / "m.model", 280
   )
   cfg = cfg.replace(
@@ -520,7 +520,7 @@ def test_a_tokenizer_model_stays_with_the_run(cfg, tmp_path):
   (tmp_path / "w").rename(tmp_path / "moved")
   _, _, codec = workdir.load(tmp_path / "moved")
   assert codec.fingerprint == model.fingerprint
-  other = tokenizer.train_sentencepiece(
+  other = tokenizer_training.train(
     ["another text altogether"], tmp_path / "moved/tokenizer.model", 275
   )
   assert other.fingerprint != model.fingerprint

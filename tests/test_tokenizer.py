@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 from hypothesis import strategies as st
 
-from mtp_jax import tokenizer
+from mtp_jax import tokenizer, tokenizer_training
 
 SOURCE = pathlib.Path(tokenizer.__file__).read_text(encoding="utf-8")
 
@@ -21,7 +21,7 @@ SOURCE = pathlib.Path(tokenizer.__file__).read_text(encoding="utf-8")
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
   path = tmp_path_factory.mktemp("tokenizer") / "inner" / "code.model"
-  return tokenizer.train_sentencepiece([SOURCE, SOURCE.encode()], path, 500)
+  return tokenizer_training.train([SOURCE, SOURCE.encode()], path, 500)
 
 
 def test_ten_thousand_random_byte_strings_come_back_exactly():
@@ -172,8 +172,8 @@ def test_a_character_in_several_parts_comes_whole(foreign, trained, width):
 
 
 def test_fingerprints_tell_tokenizers_apart(trained, tmp_path):
-  again = tokenizer.train_sentencepiece([SOURCE] * 2, tmp_path / "a.model", 500)
-  other = tokenizer.train_sentencepiece([SOURCE], tmp_path / "b.model", 400)
+  again = tokenizer_training.train([SOURCE] * 2, tmp_path / "a.model", 500)
+  other = tokenizer_training.train([SOURCE], tmp_path / "b.model", 400)
   assert again.fingerprint == trained.fingerprint  # training is deterministic
   prints = {
     trained.fingerprint,
@@ -185,16 +185,14 @@ def test_fingerprints_tell_tokenizers_apart(trained, tmp_path):
 
 
 def test_vocabulary_larger_than_the_text_supports_is_cut(tmp_path):
-  assert (
-    tokenizer.train_sentencepiece(["abab"], tmp_path / "m", 9000).vocab < 400
-  )
+  assert tokenizer_training.train(["abab"], tmp_path / "m", 9000).vocab < 400
 
 
 def test_vocabulary_too_small_leaves_no_file(tmp_path):
   with pytest.raises(ValueError, match="cannot learn 100 ids"):
-    tokenizer.train_sentencepiece([SOURCE], tmp_path / "m", 100)
+    tokenizer_training.train([SOURCE], tmp_path / "m", 100)
   with pytest.raises(ValueError, match="cannot learn"):
-    tokenizer.train_sentencepiece([], tmp_path / "m", 300)
+    tokenizer_training.train([], tmp_path / "m", 300)
   assert not list(tmp_path.iterdir())
 
 
@@ -211,11 +209,11 @@ WORD = "splendid"
   ],
 )
 def test_nothing_is_lost_to_the_trainer(tmp_path, text):
-  codec = tokenizer.train_sentencepiece([text], tmp_path / "m", 300)
+  codec = tokenizer_training.train([text], tmp_path / "m", 300)
   pieces = [codec.decode_bytes([i]) for i in range(codec.vocab)]
   assert any(WORD.encode() in piece for piece in pieces)
   assert codec.decode_bytes(codec.encode(text)) == text.encode()
-  parts = list(tokenizer._sentences([text]))
+  parts = list(tokenizer_training._sentences([text]))
   assert max(len(part.encode()) for part in parts) <= 4000
   if text.count(" "):
     assert all(part.endswith(WORD) for part in parts[:-1])
@@ -230,10 +228,10 @@ def test_the_output_is_looked_at_before_the_training(tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(sentencepiece.SentencePieceTrainer, "train", never)
     with pytest.raises(ValueError, match="is a folder: name the file"):
-      tokenizer.train_sentencepiece([SOURCE], "~", 300)
+      tokenizer_training.train([SOURCE], "~", 300)
     with pytest.raises(OSError, match="file"):
-      tokenizer.train_sentencepiece([SOURCE], "~/file/code.model", 300)
-  codec = tokenizer.train_sentencepiece(["abab"], "~/new/code.model", 300)
+      tokenizer_training.train([SOURCE], "~/file/code.model", 300)
+  codec = tokenizer_training.train(["abab"], "~/new/code.model", 300)
   assert tokenizer.SentencePiece("~/new/code.model").vocab == codec.vocab
 
 
@@ -243,7 +241,7 @@ def test_an_error_while_reading_documents_is_passed_on(tmp_path):
     raise ValueError("d.jsonl:3: not JSON")
 
   with pytest.raises(ValueError, match="^d.jsonl:3: not JSON$"):
-    tokenizer.train_sentencepiece(documents(), tmp_path / "m", 300)
+    tokenizer_training.train(documents(), tmp_path / "m", 300)
   assert not list(tmp_path.iterdir())
 
 
@@ -255,7 +253,7 @@ def test_load_names_what_it_cannot_load(tmp_path, trained):
   for i, content in enumerate((b"", b"no model", model[: len(model) // 2])):
     path = tmp_path / f"{i}.model"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{i}.model is no SentencePiece"):
+    with pytest.raises(ValueError, match=f"{i}.model is not a SentencePiece"):
       tokenizer.load(str(path))
 
 

@@ -8,7 +8,7 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
-from mtp_jax import config, tokenizer
+from mtp_jax import config, tokenizer, tokenizer_training
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import workdir
 
@@ -19,7 +19,7 @@ def models(tmp_path_factory):
   folder = tmp_path_factory.mktemp("models")
   for name, vocab in (("a.model", 290), ("b.model", 285)):
     text = [f"def f(x):\n  return {name}\n" * 9]
-    tokenizer.train_sentencepiece(text, folder / name, vocab)
+    tokenizer_training.train(text, folder / name, vocab)
   return folder
 
 
@@ -78,9 +78,9 @@ def test_a_damaged_tokenizer_is_replaced_or_its_remedy_told(
   copy.write_bytes(b"x" * 50)
   remedy = f"put the model file of fingerprint {fingerprint} at {copy}"
   for name in ("b.model", "gone.model"):
-    with pytest.raises(ValueError, match=f"no SentencePiece .*{remedy}"):
+    with pytest.raises(ValueError, match=f"not a SentencePiece .*{remedy}"):
       workdir.tokenizer(settings(models / name), tmp_path)
-  with pytest.raises(ValueError, match=f"no SentencePiece .*{remedy}"):
+  with pytest.raises(ValueError, match=f"not a SentencePiece .*{remedy}"):
     workdir.settings(tmp_path)
   assert copy.read_bytes() == b"x" * 50 and not caplog.messages
   codec = workdir.tokenizer(cfg, tmp_path)

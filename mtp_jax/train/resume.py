@@ -19,7 +19,7 @@ def refusals(stored: dict, metadata: dict) -> list[str]:
     metadata: of the run that goes on.
   """
   lines = differences(
-    stored, _without(metadata, "free", "local", "rate"), _defaults()
+    stored, _without(metadata, "free", "local", "reported"), _defaults()
   )
   if any(line.startswith("data.") for line in lines):
     lines.append(
@@ -32,7 +32,7 @@ def refusals(stored: dict, metadata: dict) -> list[str]:
 def changes(stored: dict, metadata: dict) -> list[str]:
   """What is computed otherwise than before the checkpoint, a line each."""
   lines = []
-  for section, name in _declared("rate"):
+  for section, name in _declared("reported"):
     default = _defaults()["config"][section][name]
     old = stored["config"].get(section, {}).get(name, default)
     new = metadata["config"][section][name]

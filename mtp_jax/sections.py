@@ -1,0 +1,245 @@
+"""The sections of a `Config`, each with its defaults and its checks.
+
+Defaults live here and nowhere else. A section is frozen: it can be compared,
+hashed and stored in a module.
+"""
+
+import dataclasses
+import pathlib
+import typing
+
+from mtp_jax import fields
+
+# Kind of head -> transformer layers of one head, which count among `layers`.
+# What else distinguishes the kinds is in `model.heads.kinds`.
+HEAD_KINDS = {
+  "parallel": 1,
+  "linear": 0,
+  "causal": 1,
+  "anticausal": 1,
+  "unembedding": 0,
+}
+ATTENTION = ("auto", "xla", "cudnn", "splash")
+OPTIMISERS = ("adamw", "muon")
+LOSSES = ("serial", "checkpointed", "formula")
+REMAT_POLICIES = ("none", "dots", "full")
+SOURCES = ("python", "text", "jsonl", "array_record")
+
+_section = dataclasses.dataclass(frozen=True)
+
+
+# When a run resumes, its settings must equal those of the checkpoint. A field
+# that may differ is declared by one of these functions; see `train/resume.py`.
+def _free(default):
+  """May differ: it changes results by rounding at most."""
+  return dataclasses.field(default=default, metadata={"on_resume": "free"})
+
+
+def _local(default):
+  """May differ, also between the processes of one run: a path on the host."""
+  return dataclasses.field(default=default, metadata={"on_resume": "local"})
+
+
+def _reported(default):
+  """May differ: it changes all later steps, and the run reports the change."""
+  return dataclasses.field(default=default, metadata={"on_resume": "reported"})
+
+
+@_section
+class Model:
+  """The shape of the network. README lists the letters in the comments."""
+
+  vocab: int = 259  # V: the byte tokenizer's size
+  width: int = 256  # D: residual width
+  mlp: int = 768  # F: feed-forward width
+  layers: int = 6  # L: transformer layers, those of the heads included
+  extra_layers: int = 0  # more trunk layers (paper, table S4: "+3")
+  attn_heads: int = 4  # H: query heads
+  kv_heads: int = 4  # K: key and value heads, a divisor of H
+  n_future: int = 4  # N: future tokens predicted, the paper's n
+  head: str = "parallel"  # one of HEAD_KINDS
+  rope_theta: float = 10_000.0
+  norm_eps: float = 1e-5
+  mask_documents: bool = True  # no attention across documents
+  dtype: str = "float32"  # activations; parameters stay float32
+  remat: str = "none"  # one of REMAT_POLICIES
+  attention: str = _free("auto")  # one of ATTENTION; auto: by platform
+
+  @property
+  def head_layers(self) -> int:
+    """How many of `layers` belong to the heads."""
+    return self.n_future * HEAD_KINDS[self.head]
+
+  @property
+  def trunk_layers(self) -> int:
+    """Layers of the trunk: `layers` - `head_layers` + `extra_layers`."""
+    return self.layers - self.head_layers + self.extra_layers
+
+  def check(self) -> typing.Self:
+    """See `Config.check`."""
+    checked = fields.check(self, zero=("extra_layers",))
+    fields.one_of("model.head", self.head, HEAD_KINDS)
+    fields.one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
+    fields.one_of("model.remat", self.remat, REMAT_POLICIES)
+    fields.one_of("model.attention", self.attention, ATTENTION)
+    fields.divides(
+      "model.width", self.width, "model.attn_heads", self.attn_heads
+    )
+    fields.divides(
+      "model.attn_heads", self.attn_heads, "model.kv_heads", self.kv_heads
+    )
+    if self.width // self.attn_heads % 2:
+      raise ValueError(
+        f"model.width {self.width} over model.attn_heads {self.attn_heads} "
+        "gives an odd number of channels; rotary embeddings need pairs"
+      )
+    if self.trunk_layers < 1:
+      raise ValueError(
+        f"model.layers {self.layers} leaves {self.trunk_layers} trunk layers "
+        f"under {self.n_future} {self.head} heads: raise model.layers, lower "
+        "model.n_future, or use model.head='unembedding'"
+      )
+    return checked
+
+
+@_section
+class Data:
+  """The corpus, and how it is packed and batched."""
+
+  source: str = "python"  # one of SOURCES
+  path: str = _local("")  # file or folder; may be empty for 'python'
+  field: str = "text"  # JSONL field that holds the document
+  tokenizer: str = _local("bytes")  # or the path of a SentencePiece model
+  cache: str = _local("~/.cache/mtp_jax")  # folder of packed corpora
+  seq_len: int = 256  # T
+  batch: int = 16  # B, over all processes
+  max_bytes: int = 0  # bytes of the corpus to read; 0: all
+  held_out: float = 0.02  # share of documents for evaluation only
+  on_error: str = "raise"  # at a bad record; 'skip' leaves it out
+  seed: int = 0
+  workers: int = _local(0)  # processes that prefetch; 0: threads do
+
+  def check(self) -> typing.Self:
+    """See `Config.check`."""
+    checked = fields.check(
+      self,
+      zero=("max_bytes", "workers", "seed"),
+      most={"max_bytes": fields.INT64, "seed": fields.INT64},
+    )
+    fields.one_of("data.source", self.source, SOURCES)
+    fields.one_of("data.on_error", self.on_error, ("raise", "skip"))
+    if self.source != "python" and not self.path:
+      raise ValueError(f"data.source {self.source!r} needs data.path")
+    for name in ("tokenizer", "cache"):
+      if not getattr(self, name):
+        raise ValueError(f"data.{name} is empty; leave it out for its default")
+    for name in ("path", "tokenizer", "cache"):
+      try:
+        pathlib.Path(getattr(self, name)).expanduser()
+      except RuntimeError as error:  # ~nobody
+        value = getattr(self, name)
+        raise ValueError(f"data.{name} is {value!r}: {error}") from error
+    fields.share(self, "held_out", 0 < self.held_out < 1)
+    return checked
+
+
+@_section
+class Optim:
+  """AdamW with linear warm-up and cosine decay (paper, table S13), or Muon."""
+
+  kind: str = "adamw"  # one of OPTIMISERS
+  peak: float = _reported(3e-4)  # learning rate after warm-up
+  # Under Muon, Adam updates the embedding, the unembedding and the norms. Its
+  # learning rate is this multiple of the rate for the matrices.
+  adam_ratio: float = _reported(1.0)
+  warmup: int = _reported(100)  # steps
+  end: float = _reported(0.03)  # final learning rate / peak
+  beta1: float = 0.9
+  beta2: float = 0.95
+  decay: float = 0.1  # decoupled weight decay, on matrices only
+  clip: float = 1.0  # global gradient norm
+
+  def check(self) -> typing.Self:
+    """See `Config.check`."""
+    checked = fields.check(
+      self, zero=("warmup", "end", "beta1", "beta2", "decay")
+    )
+    fields.one_of("optim.kind", self.kind, OPTIMISERS)
+    if self.kind == "adamw" and self.adam_ratio != 1:
+      raise ValueError(
+        f"optim.adam_ratio is {self.adam_ratio}, but optim.kind is 'adamw', "
+        "which has one learning rate; set optim.peak, or optim.kind to 'muon'"
+      )
+    fields.share(self, "end", 0 <= self.end <= 1)
+    for name in ("beta1", "beta2"):
+      fields.share(self, name, 0 <= getattr(self, name) < 1)
+    return checked
+
+
+@_section
+class Mesh:
+  """Devices along each axis; -1 means all remaining devices."""
+
+  data: int = _free(-1)  # batch, and parameters sharded over it (FSDP)
+  model: int = _free(1)  # tensor parallelism
+
+  def check(self) -> typing.Self:
+    """See `Config.check`."""
+    checked = fields.check(self, any_sign=("data", "model"))
+    if (self.data, self.model).count(-1) > 1:
+      raise ValueError("only one of mesh.data and mesh.model may be -1")
+    for name in ("data", "model"):
+      size = getattr(self, name)
+      if size < 1 and size != -1:
+        raise ValueError(f"mesh.{name} is {size}; it must be positive, or -1")
+    return checked
+
+
+@_section
+class Train:
+  """The training loop."""
+
+  steps: int = _reported(1000)
+  accumulate: int = 1  # microbatches per step
+  loss: str = "serial"  # one of LOSSES
+  loss_block: int = _free(256)  # positions whose logits exist at once
+  head_weights: tuple[float, ...] = ()  # one per head; empty: all 1
+  seed: int = 0
+  log_every: int = _free(20)
+  eval_every: int = _free(500)
+  eval_batches: int = _free(8)
+  sample_tokens: int = _free(64)  # length of a sample; 0: no samples
+  save_every: int = _free(500)
+  keep: int = _free(3)  # newest checkpoints kept
+  max_bad_steps: int = _reported(10)  # non-finite in a row before stopping
+
+  def check(self) -> typing.Self:
+    """See `Config.check`."""
+    checked = fields.check(
+      self,
+      zero=("sample_tokens", "seed"),
+      most={"seed": 2**32 - 1},  # jax.random.key drops higher bits
+    )
+    fields.one_of("train.loss", self.loss, LOSSES)
+    if any(weight < 0 for weight in self.head_weights):
+      raise ValueError(
+        f"train.head_weights is {self.head_weights}; no weight may be negative"
+      )
+    if self.head_weights and not any(self.head_weights):
+      raise ValueError(
+        f"train.head_weights is {self.head_weights}; with every weight 0 "
+        "nothing is learned: give at least one a positive weight"
+      )
+    return checked
+
+
+@_section
+class Decode:
+  """Text generation."""
+
+  heads: int = _free(0)  # k: heads used; 1: ordinary decoding; 0: all
+  max_new: int = _free(256)  # tokens
+
+  def check(self) -> typing.Self:
+    """See `Config.check`."""
+    return fields.check(self, zero=("heads",))
