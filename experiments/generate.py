@@ -34,6 +34,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments.measure import study
 from experiments.startup import interrupts, program
 from mtp_jax import tokenizer
 from mtp_jax.checkpoint import storage
@@ -109,7 +110,7 @@ def main(_: list[str]) -> None:
   kind = "chain" if drafts.is_chain else "tree"
   _note(
     f"{_WORKDIR.value} at step {step}: {report.short(size)}parameters on "
-    f"{program.processor()}; drafts: {kind} of {drafts.size}\n"
+    f"{study.device()}; drafts: {kind} of {drafts.size}\n"
   )
 
   end = "\n" if interactive or sys.stdout.isatty() else ""

@@ -11,14 +11,10 @@ does not fit, it says what to change. Takes seconds for a
 small model and 1 to 3 minutes for one of the paper's.
 """
 
-import datetime
-import importlib.metadata
-import json
-
 import jax
 from absl import flags
 
-from experiments.measure import planning
+from experiments.measure import planning, study
 from experiments.startup import program
 from mtp_jax import fields
 
@@ -57,13 +53,8 @@ def main(_: list[str]) -> None:
     print("to make it fit:")
     print("\n".join(f"  {line}" for line in planning.advice(plan, cfg)))
   if _JSON.value:
-    made = {
-      "date": datetime.date.today().isoformat(),
-      "jax": jax.__version__,
-      "libtpu": importlib.metadata.version("libtpu"),
-    }
-    text = json.dumps(planning.to_dict(plan) | made, indent=2)
-    _JSON.value.write_text(f"{text}\n", encoding="utf-8")
+    result = study.provenance() | planning.to_dict(plan)
+    study.write_json(_JSON.value, result)
 
 
 def _plan(cfg, options):

@@ -12,7 +12,8 @@ from absl import flags
 from absl.testing import flagsaver
 from conftest import ROOT
 
-from experiments.engineering.decode_speed import compare, limits, report, run
+from experiments.engineering.decode_speed import compare, report, run
+from experiments.measure import limits
 from mtp_jax import config, tokenizer
 from mtp_jax.data import pack, pipeline
 from mtp_jax.decode import choose, generate, prepare

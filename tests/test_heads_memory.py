@@ -68,7 +68,7 @@ def rows(memory, work):
 def test_verdicts_tell_met_from_missed():
   def met(memory, work, grown):
     found = run.verdicts(SCALE, rows(memory, work), grown, steps=[])
-    return [entry["met"] for entry in found.values()]
+    return [bound.met for bound in found.values()]
 
   flat = dict.fromkeys(run.HEADS, 10.0)
   even = {"serial": 1.0, "formula": 1.0}
@@ -91,8 +91,8 @@ def test_steps_are_compared_turn_by_turn():
     dict.fromkeys(run.HEADS, 1.0),
     steps,
   )
-  figures = {name: entry["figure"] for name, entry in found.items()}
+  figures = {name: bound.figure for name, bound in found.items()}
   assert figures["step seconds, n=4 over n=1, as it is"] == 3
   adjusted = "step processor_seconds, n=4 over n=1, added FLOPs taken out"
   assert figures[adjusted] == pytest.approx(0.75)
-  assert found[adjusted]["met"]
+  assert found[adjusted].met

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from experiments.engineering.paper_plans import report, run
+from experiments.measure import study
 
 pytest.importorskip("libtpu")
 
@@ -40,15 +41,15 @@ def test_parameters_alone_rule_a_slice_out(every):
 
 
 def test_the_readme_holds_the_table(every):
-  rows = run.read(run.FOLDER / "v5e.csv")
+  rows = study.read_csv(run.FOLDER / "v5e.csv")
   assert rows and {row["loss"] for row in rows} <= {"serial", "formula"}
-  text = (run.FOLDER / "README.md").read_text()
+  text = (run.FOLDER.parent / "README.md").read_text()
   assert report.table(rows, run.distinct(every)) in text
 
 
 def test_configs_name_their_slices(every):
   """Each family the slices that its runs fit, and no other."""
-  rows = run.read(run.FOLDER / "v5e.csv")
+  rows = study.read_csv(run.FOLDER / "v5e.csv")
   fits = {
     row["run"]: row["slice"]
     for row in rows
@@ -67,7 +68,7 @@ def test_configs_name_their_slices(every):
 
 def test_heads_fit_where_one_head_fits(every):
   """The bounds on 13B and on bytes: n = 4 and 32 on the slice of n = 1."""
-  rows = run.read(run.FOLDER / "v5e.csv")
+  rows = study.read_csv(run.FOLDER / "v5e.csv")
 
   def smallest(name):
     return min(
@@ -97,11 +98,16 @@ def test_the_table():
   ]
 
 
-def test_results_are_lines(tmp_path):
-  path = tmp_path / "r.csv"
-  assert run.read(path) == []
-  run.append(path, {"run": "a", "fits": True})
-  run.append(path, {"run": "b", "fits": False})
-  assert [tuple(r.values()) for r in run.read(path)] == [
-    ("a", "True"), ("b", "False"),
-  ]  # fmt: skip
+def test_a_line_is_planned_once(tmp_path, monkeypatch):
+  path, made = tmp_path / "r.csv", []
+
+  def line(name, cfg, slice_, loss):
+    made.append(name)
+    return {"run": name, "slice": f"v5e:{slice_}", "loss": loss, "fits": True}
+
+  monkeypatch.setattr(run, "line", line)
+  for name in ("a", "b", "a"):
+    row = run.planned(path, name, None, "1x1", "serial")
+    assert (row["run"], row["fits"]) == (name, "True")
+  assert made == ["a", "b"]
+  assert [r["run"] for r in study.read_csv(path)] == made

@@ -69,12 +69,18 @@ def test_verdicts():
     row(1, "formula", 1.0, 6),
     row(4, "formula", 9.0, 5),
   ]
-  got = {k: (v["figure"], v["met"]) for k, v in bounds.verdicts(rows).items()}
+  got = {k: (v.figure, v.met) for k, v in bounds.verdicts(rows).items()}
   assert got == {
     "1.3B: FLOP utilisation, n=1": (pytest.approx(0.42), False),
     "1.3B: FLOP utilisation, n=4": (pytest.approx(0.48), True),
-    "1.3B: step time over n=1's, by executed FLOPs, n=4": (1.0, True),
-    "1.3B: step time over n=1's, by model FLOPs, n=4": (1.273, False),
+    "1.3B: step time over n=1's, by executed FLOPs, n=4": (
+      pytest.approx(1.4 / 1.1 / (14 / 11)),
+      True,
+    ),
+    "1.3B: step time over n=1's, by model FLOPs, n=4": (
+      pytest.approx(1.4 / 1.1),
+      False,
+    ),
     "1.3B: most rows over the formula's, n=4": (pytest.approx(2.4), False),
   }
 
@@ -84,7 +90,7 @@ def test_a_formula_of_which_no_row_fits():
   del rows[1]["seconds"]
   figures = bounds.verdicts(rows)
   (name,) = (name for name in figures if "most rows" in name)
-  assert "none fits" in name and figures[name]["figure"] == 12
+  assert "none fits" in name and figures[name].figure == 12
   assert "| 1.3B | 4 | formula | does not fit |" in bounds.table(rows)
 
 

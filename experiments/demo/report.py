@@ -1,7 +1,6 @@
 """One HTML page with its pictures inside, and the README's figure."""
 
 import base64
-import csv
 import html
 import io
 import itertools
@@ -13,6 +12,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments.measure import study
 from mtp_jax import tokenizer
 
 matplotlib.use("Agg")
@@ -99,8 +99,7 @@ def most_repeats(text: str, words: int = 1) -> int:
 
 def draw(folder: pathlib.Path, result: dict) -> plt.Figure:
   """Loss by head, acceptance by head, speed by heads used."""
-  with (folder / "train.csv").open(encoding="utf-8") as file:
-    rows = list(csv.DictReader(file))
+  rows = study.read_csv(folder / "train.csv")
   steps = [int(r["step"]) for r in rows]
   last = result["decoding"][-1]
   figure, (left, middle, right) = plt.subplots(

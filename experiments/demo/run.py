@@ -9,7 +9,7 @@ whether all texts are the same. Leaves report.html, demo.png and demo.json in
 the workdir, beside the checkpoint. Started again it goes on where it was.
 """
 
-import json
+import functools
 import shlex
 import sys
 import time
@@ -21,6 +21,7 @@ import rich.text
 from absl import flags
 
 from experiments.demo import report
+from experiments.measure import study, timing
 from experiments.startup import program
 from mtp_jax import tokenizer
 from mtp_jax.data import pipeline
@@ -45,8 +46,7 @@ def main(_: list[str]) -> None:
     sys.exit(f"stopped at step {int(state.step)}; run it again to go on")
   net, cfg, codec = workdir.load(folder)
   _, held = pipeline.pack(cfg.data, codec)
-  result = {
-    "machine": program.machine(),
+  result = study.provenance(cfg.train.seed) | {
     "scores": score(net, cfg, held),
   }
   # A prompt and what follows fill a window: the model knows no other places.
@@ -61,9 +61,7 @@ def main(_: list[str]) -> None:
     for words in (1, 2, 3)
   }
   result["seconds"] = round(time.time() - begin)
-  (folder / "demo.json").write_text(
-    json.dumps(result, indent=1) + "\n", encoding="utf-8"
-  )
+  study.write_json(folder / "demo.json", result)
   report.write(folder, result, codec)
   show(result, codec)
   margins = [d["margin"] for e in result["decoding"] for d in e["differences"]]
@@ -99,19 +97,17 @@ def decode(net, codec, prompts, new: int) -> list[dict]:
   decoder = prepare.decoder(net, codec.vocab)
   counts = range(1, net.cfg.n_future + 1)
 
-  def generate(heads, prompt):
-    return generate_lib.generate(
-      decoder, [prompt], heads=heads, max_new=new, stop=codec.eos
-    )
+  def generate(heads):
+    return [
+      generate_lib.generate(
+        decoder, [prompt], heads=heads, max_new=new, stop=codec.eos
+      )
+      for prompt in prompts
+    ]
 
-  texts = {k: [generate(k, p) for p in prompts] for k in counts}  # compiles
-  seconds = {k: [] for k in counts}
-  for _ in range(_REPEATS.value):
-    for k in counts:
-      begin = time.perf_counter()
-      for prompt in prompts:
-        generate(k, prompt)
-      seconds[k].append(time.perf_counter() - begin)
+  calls = {k: functools.partial(generate, k) for k in counts}
+  texts = {k: call() for k, call in calls.items()}  # compiles
+  seconds = timing.seconds_in_turns(calls, _REPEATS.value)
   entries = []
   for k in counts:
     rows = texts[k]
@@ -126,7 +122,7 @@ def decode(net, codec, prompts, new: int) -> list[dict]:
         "seconds": seconds[k],
         "tokens_per_second": sum(len(r.tokens[0]) for r in rows)
         / float(np.median(seconds[k])),
-        "speedup": float(np.median(np.divide(seconds[1], seconds[k]))),
+        "speedup": timing.median_ratio(seconds[1], seconds[k]),
         "differences": differences(net, prompts, texts[1], rows),
       }
     )

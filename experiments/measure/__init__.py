@@ -1,1 +1,1 @@
-"""Instruments: programs compiled for absent TPUs, and their costs."""
+"""Instruments: time, bandwidth, FLOPs, plans for absent TPUs, results."""

@@ -2,13 +2,10 @@
 
 import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
 import logging
 import multiprocessing
 import os
 import pathlib
-import platform
 import re
 import runpy
 import select
@@ -337,28 +334,3 @@ def _reader_left() -> bool:
   for number in (1, 2):
     output.register(number, 0)
   return any(event & select.POLLERR for _, event in output.poll(0))
-
-
-def machine() -> dict[str, str]:
-  """What ran it: for every number its hardware, versions and date."""
-  names = ("jax", "flax", "optax", "orbax-checkpoint", "grain")
-  return {
-    "date": datetime.date.today().isoformat(),
-    "device": processor(),
-    "host": f"{os.cpu_count()} cores, {platform.machine()}",
-    "python": platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in names},
-  }
-
-
-def processor() -> str:
-  """The processor or accelerator, in words."""
-  device = jax.devices()[0]
-  if device.platform != "cpu":
-    return f"{len(jax.devices())} x {device.device_kind}"
-  name = platform.processor()
-  info = pathlib.Path("/proc/cpuinfo")
-  if info.exists():
-    lines = info.read_text(encoding="utf-8").splitlines()
-    name = next(x for x in lines if x.startswith("model name")).split(": ")[1]
-  return f"{os.cpu_count()} x {name}"

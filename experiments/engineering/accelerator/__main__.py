@@ -18,8 +18,6 @@ DIR is done anew; its earlier results stay, under `earlier`.
 
 import multiprocessing
 import os
-import pathlib
-import subprocess
 import sys
 import time
 
@@ -32,6 +30,7 @@ from experiments.engineering.accelerator import (
   stage,
   supervise,
 )
+from experiments.measure import study
 from experiments.startup import program
 
 _MINUTES = flags.DEFINE_float("minutes", 7.0, "For all.", lower_bound=0.0)
@@ -58,10 +57,8 @@ def main(_: list[str]) -> None:
     whole["earlier"].append(again)
   whole["calls"].append(
     {
-      "command": " ".join(
-        ["python -m experiments.engineering.accelerator", *sys.argv[1:]]
-      ),
-      "commit": _COMMIT.value or commit(),
+      "command": study.command(),
+      "commit": _COMMIT.value or study.commit(),
       "begun": record.now(),
       "minutes": _MINUTES.value,
     }
@@ -87,20 +84,6 @@ def chosen() -> list[str]:
     known = ", ".join(n.replace(" ", "_") for n in stage.SHARES)
     raise ValueError(f"--stages: no stage {unknown[0]!r}; there are {known}")
   return [n for n in stage.SHARES if n in wanted]
-
-
-def commit() -> str:
-  """Of the folder that this runs from; marked where files were changed."""
-  try:
-    return subprocess.run(
-      ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-      cwd=pathlib.Path(__file__).parent,
-      capture_output=True,
-      text=True,
-      check=True,
-    ).stdout.strip()
-  except (OSError, subprocess.CalledProcessError):
-    return "unknown"
 
 
 if __name__ == "__main__":

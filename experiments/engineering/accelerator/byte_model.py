@@ -1,7 +1,6 @@
 """Stage 4: a byte model is trained for the minutes left, and decodes."""
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import os
@@ -15,8 +14,9 @@ import jax
 import numpy as np
 
 from experiments.engineering.accelerator import exactness, record, scales
-from experiments.engineering.decode_speed import compare, limits
+from experiments.engineering.decode_speed import compare
 from experiments.engineering.train_speed import steps
+from experiments.measure import limits, study
 from mtp_jax import config, sharding, tokenizer
 from mtp_jax.data import pipeline
 from mtp_jax.decode import choose, prepare
@@ -142,12 +142,8 @@ def train(cfg: config.Config, folder: pathlib.Path, seconds: float) -> dict:
   begin = time.monotonic()
   with stopped_after(seconds):
     state = loop.fit(cfg, folder)
-  rows = []  # none, where the time was over before the first
-  with (
-    contextlib.suppress(FileNotFoundError),
-    (folder / "train.csv").open(encoding="utf-8", newline="") as file,
-  ):
-    rows = list(csv.DictReader(file))
+  # Without any, where the time was over before the first.
+  rows = study.read_csv(folder / "train.csv")
   return {
     "parameters": sum(a.size for a in jax.tree.leaves(state.model)),
     "config": dataclasses.asdict(cfg),

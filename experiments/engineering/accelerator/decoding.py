@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.engineering.accelerator import record, scales
-from experiments.engineering.decode_speed import limits, report
-from experiments.measure import flops
+from experiments.engineering.decode_speed import report
+from experiments.measure import flops, limits, timing
 from mtp_jax.decode import accept, blockwise, network, prepare, prompts
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
@@ -170,10 +170,7 @@ def passes(
 def rates(row: dict, seconds: list[float], batch: int, device: dict) -> dict:
   """Seconds of a pass, and the shares of what the device could do."""
   median = statistics.median(seconds)
-  found = {
-    "seconds": median,
-    "least_seconds": min(seconds),
-    "most_seconds": max(seconds),
+  found = timing.spread(seconds) | {
     "tokens_per_second": batch * row["tokens_per_pass"] / median,
   }
   if device:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import statistics
-import time
 import warnings
 
 import jax
@@ -13,6 +11,7 @@ import optax
 
 from experiments.engineering.accelerator import record, scales
 from experiments.engineering.decode_speed import compare, report
+from experiments.measure import study, timing
 from mtp_jax import config, loss
 from mtp_jax.decode import generate, prepare
 from mtp_jax.decode import tree as tree_lib
@@ -101,22 +100,16 @@ def kernels(shape: scales.Attention, documents: bool) -> dict:
   qkv, found = jax.device_put(qkv), {"platform": platform}
   for name, call in programs.items():
     (_, got), got_grads = jax.block_until_ready(call(*qkv))
-    seconds = []
-    for _ in range(TURNS):
-      begin = time.perf_counter()
-      jax.block_until_ready(call(*qkv))
-      seconds.append(time.perf_counter() - begin)
     found[name] = {
       "distance": distance(got, want),
       "gradient_distance": distance(got_grads, want_grads),
-      "milliseconds": statistics.median(seconds) * 1e3,
+      "milliseconds": timing.median(functools.partial(call, *qkv), TURNS) * 1e3,
     }
   auto = found["auto"]
   most = max(auto["distance"], auto["gradient_distance"])
   return found | {
     "refused": [str(w.message) for w in refused if "cuDNN" in str(w.message)],
-    "bound": KERNEL,
-    "met": most <= KERNEL,
+    **dataclasses.asdict(study.Bound.at_most(most, KERNEL)),
   }
 
 
@@ -163,11 +156,12 @@ def losses(scale: scales.Scale) -> dict:
       raise each
   want = found.pop(("float32", "formula"))
   far = {" ".join(key): distance(each, want) for key, each in found.items()}
-  bounds = {
+  limits = {
     "float32 serial": GRADIENT,
     "bfloat16 serial": ROUNDING * far["bfloat16 formula"],
   }
-  met = all(far[key] <= bound for key, bound in bounds.items())
+  bounds = {k: study.Bound.at_most(far[k], v) for k, v in limits.items()}
+  met = all(bound.met for bound in bounds.values())
   return {"distances": far, "bounds": bounds, "met": met}
 
 
@@ -206,7 +200,7 @@ def texts(scale: scales.Scale, name: str) -> dict:
     if isinstance(found, Exception):
       raise found
   ordinary = results.pop("ordinary")
-  bound = MARGINS[name]
+  bound = MARGINS[name]  # of the widest margin at which a text parts
   rows = {
     n: compare.same([r], [ordinary])
     | {"tokens_per_forward": r.tokens_per_forward}
@@ -217,8 +211,7 @@ def texts(scale: scales.Scale, name: str) -> dict:
     "texts": rows,
     "tokens": scale.rows * scale.tokens,
     "near_ties": {str(e): ordinary.near_ties(e) for e in (1e-4, 1e-2, 1e-1)},
-    "bound": bound,
-    "met": max(margins, default=0) <= bound,
+    **dataclasses.asdict(study.Bound.at_most(max(margins, default=0), bound)),
   }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from mtp_jax.train import logs
+from experiments.measure import study
 
 FILE = "results.json"
 
@@ -179,9 +179,7 @@ def read(folder: pathlib.Path) -> dict:
 
 def write(folder: pathlib.Path, whole: dict) -> None:
   """Writes the results, all or nothing."""
-  logs.write_whole(
-    folder / FILE, json.dumps(whole, indent=1, default=float) + "\n"
-  )
+  study.write_json(folder / FILE, whole)
 
 
 def now() -> str:

@@ -1,5 +1,7 @@
 """What a call prints at its end: figures, verdicts, what was not done."""
 
+from experiments.measure import study
+
 
 def text(stages: dict) -> str:
   """A few lines per stage, whatever it came to."""
@@ -24,7 +26,7 @@ def text(stages: dict) -> str:
 def _figures(name, value):
   """Lines of one result; none for those that are only to be looked up."""
   if "met" in value:
-    yield f"{name}: {'met' if value['met'] else 'NOT MET'}"
+    yield f"{name}: {study.verdict(value['met'])}"
   if "bytes_per_second" in value:
     yield (
       f"{name}: {value['bytes_per_second'] / 1e9:,.0f} GB/s, "
@@ -43,8 +45,7 @@ def _figures(name, value):
       )
   for key, bound in value.get("bounds", {}).items():
     if isinstance(bound, dict):
-      mark = "met" if bound["met"] else "NOT MET"
-      yield f"{key}: {bound['figure']} (bound {bound['bound']}): {mark}"
+      yield f"{key}: {study.Bound(**bound)}"
   if "fits" in value:
     yield f"{name}: {value['fits']} fit, {value['does_not_fit']} do not"
   if "steps" in value:

@@ -19,6 +19,7 @@ from experiments.engineering.accelerator import (
   scales,
   training,
 )
+from experiments.measure import study
 from experiments.startup import interrupts, program
 
 # In the order of their worth, with their shares of the time.
@@ -69,7 +70,7 @@ def run(
       scale = "cpu" if jax.default_backend() == "cpu" else "gpu"
     stage.section |= {
       "scale": scale,
-      "machine": program.machine(),
+      "machine": study.machine(),
       "device": record.device(),
     }
     stage.save()

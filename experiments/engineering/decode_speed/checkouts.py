@@ -21,6 +21,7 @@ import sys
 
 from absl import flags
 
+from experiments.measure import study, timing
 from experiments.startup import program
 from mtp_jax.decode import network
 
@@ -53,15 +54,14 @@ def main(_: list[str]) -> None:
     {"batch": b, "width": w, "seconds": {name: [] for name in workers}}
     for b, w in windows
   ]
-  result = {"machine": program.machine(), "length": _LENGTH.value}
+  result = study.provenance(seed=0) | {"length": _LENGTH.value}
   for turn in range(_ROUNDS.value + 1):  # the first one compiles
     for row in rows:
       for name, worker in workers.items():
         seconds = _ask(worker, row["batch"], row["width"])
         row["seconds"][name] += [seconds] * (turn > 0)
     if turn:
-      text = json.dumps(result | {"rows": rows}, indent=1) + "\n"
-      _OUTPUT.value.write_text(text, encoding="utf-8")
+      study.write_json(_OUTPUT.value, result | {"rows": rows})
   for worker in workers.values():
     worker.stdin.close()
     worker.wait()
@@ -82,15 +82,11 @@ def table(rows: list[dict]) -> str:
     a, b = statistics.median(before), statistics.median(after)
     lines.append(
       f"| {row['batch']} | {row['width']} | {a * 1e3:.1f} | {b * 1e3:.1f} "
-      f"| {_ratio(before, after):.2f} | {min(after) / min(before):.2f} "
-      f"| {_ratio(one, after):.2f} | {min(after) / min(one):.2f} |"
+      f"| {timing.median_ratio(after, before):.2f} "
+      f"| {min(after) / min(before):.2f} "
+      f"| {timing.median_ratio(after, one):.2f} | {min(after) / min(one):.2f} |"
     )
   return "\n".join(lines)
-
-
-def _ratio(before: list[float], after: list[float]) -> float:
-  """The median of the rounds' ratios."""
-  return statistics.median(b / a for a, b in zip(before, after, strict=True))
 
 
 def _start(folder, cfg) -> subprocess.Popen:

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from experiments.engineering.decode_speed import limits, report
+from experiments.engineering.decode_speed import report
+from experiments.measure import limits, timing
 from mtp_jax.decode import accept, blockwise, generate, network
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
@@ -47,15 +48,13 @@ def one_batch(
     exported = peer_lib.export(decoder)
     runs["transformers"] = lambda: _peer_decode(peer_lib, exported, groups, new)
   texts = {name: call()[0] for name, call in runs.items()}  # compiles
-  seconds = {name: [] for name in runs}
-  for _ in range(repeats):
-    for name, call in runs.items():
-      seconds[name].append(call()[1])
+  turns = timing.alternate(runs, repeats)
+  seconds = {n: np.array([s for _, s in t]) for n, t in turns.items()}
   ordinary = report.name(tree_lib.chain(1))
-  base = np.array(seconds[ordinary])
+  base = seconds[ordinary]
   rows = {}
   for name, found in texts.items():
-    times = np.array(seconds[name])
+    times = seconds[name]
     row = {
       "seconds_reading": times[:, 0].tolist(),
       "seconds_writing": times[:, 1].tolist(),

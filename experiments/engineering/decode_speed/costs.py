@@ -13,12 +13,11 @@ weights and tokens come to.
 """
 
 import itertools
-import json
 
 import jax
 from absl import flags
 
-from experiments.engineering.decode_speed import limits
+from experiments.measure import limits, study
 from experiments.startup import program
 from mtp_jax.decode import cache, choose, prepare
 from mtp_jax.decode import tree as tree_lib
@@ -41,16 +40,13 @@ def main(_: list[str]) -> None:
   cfg = _CONFIG.value.check().model
   net = jax.jit(lambda key: model.Model(cfg, key))(jax.random.key(0))
   bandwidth = limits.bandwidth()
-  result = {
-    "machine": program.machine(),
+  result = study.provenance(seed=0) | {
     "parameters": sum(a.size for a in jax.tree.leaves(net)),
     "bandwidth": bandwidth,
     "width": by_width(net, bandwidth),
     "cache": by_cache(net, bandwidth),
   }
-  _OUTPUT.value.write_text(
-    json.dumps(result, indent=1) + "\n", encoding="utf-8"
-  )
+  study.write_json(_OUTPUT.value, result)
   print(tables(result))
 
 

@@ -14,7 +14,6 @@ same weights in the same turns.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 
 import jax
@@ -23,12 +22,12 @@ from absl import flags
 
 from experiments.engineering.decode_speed import (
   compare,
-  limits,
   pictures,
   precision,
   report,
   serving,
 )
+from experiments.measure import limits, study
 from experiments.startup import program
 from mtp_jax.checkpoint import storage
 from mtp_jax.data import pipeline
@@ -57,8 +56,7 @@ def main(_: list[str]) -> None:
     raise ValueError(f"a batch of {most} needs --prompts={most}")
   folder = _OUTPUT.value
   folder.mkdir(parents=True, exist_ok=True)
-  result = {
-    "machine": program.machine(),
+  result = study.provenance(seed=0) | {
     "bandwidth": limits.bandwidth(),
     "models": {},
   }
@@ -69,9 +67,7 @@ def main(_: list[str]) -> None:
     _, held = pipeline.pack(cfg.data, codec)
     for found in measure(net, cfg, codec, held, result["bandwidth"]):
       result["models"][path.name] = found
-      (folder / "results.json").write_text(
-        json.dumps(result, indent=1) + "\n", encoding="utf-8"
-      )
+      study.write_json(folder / "results.json", result)
   pictures.write(folder, result)
   print(report.tables(result))
 

@@ -1,11 +1,12 @@
 """Many prompts through the server: what 'auto' takes, beside its rivals."""
 
+import functools
 import statistics
-import time
 
 from absl import logging
 
 from experiments.engineering.decode_speed import report
+from experiments.measure import timing
 from mtp_jax.decode import choose, serve
 
 
@@ -38,28 +39,27 @@ def measure(
     o for o in options if o.tree.is_chain or o in (chosen, *branching[:1])
   ]
 
-  def turn(tree):
-    begin = time.perf_counter()
-    found = serve.generate_all(
+  def serve_all(tree):
+    return serve.generate_all(
       decoder, prompts, slots=slots, heads=tree, max_new=new
     )
-    return time.perf_counter() - begin, found
 
-  results = [turn(o.tree)[1] for o in options]  # compiles
-  times = [[turn(o.tree)[0] for o in options] for _ in range(repeats)]
-  first = next(i for i, o in enumerate(options) if not o.tree.drafts)
+  calls = {o.tree: functools.partial(serve_all, o.tree) for o in options}
+  results = {tree: call() for tree, call in calls.items()}  # compiles
+  times = timing.seconds_in_turns(calls, repeats)
+  (ordinary,) = (o for o in options if not o.tree.drafts)
   rows = {}
-  for i, option in enumerate(options):
-    seconds = [t[i] for t in times]
-    gain = option.tokens_per_second / options[first].tokens_per_second
+  for option in options:
+    seconds, result = times[option.tree], results[option.tree]
+    gain = option.tokens_per_second / ordinary.tokens_per_second
     name = report.name(option.tree)
     rows[name] = {
       "seconds": seconds,
-      "tokens_per_second": sum(map(len, results[i].tokens))
+      "tokens_per_second": sum(map(len, result.tokens))
       / statistics.median(seconds),
-      "speedup": statistics.median(t[first] / t[i] for t in times),
+      "speedup": timing.median_ratio(times[ordinary.tree], seconds),
       "predicted_speedup": gain,
-      "tokens_per_forward": results[i].tokens_per_forward,
+      "tokens_per_forward": result.tokens_per_forward,
       "predicted_tokens_per_forward": option.tokens_per_forward,
       "auto": option == chosen,
     }

@@ -1,6 +1,5 @@
-"""What is made of the rows: the README's table, the picture, the files."""
+"""What is made of the rows: the README's table, the picture."""
 
-import csv
 import pathlib
 
 import matplotlib
@@ -48,17 +47,6 @@ def table(rows: list[dict]) -> str:
     ]
     lines.append(f"| {name} | {' | '.join(cells)} |")
   return "\n".join(lines)
-
-
-def write_csv(path: pathlib.Path, rows: list[dict]) -> None:
-  """Rows of equal keys, numbers to six digits."""
-  with path.open("w", newline="", encoding="utf-8") as file:
-    writer = csv.DictWriter(file, rows[0].keys())
-    writer.writeheader()
-    writer.writerows(
-      {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-      for row in rows
-    )
 
 
 def _heads(rows):

@@ -9,12 +9,9 @@ the table of the README and a verdict for each bound.
 """
 
 import dataclasses
-import datetime
 import functools
-import json
 import os
 import pathlib
-import platform
 import statistics
 import time
 
@@ -24,7 +21,7 @@ import optax
 from absl import flags
 
 from experiments.engineering.heads_memory import report, rivals, scales
-from experiments.measure import flops
+from experiments.measure import flops, study, timing
 from experiments.startup import program
 from mtp_jax import config, loss
 from mtp_jax.model import layers, model
@@ -153,15 +150,14 @@ def measure_losses(scale: scales.Scale, seed: int) -> list[dict]:
   if not scale.rounds:
     return rows
   inputs = {n: concrete(scale, n, seed) for n in HEADS}
-  times = [[] for _ in rows]
-  for _ in range(scale.rounds):
-    for row, program, taken in zip(rows, programs, times, strict=True):
-      wall, cpu, _ = seconds(program, *inputs[row["n"]])
-      taken.append((wall, cpu))
-  for row, taken in zip(rows, times, strict=True):
-    walls, cpus = zip(*taken, strict=True)
-    row["seconds"] = statistics.median(walls)
-    row["least_seconds"], row["most_seconds"] = min(walls), max(walls)
+
+  def taken(i):
+    return lambda: seconds(programs[i], *inputs[rows[i]["n"]])[:2]
+
+  calls = {i: taken(i) for i in range(len(rows))}
+  for i, times in timing.alternate(calls, scale.rounds).items():
+    row, (walls, cpus) = rows[i], zip(*times, strict=True)
+    row |= timing.spread(walls)
     row["processor_seconds"] = statistics.median(cpus)
   return rows
 
@@ -202,29 +198,26 @@ def measure_steps(scale: scales.Scale, seed: int) -> list[dict]:
   return rows[2:]  # the first turn warms up
 
 
-def verdicts(scale, rows, grown, steps) -> dict[str, dict]:
-  """Each bound's figure beside it."""
+def verdicts(scale, rows, grown, steps) -> dict[str, study.Bound]:
+  """Each figure beside its bound."""
   at = {(row["implementation"], row["n"]): row for row in rows}
   temp = {key: row["temp_mib"] for key, row in at.items()}
   work = {key: row["gflop"] for key, row in at.items()}
   logits = scale.batch * scale.seq_len * scale.vocab * 4 / MIB
+  at_most = study.Bound.at_most
   found = {
-    "serial temp, n=8 over n=1, same total layers": (
-      temp["serial", 8] / temp["serial", 1],
-      1.05,
+    "serial temp, n=8 over n=1, same total layers": at_most(
+      temp["serial", 8] / temp["serial", 1], 1.05
     ),
-    "serial temp, n=8 over n=1, same trunk": (grown[8] / grown[1], 1.05),
-    "serial temp growth to n=8, same trunk, in one head's logits": (
-      (grown[8] - grown[1]) / logits,
-      1.0,
+    "serial temp, n=8 over n=1, same trunk": at_most(grown[8] / grown[1], 1.05),
+    "serial temp growth to n=8, same trunk, in one head's logits": at_most(
+      (grown[8] - grown[1]) / logits, 1.0
     ),
-    "serial over formula temp, n=4": (
-      temp["serial", 4] / temp["formula", 4],
-      0.20,
+    "serial over formula temp, n=4": at_most(
+      temp["serial", 4] / temp["formula", 4], 0.20
     ),
-    "serial over formula FLOPs, worst n": (
-      max(work["serial", n] / work["formula", n] for n in HEADS),
-      1.02,
+    "serial over formula FLOPs, worst n": at_most(
+      max(work["serial", n] / work["formula", n] for n in HEADS), 1.02
     ),
   }
   if steps:
@@ -233,21 +226,13 @@ def verdicts(scale, rows, grown, steps) -> dict[str, dict]:
         n: [row[column] for row in steps if row["n"] == n] for n in (1, 4)
       }
       gflop = {row["n"]: row["gflop"] for row in steps}
-      ratios = [b / a for a, b in zip(taken[1], taken[4], strict=True)]
-      ratio = statistics.median(ratios)
-      found[f"step {column}, n=4 over n=1, as it is"] = ratio, None
-      found[f"step {column}, n=4 over n=1, added FLOPs taken out"] = (
-        ratio * gflop[1] / gflop[4],
-        1.05,
+      ratio = timing.median_ratio(taken[4], taken[1])
+      name = f"step {column}, n=4 over n=1"
+      found[f"{name}, as it is"] = study.Bound(ratio)
+      found[f"{name}, added FLOPs taken out"] = at_most(
+        ratio * gflop[1] / gflop[4], 1.05
       )
-  return {
-    name: {
-      "figure": figure,
-      "bound": bound,
-      "met": None if bound is None else figure <= bound,
-    }
-    for name, (figure, bound) in found.items()
-  }
+  return found
 
 
 def main(_: list[str]) -> None:
@@ -259,29 +244,21 @@ def main(_: list[str]) -> None:
   steps = measure_steps(scale, _SEED.value) if scale.pairs else []
   found = verdicts(scale, rows, grown, steps)
   output = _OUTPUT.value / _SCALE.value
-  report.write_csv(output.with_suffix(".csv"), rows)
+  study.write_csv(output.with_suffix(".csv"), rows)
   if steps:
-    report.write_csv(output.with_name(f"{output.name}_step.csv"), steps)
+    study.write_csv(output.with_name(f"{output.name}_step.csv"), steps)
   report.draw(rows, output.with_suffix(".png"))
-  record = {
+  record = study.provenance(_SEED.value) | {
     "shape": dataclasses.asdict(scale),
-    "seed": _SEED.value,
-    "machine": program.processor(),
-    "date": datetime.date.today().isoformat(),
-    "versions": {"jax": jax.__version__, "python": platform.python_version()},
     "load_average": round(os.getloadavg()[1], 1),  # of the last 5 minutes
     "minutes": round((time.time() - start) / 60, 1),
     "serial_temp_mib_same_trunk": grown,
     "bounds": found,
   }
-  output.with_suffix(".json").write_text(
-    json.dumps(record, indent=2) + "\n", encoding="utf-8"
-  )
+  study.write_json(output.with_suffix(".json"), record)
   print(report.table(rows))
-  for name, entry in found.items():
-    mark = {True: "met", False: "NOT MET", None: "for comparison"}
-    bound = "" if entry["bound"] is None else f" (bound {entry['bound']})"
-    print(f"{name}: {entry['figure']:.3f}{bound}: {mark[entry['met']]}")
+  for name, bound in found.items():
+    print(f"{name}: {bound}")
 
 
 if __name__ == "__main__":

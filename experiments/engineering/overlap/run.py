@@ -8,23 +8,19 @@ the collectives runs behind products and kernels and what the chip waits for.
 13 minutes of compiling, on cores shared with other work.
 """
 
-import csv
 import dataclasses
-import datetime
-import importlib.metadata
-import json
 import pathlib
 
-import jax
 from absl import flags
 
 from configs import sizes
-from experiments.measure import planning
+from experiments.measure import planning, study
 from experiments.startup import program
 from mtp_jax import config
 
 FOLDER = pathlib.Path(__file__).with_name("results")
 HEADS = (1, 2, 4)
+OVER_FLOPS = 1.03  # growth of compute and wait over growth of compute alone
 
 # Bytes per second that a chip's links take in, all of them together, from
 # the maker's data sheet.
@@ -82,7 +78,7 @@ def details(plan: planning.Plan) -> list[dict]:
   ]
 
 
-def verdicts(rows: list[dict]) -> dict[str, float]:
+def verdicts(rows: list[dict]) -> dict[str, study.Bound]:
   """Growth of compute and wait together over growth of compute alone."""
   found = {}
   for slice_ in dict.fromkeys(row["slice"] for row in rows):
@@ -92,7 +88,7 @@ def verdicts(rows: list[dict]) -> dict[str, float]:
       time = (mine[n]["compute_ms"] + mine[n]["wait_ms"]) / (
         mine[1]["compute_ms"] + mine[1]["wait_ms"]
       )
-      found[f"{slice_} n={n}"] = round(time / work, 4)
+      found[f"{slice_} n={n}"] = study.Bound.at_most(time / work, OVER_FLOPS)
   return found
 
 
@@ -106,29 +102,14 @@ def main(_: list[str]) -> None:
       rows.append(line(plan, n))
     heads += details(plan)  # of the most heads
   output = _OUTPUT.value
-  write(output / f"{_SIZE.value}.csv", rows)
-  write(output / f"{_SIZE.value}_heads.csv", heads)
-  found = verdicts(rows)
-  record = {
-    "size": _SIZE.value,
-    "step_over_flops": found,
-    "date": datetime.date.today().isoformat(),
-    "jax": jax.__version__,
-    "libtpu": importlib.metadata.version("libtpu"),
-  }
-  text = json.dumps(record, indent=2)
-  (output / f"{_SIZE.value}.json").write_text(f"{text}\n", encoding="utf-8")
+  study.write_csv(output / f"{_SIZE.value}.csv", rows)
+  study.write_csv(output / f"{_SIZE.value}_heads.csv", heads)
+  result = study.provenance() | {"size": _SIZE.value, "bounds": verdicts(rows)}
+  study.write_json(output / f"{_SIZE.value}.json", result)
   for row in rows:
     print(row)
-  print(found)
-
-
-def write(path: pathlib.Path, rows: list[dict]) -> None:
-  """Writes rows with the same keys as a CSV file with a header."""
-  with path.open("w", newline="", encoding="utf-8") as file:
-    table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
+  for name, bound in result["bounds"].items():
+    print(f"{name}: {bound}")
 
 
 if __name__ == "__main__":

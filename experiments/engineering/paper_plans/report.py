@@ -4,6 +4,7 @@ python -m experiments.engineering.paper_plans.report
 """
 
 from experiments.engineering.paper_plans import run
+from experiments.measure import study
 
 
 def table(rows: list[dict[str, str]], groups: dict[str, list[str]]) -> str:
@@ -52,5 +53,5 @@ def label(members: list[str]) -> str:
 
 
 if __name__ == "__main__":
-  results = run.read(run.FOLDER / "v5e.csv")
+  results = study.read_csv(run.FOLDER / "v5e.csv")
   print(table(results, run.distinct(run.runs())))

@@ -9,17 +9,13 @@ does not count: runs that differ in nothing else share a line. Lines already
 in the results are not compiled again. One to four minutes a line.
 """
 
-import csv
-import datetime
 import importlib
-import importlib.metadata
 import json
 import pathlib
 
-import jax
 from absl import logging
 
-from experiments.measure import aot, planning
+from experiments.measure import aot, planning, study
 from experiments.startup import program
 from mtp_jax import config, sharding
 from mtp_jax.train import step
@@ -112,9 +108,7 @@ def line(name: str, cfg: config.Config, slice_: str, loss: str) -> dict:
     "microbatches": cfg.train.accumulate,
     "step_flops": made.flops,
     "compile_s": round(made.compiled.seconds),
-    "date": datetime.date.today().isoformat(),
-    "jax": jax.__version__,
-    "libtpu": importlib.metadata.version("libtpu"),
+    **study.stamp("jax", "libtpu"),
   }
 
 
@@ -141,31 +135,14 @@ def smallest(path: pathlib.Path, name: str, cfg: config.Config) -> str:
 def planned(path, name, cfg, slice_, loss) -> dict[str, str]:
   """The line of a program: from the results, or planned now and added."""
   key = name, f"v5e:{slice_}", loss
-  for row in read(path):
+  rows = study.read_csv(path)
+  for row in rows:
     if (row["run"], row["slice"], row["loss"]) == key:
       return row
   row = line(name, cfg, slice_, loss)
   logging.info("%s", json.dumps(row))
-  append(path, row)
-  return read(path)[-1]
-
-
-def read(path: pathlib.Path) -> list[dict[str, str]]:
-  """Rows of the results, all values as strings; none if the file is missing."""
-  if not path.exists():
-    return []
-  with path.open(newline="", encoding="utf-8") as file:
-    return list(csv.DictReader(file))
-
-
-def append(path: pathlib.Path, row: dict) -> None:
-  """Adds a row to the results; a new file starts with the header."""
-  new = not path.exists()
-  with path.open("a", newline="", encoding="utf-8") as file:
-    rows = csv.DictWriter(file, list(row), lineterminator="\n")
-    if new:
-      rows.writeheader()
-    rows.writerow(row)
+  study.write_csv(path, [*rows, row])
+  return study.read_csv(path)[-1]
 
 
 if __name__ == "__main__":

@@ -16,11 +16,7 @@ with one that nothing happened to, bit for bit, and the next one begins.
 Prints a line per fault; --output takes the counts as JSON.
 """
 
-import datetime
-import importlib.metadata
 import json
-import os
-import platform
 import sys
 import time
 
@@ -29,6 +25,7 @@ from absl import flags
 
 from experiments.engineering.soak import faults
 from experiments.engineering.soak import job as job_lib
+from experiments.measure import study
 from experiments.startup import program
 
 _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time in which faults happen.")
@@ -53,10 +50,10 @@ def main(_: list[str]) -> None:
     print(f"undisturbed: {time.monotonic() - begin:.0f} s", flush=True)
     soak = faults.Soak(home, _STEPS.value, disk, _SEED.value, kinds)
     soak.run(60 * _MINUTES.value)
-  result = json.dumps(report(soak), indent=2)
-  print(result)
+  result = report(soak)
+  print(json.dumps(result, indent=1))
   if _OUTPUT.value:
-    _OUTPUT.value.write_text(result + "\n", encoding="utf-8")
+    study.write_json(_OUTPUT.value, result)
   if soak.broken:
     sys.exit(f"{len(soak.broken)} promises were broken")
 
@@ -71,16 +68,7 @@ def chosen() -> list[str]:
 
 def report(soak: faults.Soak) -> dict:
   """The result: what happened, what it cost, and on what it was measured."""
-  names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
-  return {
-    "command": " ".join(
-      ["python -m experiments.engineering.soak", *sys.argv[1:]]
-    ),
-    "date": datetime.date.today().isoformat(),
-    "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-    "python": platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in names},
-    "seed": _SEED.value,
+  return study.provenance(_SEED.value) | {
     "full_disk_was": soak.disk.kind,
     "faults": dict(soak.faults),
     "faults_in_all": soak.faults.total(),

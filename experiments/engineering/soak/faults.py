@@ -1,7 +1,6 @@
 """One fault after another, and what is lost by them."""
 
 import collections
-import csv
 import pathlib
 import random
 import re
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 
 from experiments.engineering.soak import job as job_lib
+from experiments.measure import study
 from mtp_jax import config, sharding
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import step as step_lib
@@ -173,6 +173,6 @@ def state(home: pathlib.Path, name: str) -> tuple:
   with checkpoints.Checkpoints(home / name / "checkpoints") as saved:
     like = step_lib.abstract_state(cfg, mesh)
     found, _, _ = saved.restore(like, step=cfg.train.steps)
-  with (home / name / "train.csv").open(encoding="utf-8") as file:
-    losses = [(row["step"], row["loss"]) for row in csv.DictReader(file)]
+  rows = study.read_csv(home / name / "train.csv")
+  losses = [(row["step"], row["loss"]) for row in rows]
   return losses, [np.asarray(x).tobytes() for x in jax.tree.leaves(found)]

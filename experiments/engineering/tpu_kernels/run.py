@@ -11,10 +11,7 @@ default device, and interpreted on the CPU to compare their loss with float64.
 Some minutes: every program is small.
 """
 
-import csv
-import datetime
 import functools
-import importlib.metadata
 import importlib.util
 import pathlib
 
@@ -23,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments.measure import aot
+from experiments.measure import aot, study
 from experiments.startup import program
 from mtp_jax import config, sharding
 from mtp_jax.loss import cross_entropy
@@ -178,27 +175,15 @@ def main(_: list[str]) -> None:
   """Compiles all kernels for TPUs and writes the memory that each takes."""
   program.make_room(_OUTPUT.value / "memory.csv")
   jax.config.update("jax_platforms", "cpu")
-  stamp = {
-    "date": datetime.date.today().isoformat(),
-    "jax": jax.__version__,
-    "libtpu": importlib.metadata.version("libtpu"),
-  }
-  if has_tokamax():
-    stamp["tokamax"] = importlib.metadata.version("tokamax")
+  stamp = study.stamp("jax", "libtpu", "tokamax")
   output = _OUTPUT.value
-  rows = [row for chip in _CHIPS.value for row in memory(chip)]
-  write(output / "memory.csv", rows, stamp)
+  tables = {"memory": [row for chip in _CHIPS.value for row in memory(chip)]}
   if has_tokamax():
-    write(output / "tokamax_loss.csv", tokamax_loss(), stamp)
-
-
-def write(path: pathlib.Path, rows: list[dict], stamp: dict) -> None:
-  """Writes rows, each with the versions and date of `stamp`, as CSV."""
-  with path.open("w", newline="", encoding="utf-8") as file:
-    table = csv.DictWriter(file, [*rows[0], *stamp], lineterminator="\n")
-    table.writeheader()
-    table.writerows(row | stamp for row in rows)
-  print(path.read_text(encoding="utf-8"))
+    tables["tokamax_loss"] = tokamax_loss()
+  for name, rows in tables.items():
+    path = output / f"{name}.csv"
+    study.write_csv(path, [row | stamp for row in rows])
+    print(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

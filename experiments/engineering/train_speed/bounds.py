@@ -4,6 +4,8 @@ import functools
 import math
 from collections.abc import Callable
 
+from experiments.measure import study
+
 # The bounds, and what they are about.
 OVER_FLOPS = 1.03  # serial's step time over n = 1's, by the ratio of FLOPs
 UTILISATION = 0.45  # of serial at 1.3B
@@ -45,15 +47,10 @@ def most_rows(needed: Callable[[int], int], limit: float) -> int:
   return low
 
 
-def verdicts(rows: list[dict]) -> dict[str, dict]:
-  """Each bound's figure beside it, where it was measured."""
+def verdicts(rows: list[dict]) -> dict[str, study.Bound]:
+  """Each bound, where its figure was measured."""
   at = {(row["size"], row["n"], row["loss"]): row for row in rows}
   found = {}
-
-  def add(name, figure, bound, at_most):
-    met = figure <= bound if at_most else figure >= bound
-    found[name] = {"figure": round(figure, 3), "bound": bound, "met": met}
-
   for (size, n, loss), row in at.items():
     one, formula = at.get((size, 1, loss), {}), at.get((size, n, "formula"), {})
     if loss != "serial":
@@ -63,16 +60,17 @@ def verdicts(rows: list[dict]) -> dict[str, dict]:
       for kind in ("executed", "model"):
         work = row[f"{kind}_flops"] / one[f"{kind}_flops"]
         name = f"{size}: step time over n=1's, by {kind} FLOPs, n={n}"
-        add(name, ratio / work, OVER_FLOPS, True)
+        found[name] = study.Bound.at_most(ratio / work, OVER_FLOPS)
     if size == "1.3B" and "flop_utilisation" in row:
       name = f"{size}: FLOP utilisation, n={n}"
-      add(name, row["flop_utilisation"], UTILISATION, False)
+      use = row["flop_utilisation"]
+      found[name] = study.Bound.at_least(use, UTILISATION)
     if n == 4 and "most_rows" in row and "most_rows" in formula:
       name = f"{size}: most rows over the formula's, n={n}"
       ratio = row["most_rows"] / max(formula["most_rows"], 1)
       if not formula["most_rows"]:
         name += " (of which none fits: counted as 1)"
-      add(name, ratio, ROWS_OVER_FORMULA, False)
+      found[name] = study.Bound.at_least(ratio, ROWS_OVER_FORMULA)
   return found
 
 

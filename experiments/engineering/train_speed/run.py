@@ -9,13 +9,11 @@ over the same rows; then the most rows that fit the device for each. Runs on
 all devices of this machine, FSDP over them.
 """
 
-import json
-
 import jax
 from absl import flags, logging
 
 from experiments.engineering.train_speed import bounds, steps
-from experiments.measure import aot
+from experiments.measure import aot, study
 from experiments.startup import program
 from mtp_jax import config, sharding
 
@@ -60,8 +58,7 @@ def main(_: list[str]) -> None:
     rounds=_ROUNDS.value,
     steps=_STEPS.value,
   )
-  result = {
-    "machine": program.machine(),
+  result = study.provenance(seed=0) | {
     "seq_len": setup.seq_len,
     "remat": setup.remat,
     "memory_gib": limit / aot.GIB,
@@ -70,7 +67,7 @@ def main(_: list[str]) -> None:
 
   def save():  # what is known, before the next program may fail
     result["bounds"] = bounds.verdicts(result["rows"])
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    study.write_json(path, result)
 
   for size in _SIZES.value:
     programs = []
@@ -91,9 +88,8 @@ def main(_: list[str]) -> None:
       logging.info("%s", row)
       save()
   print(bounds.table(result["rows"]))
-  for name, entry in result["bounds"].items():
-    mark = "met" if entry["met"] else "NOT MET"
-    print(f"{name}: {entry['figure']} (bound {entry['bound']}): {mark}")
+  for name, bound in result["bounds"].items():
+    print(f"{name}: {bound}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 
 from configs.paper import base
 from experiments.engineering.train_speed import bounds
-from experiments.measure import aot
+from experiments.measure import aot, timing
 from mtp_jax import config, sharding
 from mtp_jax.model import cost, model
 from mtp_jax.train import step as step_lib
@@ -225,14 +225,9 @@ def most_rows(
 
 def _rates(each, taken, mesh) -> dict:
   """Seconds of a step, and what follows from them."""
-  seconds = statistics.median(taken)
-  tokens = each.cfg.data.batch * each.cfg.data.seq_len / seconds
-  found = {
-    "seconds": seconds,
-    "least_seconds": min(taken),
-    "most_seconds": max(taken),
-    "tokens_per_second": tokens,
-  }
+  tokens = each.cfg.data.batch * each.cfg.data.seq_len
+  tokens /= statistics.median(taken)
+  found = timing.spread(taken) | {"tokens_per_second": tokens}
   if peak := cost.peak_flops(list(mesh.devices.flat)):
     found["flop_utilisation"] = tokens * each.row["model_flops"] / peak
   return found

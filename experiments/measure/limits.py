@@ -1,11 +1,9 @@
 """Limits of a device: its bytes and FLOPs per second, and a pass's bytes."""
 
-import statistics
-import time
-
 import jax
 import jax.numpy as jnp
 
+from experiments.measure import timing
 from mtp_jax.decode import network
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import heads as heads_lib
@@ -15,12 +13,7 @@ def bandwidth(megabytes: int = 1024, repeats: int = 9) -> float:
   """Bytes per second at which the device reads a large array; measured."""
   x = jnp.ones((megabytes * 2**20 // 4,), jnp.float32)
   read = jax.jit(lambda x: x.sum())
-  times = []
-  for _ in range(repeats + 1):
-    begin = time.perf_counter()
-    jax.block_until_ready(read(x))
-    times.append(time.perf_counter() - begin)
-  return x.nbytes / statistics.median(times[1:])
+  return x.nbytes / timing.median(lambda: read(x), repeats)
 
 
 def flop_rate(size: int = 8192, repeats: int = 9) -> float:
@@ -30,12 +23,7 @@ def flop_rate(size: int = 8192, repeats: int = 9) -> float:
   """
   x = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
   product = jax.jit(lambda x: x @ x)
-  times = []
-  for _ in range(repeats + 1):
-    begin = time.perf_counter()
-    jax.block_until_ready(product(x))
-    times.append(time.perf_counter() - begin)
-  return 2 * size**3 / statistics.median(times[1:])
+  return 2 * size**3 / timing.median(lambda: product(x), repeats)
 
 
 def bytes_per_pass(
