@@ -15,7 +15,7 @@ from absl import flags, logging
 
 from experiments.startup import program
 from mtp_jax import config, tokenizer_training
-from mtp_jax.data import corpora
+from mtp_jax.data import corpora, splits
 
 _SOURCE = flags.DEFINE_enum(
   "source", "python", config.SOURCES, "Kind of corpus."
@@ -54,9 +54,7 @@ def main(_: list[str]) -> None:
 
 
 def _train(data: config.Data) -> None:
-  cut = corpora.find_cut(
-    corpora.deduplicated(corpora.read(data)), data.held_out
-  )
+  cut = splits.find_cut(splits.deduplicated(corpora.read(data)), data.held_out)
   skipped = corpora.Skipped()
   trained = tokenizer_training.train(
     _texts(data, skipped, cut, held_out=False), _OUTPUT.value, _VOCAB.value
@@ -81,8 +79,8 @@ def _train(data: config.Data) -> None:
 
 
 def _texts(data, skipped, cut, held_out: bool):
-  documents = corpora.deduplicated(corpora.read(data, skipped), skipped)
-  for document, is_held_out in corpora.split(documents, data.held_out, cut):
+  documents = splits.deduplicated(corpora.read(data, skipped), skipped)
+  for document, is_held_out in splits.split(documents, data.held_out, cut):
     if is_held_out == held_out:
       yield document.text
 

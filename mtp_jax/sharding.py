@@ -1,7 +1,7 @@
-"""From logical axes to devices: one mesh, one table, one function.
+"""Maps the logical axes of arrays to the axes of a mesh of devices.
 
-Parameters are born with logical axes in their metadata (`model/layers.py`);
-this module knows only those names, not the model.
+Every parameter names its logical axes in its metadata (`model/layers.py`).
+This module reads those names and does not import the model.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ def make_mesh(cfg: config.Mesh, devices=None) -> jax.sharding.Mesh:
   """A mesh with axes ('data', 'model').
 
   Args:
-    cfg: devices along each axis; -1 takes all that are left.
+    cfg: devices along each axis; -1 means all remaining devices.
     devices: default `jax.devices()`.
 
   Raises:
-    ValueError: the axes' product is not the number of devices.
+    ValueError: the product of the axes is not the number of devices.
   """
   cfg = cfg.check()
   devices = jax.devices() if devices is None else devices
@@ -43,7 +43,7 @@ def make_mesh(cfg: config.Mesh, devices=None) -> jax.sharding.Mesh:
   if int(np.prod(shape)) != len(devices):
     raise ValueError(
       f"mesh.data={cfg.data} x mesh.model={cfg.model} does not use exactly "
-      f"the {len(devices)} devices at hand"
+      f"the {len(devices)} devices that there are"
     )
   return jax.make_mesh(
     tuple(shape), ("data", "model"), (AxisType.Auto,) * 2, devices=devices
@@ -51,26 +51,28 @@ def make_mesh(cfg: config.Mesh, devices=None) -> jax.sharding.Mesh:
 
 
 def shardings(tree, mesh: jax.sharding.Mesh, rules: dict = RULES):
-  """NamedSharding of every array in `tree`.
+  """The NamedSharding of every array in `tree`.
 
   Args:
-    tree: a pytree of `nnx.Variable`s and bare arrays or their abstract
-      forms: a model, or an optimiser state whose moments are shaped like one.
+    tree: a model or an optimiser state: a pytree of `nnx.Variable`s and plain
+      arrays, or their abstract forms.
     mesh: see `make_mesh`.
-    rules: logical axis -> mesh axis. Leading stacked axes (layers, heads) and
-      bare arrays (step counts) are replicated.
+    rules: logical axis -> mesh axis. Leading axes without a name, of stacked
+      layers or heads, and plain arrays, such as step counts, are replicated.
 
   Returns:
-    The tree with a NamedSharding for each array.
+    `tree` with a NamedSharding in place of each array.
 
   Raises:
-    ValueError: an axis is not divisible by the devices it is split over.
+    ValueError: an axis is not divisible by the devices of its mesh axis.
   """
 
   def one(x):
     if not isinstance(x, nnx.Variable):
       return NamedSharding(mesh, P())
-    if not jax.tree.leaves(x):  # an optimiser that leaves this one to another
+    if not jax.tree.leaves(
+      x
+    ):  # a parameter that this optimiser does not update
       return x
     value = x.get_value()
     axes = (None,) * value.ndim
@@ -89,11 +91,12 @@ def shardings(tree, mesh: jax.sharding.Mesh, rules: dict = RULES):
 
 
 def gathered(param: nnx.Variable, mesh: jax.sharding.Mesh) -> nnx.Variable:
-  """`param` collected from the 'data' axis, still split over 'model'.
+  """Gathers `param` over the 'data' axis; it stays split over 'model'.
 
-  What a loop reads at every turn is gathered once, before it, not inside. Its
-  gradient is split as it is summed, a reduce-scatter where the compiler has
-  one: the constraint's own transpose would leave it whole on every device.
+  Called before a loop that reads `param` in every iteration, so that it is
+  gathered once. The gradient is split over 'data' as it is summed, by a
+  reduce-scatter if the compiler supports it. Without the custom rule, every
+  device would hold the whole gradient.
   """
   rules = {k: v for k, v in RULES.items() if v != "data"}
   split, whole = (shardings(param, mesh, r).get_value() for r in (RULES, rules))
@@ -112,16 +115,19 @@ def gathered(param: nnx.Variable, mesh: jax.sharding.Mesh) -> nnx.Variable:
 def local(
   fun: Callable, mesh: jax.sharding.Mesh, inputs: tuple, output: tuple
 ) -> Callable:
-  """`fun` called by each device on its own part, for what XLA cannot split.
+  """Makes each device call `fun` on its own shard.
+
+  For functions that XLA cannot partition, such as Pallas kernels.
 
   Args:
-    fun: a function of arrays whose parts need nothing of each other.
+    fun: a function of arrays; its result on a shard needs no other shard.
     mesh: see `make_mesh`.
-    inputs: for each argument its logical axes, or None where they are whole.
-    output: the result's logical axes.
+    inputs: the logical axes of each argument; None for an axis that is not
+      split.
+    output: the logical axes of the result.
 
   Returns:
-    A function of whole arrays, each axis divisible by its devices.
+    A function of whole arrays. Each axis must be divisible by its devices.
   """
 
   def spec(axes):
@@ -132,42 +138,42 @@ def local(
     mesh=mesh,
     in_specs=tuple(spec(axes) for axes in inputs),
     out_specs=spec(output),
-    check_vma=False,  # a Pallas kernel does not say how its result varies
+    check_vma=False,  # Pallas kernels do not declare what this would check
   )
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """Rows of a batch over 'data', everything else whole."""
+  """Splits the rows of a batch over 'data' and no other axis."""
   return NamedSharding(mesh, P("data"))
 
 
 def reader(mesh: jax.sharding.Mesh, process: int) -> tuple[int, int]:
   """Which rows of a batch a process reads.
 
-  Processes whose devices hold the same rows (the 'model' axis may span them)
-  read the same block, all others different ones: no row is read for two
-  places, none is left out.
+  A batch is divided into equal blocks of rows. Processes whose devices hold
+  the same rows, which happens if the 'model' axis spans processes, read the
+  same block; others read different blocks.
 
   Args:
     mesh: see `make_mesh`.
     process: index of the process.
 
   Returns:
-    (block, blocks): the batch in that many blocks, and which of them.
+    (block, blocks): the index of the process's block, and their number.
 
   Raises:
-    ValueError: the processes' shares of the rows overlap or differ in size.
+    ValueError: the blocks of the processes overlap or differ in size.
   """
-  held = {}  # process -> places along 'data' of its devices
-  for place, devices in enumerate(mesh.devices):
+  positions = {}  # process -> indices of its devices along 'data'
+  for index, devices in enumerate(mesh.devices):
     for device in devices.flat:
-      held.setdefault(device.process_index, set()).add(place)
-  blocks = sorted({tuple(sorted(places)) for places in held.values()})
+      positions.setdefault(device.process_index, set()).add(index)
+  blocks = sorted({tuple(sorted(indices)) for indices in positions.values()})
   sizes = {len(block) for block in blocks}
   if len(sizes) > 1 or sum(map(len, blocks)) > len(mesh.devices):
     raise ValueError(
-      f"{len(held)} processes cannot share the {len(mesh.devices)} devices of "
-      f"axis 'data' evenly: they hold the places {blocks}. Choose mesh.model "
-      "as a divisor or a multiple of the devices of one process"
+      f"{len(positions)} processes cannot share the {len(mesh.devices)} "
+      f"devices of axis 'data' evenly: their positions are {blocks}. Choose "
+      "mesh.model as a divisor or a multiple of the devices of one process"
     )
-  return blocks.index(tuple(sorted(held[process]))), len(blocks)
+  return blocks.index(tuple(sorted(positions[process]))), len(blocks)

@@ -315,7 +315,7 @@ MUTANTS = [
   ),
   Mutant(
     "a byte is trained on and held out",
-    "mtp_jax/data/corpora.py",
+    "mtp_jax/data/splits.py",
     "document.text[cut.at :]",
     "document.text[cut.at - 1 :]",
     "test_corpora.py::test_one_text_file_gives_both_splits",

@@ -13,7 +13,7 @@ import zstandard
 from array_record.python import array_record_module
 
 from mtp_jax import config
-from mtp_jax.data import corpora, formats
+from mtp_jax.data import corpora, formats, splits
 
 
 def read(source, path, skipped=None, **fields):
@@ -178,7 +178,7 @@ def test_damaged_compression_is_named_or_counted(
 def test_every_refusal_of_a_record_names_the_remedy(tmp_path):
   (tmp_path / "a.jsonl").write_bytes(b'{"text": "\xff"}')
   with pytest.raises(
-    ValueError, match="a.jsonl:1.*, with data.on_error='skip'$"
+    ValueError, match="a.jsonl:1.* with data.on_error='skip'$"
   ):
     read("jsonl", tmp_path)
   skipped = corpora.Skipped()
@@ -227,7 +227,7 @@ def test_linked_folders_are_read_once_and_circles_end(tmp_path):
   os.mkfifo(corpus / "pipe")
   kept = texts("text", corpus, skipped := corpora.Skipped())
   assert sorted(kept) == ["b/deep/a:1", "inner/a:1"]
-  assert skipped == {"no file": 2, "link": 2}
+  assert skipped == {"not a regular file": 2, "link to a parent folder": 2}
   for name in ("gone", "pipe", "all"):
     assert any(place.endswith(f"/{name}") for place in skipped.places), name
 
@@ -399,21 +399,21 @@ def document(text):
 
 def test_exact_duplicates_are_dropped_and_counted():
   skipped = corpora.Skipped()
-  kept = corpora.deduplicated(map(document, [b"a", b"b", b"a", b"a "]), skipped)
+  kept = splits.deduplicated(map(document, [b"a", b"b", b"a", b"a "]), skipped)
   assert [d.text for d in kept] == [b"a", b"b", b"a "]
   assert skipped == {"duplicate": 1}
 
 
 def test_split_depends_on_the_bytes_alone_and_grows_with_the_share():
   documents = [document(b"%d" % i) for i in range(10_007)]
-  held = {d.text for d, out in corpora.split(documents, 0.1) if out}
+  held = {d.text for d, out in splits.split(documents, 0.1) if out}
   # Binomial: mean 1001, standard deviation 30; the hash is fixed.
   assert 900 < len(held) < 1100
-  backwards = corpora.split(documents[::-1], 0.1)
+  backwards = splits.split(documents[::-1], 0.1)
   assert {d.text for d, out in backwards if out} == held
-  assert all(corpora.is_held_out(text, 0.2) for text in held)
+  assert all(splits.is_held_out(text, 0.2) for text in held)
   # Pinned: a changed rule would move training text into every held-out set.
-  pinned = [i for i in range(60) if corpora.is_held_out(b"%d" % i, 0.1)]
+  pinned = [i for i in range(60) if splits.is_held_out(b"%d" % i, 0.1)]
   assert pinned == [4, 10, 29, 35, 44, 54]
 
 
@@ -426,14 +426,14 @@ def test_one_text_file_gives_both_splits(tmp_path, lines, ending):
   documents = read("text", path)
   whole = b"".join(d.text for d in documents)
   # No position below it: no whole document is held out.
-  share = min(0.02, min(corpora.position(d.text) for d in documents) / 2)
+  share = min(0.02, min(splits.position(d.text) for d in documents) / 2)
   if len(whole) < 128:
     with pytest.raises(ValueError, match="one document of 12. bytes, .* text"):
-      corpora.find_cut(documents, share)
+      splits.find_cut(documents, share)
     return
-  cut = corpora.find_cut(iter(documents), share)
-  assert cut == corpora.find_cut(read("text", path), share)
-  parts = list(corpora.split(documents, share, cut))
+  cut = splits.find_cut(iter(documents), share)
+  assert cut == splits.find_cut(read("text", path), share)
+  parts = list(splits.split(documents, share, cut))
   assert b"".join(d.text for d, _ in parts) == whole
   ((tail,), rest) = ([d.text for d, out in parts if out == o] for o in (1, 0))
   assert len(rest) == len(documents) and all(rest)
@@ -447,15 +447,15 @@ def test_one_text_file_gives_both_splits(tmp_path, lines, ending):
 
 def test_whole_documents_are_held_out_where_there_are_any():
   some = [document(b"%d" % i) for i in range(11)]
-  assert corpora.find_cut(some, 0.1) is None  # see `pinned`
+  assert splits.find_cut(some, 0.1) is None  # see `pinned`
   # Too short to be cut: one of them is held out, the first of the longest.
-  cut = corpora.find_cut(some[1:4], 0.99)
-  sides = [(d.text, out) for d, out in corpora.split(some[1:4], 0.99, cut)]
+  cut = splits.find_cut(some[1:4], 0.99)
+  sides = [(d.text, out) for d, out in splits.split(some[1:4], 0.99, cut)]
   assert sides == [(b"1", True), (b"2", False), (b"3", False)]
   with pytest.raises(ValueError, match="0.99 .* document of 1 bytes, .* 128"):
-    corpora.find_cut(some[:1], 0.99)
+    splits.find_cut(some[:1], 0.99)
   long = [*some[:3], document(b"a line\n" * 99)]
-  assert corpora.find_cut(long, 1e-9).at == 7 * 89
+  assert splits.find_cut(long, 1e-9).at == 7 * 89
 
 
 @pytest.mark.parametrize("field", ["path", "tokenizer", "cache"])

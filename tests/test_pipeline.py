@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from mtp_jax import config, tokenizer, tokenizer_training
-from mtp_jax.data import blocks, corpora, pack, pipeline
+from mtp_jax.data import blocks, corpora, pack, pipeline, splits
 
 
 def in_memory(lengths):
@@ -127,14 +127,14 @@ def test_a_document_gives_more_excerpts_where_others_are_lacking():
 
 def test_packing_keeps_every_document_whole(data):
   codec, skipped = tokenizer.Bytes(), corpora.Skipped()
-  documents = list(corpora.deduplicated(corpora.read(data, skipped), skipped))
+  documents = list(splits.deduplicated(corpora.read(data, skipped), skipped))
   assert skipped["duplicate"] and skipped["empty"]
-  splits = pipeline.pack(data, codec)
-  for packed, held_out in zip(splits, (False, True), strict=True):
+  both = pipeline.pack(data, codec)
+  for packed, held_out in zip(both, (False, True), strict=True):
     wanted = [
       d.text
       for d in documents
-      if corpora.is_held_out(d.text, data.held_out) == held_out
+      if splits.is_held_out(d.text, data.held_out) == held_out
     ]
     parts = np.split(np.asarray(packed.tokens), packed.starts[1:])
     assert all(p[0] == codec.bos and p[-1] == codec.eos for p in parts)
@@ -146,7 +146,7 @@ def test_packing_keeps_every_document_whole(data):
     size = sum(map(len, wanted))
     assert packed.bytes_per_token == size / (size + len(wanted))
     assert packed.tokens.dtype == np.uint16
-  assert splits[0].fingerprint != splits[1].fingerprint
+  assert both[0].fingerprint != both[1].fingerprint
 
 
 class Counting(tokenizer.Bytes):

@@ -1,7 +1,7 @@
-"""Arrays of one axis on disk, whose blocks are checked whenever they are read.
+"""Arrays on disk, whose blocks are verified whenever they are read.
 
-Files are read with `pread`, not through a memory map: the system kills a
-process (SIGBUS) that reads a map beyond the end of a file cut short.
+Files are read with `pread` and not through a memory map: if a mapped file is
+truncated, the system kills the process that reads it (SIGBUS).
 """
 
 import array
@@ -13,18 +13,18 @@ import zlib
 
 import numpy as np
 
-BLOCK = 1 << 13  # bytes that share a checksum; 5 to 15 microseconds to check
+BLOCK = 1 << 13  # bytes per checksum; verifying takes 5 to 15 microseconds
 
 
 class CacheDamaged(ValueError):
-  """A packed corpus is not what was written; the message says where."""
+  """A packed corpus has changed on the disk since it was written."""
 
 
 class Array:
-  """A read-only array on disk: what it returns is what was written.
+  """A read-only array [size] on disk, verified on every read.
 
-  Has the length, slices, `searchsorted` and `np.asarray` of a NumPy array.
-  Threads may share it; pickled, it sends the path and not the contents.
+  Like a NumPy array it supports `len`, slices, `searchsorted` and `np.asarray`.
+  Threads may share it. Pickling stores the path, not the elements.
 
   Args:
     path: the file, written by `Writer`.
@@ -33,7 +33,7 @@ class Array:
     size: number of elements.
 
   Raises:
-    CacheDamaged: on reading: the file is shorter, or a block has changed.
+    CacheDamaged: by a read, if a block has changed or the file is too short.
   """
 
   def __init__(
@@ -45,7 +45,9 @@ class Array:
   ):
     self.path, self.dtype = pathlib.Path(path), np.dtype(dtype)
     self._checksums, self._size = checksums, size
-    self._last = -1, b""  # a window asks three times for a block of starts
+    # The last block read, and its bytes: `Packed.window` reads a block of
+    # `starts` three times.
+    self._last = -1, b""
     self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     weakref.finalize(self, os.close, self._file)
 
@@ -63,11 +65,11 @@ class Array:
     return np.frombuffer(raw, self.dtype)[low - skip : high - skip : step]
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
-    del copy  # always one
+    del copy  # this always copies
     return self[:].astype(dtype or self.dtype)
 
   def searchsorted(self, value: int, side: str = "left") -> int:
-    """As `np.ndarray.searchsorted` of an ascending array; reads one block."""
+    """Like `np.searchsorted` on an ascending array; reads one block."""
     block = max(self._firsts.searchsorted(value, side) - 1, 0)
     start = block * (BLOCK // self.dtype.itemsize)
     inside = self[start : start + BLOCK // self.dtype.itemsize]
@@ -81,21 +83,22 @@ class Array:
     return np.array([self[i : i + 1][0] for i in starts], self.dtype)
 
   def _block(self, index: int) -> bytes:
-    known, raw = self._last
-    if index == known:
+    """The bytes of a block; CacheDamaged if its checksum differs."""
+    last, raw = self._last
+    if index == last:
       return raw
     start = index * BLOCK
     size = min(BLOCK, self._size * self.dtype.itemsize - start)
     try:
       raw = os.pread(self._file, size, start)
     except OSError as error:
-      error.filename = str(self.path)  # a descriptor has no name to tell
+      error.filename = str(self.path)  # `os.pread` knows no name
       raise
     if len(raw) < size or zlib.crc32(raw) != self._checksums[index]:
       raise CacheDamaged(
         f"{self.path} was damaged while it was in use: bytes {start} to "
         f"{start + size - 1} are not what was packed. They were not used. "
-        "Start again: what is damaged is then packed anew. If it happens "
+        "Start again: the damaged corpus is then packed anew. If it happens "
         "again, set data.cache to a folder on another disk"
       )
     self._last = index, raw
@@ -106,36 +109,37 @@ class Array:
 
 
 class Writer:
-  """Writes a new file from front to back, with a checksum per block."""
+  """Writes a new file sequentially and computes a checksum per block."""
 
   def __init__(self, path: pathlib.Path):
     self._path, self._file = path, path.open("xb")
-    self._done, self._crc, self._room = array.array("I"), 0, BLOCK
+    self._done = array.array("I")  # checksums of full blocks
+    self._crc, self._left = 0, BLOCK  # of the current block; its bytes left
 
   def write(self, raw: bytes) -> None:
-    """Appends bytes; like `close`, raises OSError if the disk is full."""
+    """Appends bytes. This or `close` raises OSError if the disk is full."""
     self._file.write(raw)
     raw = memoryview(raw)
     while raw:
-      part, raw = raw[: self._room], raw[self._room :]
+      part, raw = raw[: self._left], raw[self._left :]
       self._crc = zlib.crc32(part, self._crc)
-      self._room -= len(part)
-      if not self._room:
+      self._left -= len(part)
+      if not self._left:
         self._done.append(self._crc)
-        self._crc, self._room = 0, BLOCK
+        self._crc, self._left = 0, BLOCK
 
   def checksum(self) -> int:
-    """Checksum of the blocks' checksums, the last and shorter one included."""
-    rest = [self._crc] if self._room < BLOCK else []
+    """The checksum of all blocks' checksums; the last block may be shorter."""
+    rest = [self._crc] if self._left < BLOCK else []
     return zlib.crc32((self._done + array.array("I", rest)).tobytes())
 
   def close(self) -> None:
-    """Closes the file; nothing can be read after it."""
+    """Closes the file, which is complete then."""
     self._file.close()
 
 
 def checksums(path: pathlib.Path) -> np.ndarray:
-  """Checksums of a file's blocks as they are now, [blocks], uint32."""
+  """Computes the checksums of a file's blocks: [blocks], uint32."""
   values = array.array("I")
   with path.open("rb", buffering=1 << 20) as file:
     while block := file.read(BLOCK):

@@ -1,7 +1,8 @@
-"""How a file is read: its records, each a text or what is wrong with it.
+"""Reads the records of one file.
 
-A record is UTF-8 or a `Damage`; damage that ends a file comes last. A byte
-order mark at the start of a text is part of the text.
+A record is a text in UTF-8, or a `Damage` that says why it cannot be used. If
+the rest of a file cannot be read, its last record is a Damage. A byte order
+mark at the start of a text is part of the text.
 """
 
 import codecs
@@ -18,9 +19,9 @@ from array_record.python import array_record_module
 
 from mtp_jax import tokenizer
 
-PIECE = 1 << 16  # bytes; a longer text file becomes several documents
-LINE = 1 << 28  # bytes of the longest line of JSON that is read
-NAMES = {  # patterns of the files wanted in a folder
+PIECE = 1 << 16  # bytes; longer text files are cut into several documents
+LINE = 1 << 28  # bytes; longer lines of JSON are not read
+NAMES = {  # source -> pattern of the names of its files
   "python": r"\.py$",
   "text": r"",
   "jsonl": r"\.jsonl(\.gz|\.zst)?$",
@@ -31,23 +32,23 @@ NAMES = {  # patterns of the files wanted in a folder
 class Damage(NamedTuple):
   """Why a record cannot be used."""
 
-  reason: str  # few different ones, to count by
-  detail: str
+  reason: str  # a category, such as 'not UTF-8'; `corpora.Skipped` counts it
+  detail: str  # of this record
 
 
 def records(
   source: str, path: pathlib.Path, field: str
 ) -> Iterator[tuple[int | None, bytes | Damage]]:
-  """The records of a file, one at a time.
+  """Yields the records of a file, each with its place.
 
   Args:
     source: one of `config.SOURCES`.
     path: the file; `text` and `jsonl` may be .gz or .zst.
-    field: of `jsonl`, the one that holds the text.
+    field: for `jsonl`, the field that holds the text.
 
   Yields:
-    (line where it begins, record); for `array_record` its index, for `python`
-    None.
+    (place, record). The place is the line where the record begins, for
+    `array_record` its index, and for `python` None.
   """
   line = None
   try:
@@ -55,7 +56,7 @@ def records(
       yield line, record
   except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
     kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
-    yield line or 1, Damage(kind, f"no more after it: {error}")
+    yield line or 1, Damage(kind, f"the rest cannot be read: {error}")
 
 
 def _python(path, field) -> Iterator[tuple[None, bytes | Damage]]:
@@ -64,6 +65,7 @@ def _python(path, field) -> Iterator[tuple[None, bytes | Damage]]:
 
 
 def _text(path, field) -> Iterator[tuple[int, bytes | Damage]]:
+  """Pieces of at most PIECE bytes, cut after a line end if there is one."""
   del field
   line, rest = 1, b""
   with _open(path) as file:
@@ -94,20 +96,21 @@ def _jsonl(path, field) -> Iterator[tuple[int, bytes | Damage]]:
 
 
 def _field(raw: bytes, field: str) -> bytes | Damage:
+  """The text in a field of a line of JSON."""
   try:
     record = json.loads(raw.decode("utf-8-sig"))
   except UnicodeDecodeError as error:
     return _not_utf8(raw, error)
   except (ValueError, RecursionError) as error:
-    alone = b"\r" in raw.strip()
-    hint = ": its lines end with carriage returns alone" if alone else ""
+    has_return = b"\r" in raw.strip()
+    hint = ": its lines end with carriage returns alone" if has_return else ""
     return Damage("not JSON", f"{error}{hint}")
   if not isinstance(record, dict) or field not in record:
     has = sorted(record)[:9] if isinstance(record, dict) else type(record)
     return Damage("missing field", f"no {field!r} among {str(has)[:200]}")
   if not isinstance(record[field], str):
     kind = type(record[field]).__name__
-    return Damage("missing field", f"{field!r} is no string but {kind}")
+    return Damage("missing field", f"{field!r} is a {kind}, not a string")
   try:
     return record[field].encode("utf-8")
   except UnicodeEncodeError as error:
@@ -122,7 +125,7 @@ def _array_record(path, field) -> Iterator[tuple[int, bytes | Damage]]:
       yield index, _checked(reader.read(), index, counts_lines=False)[1]
     reader.close()
   except (RuntimeError, IndexError, ValueError) as error:
-    raise OSError(f"not a whole ArrayRecord file: {error}") from error
+    raise OSError(f"not a complete ArrayRecord file: {error}") from error
 
 
 _READERS = {
@@ -136,7 +139,8 @@ _READERS = {
 def _checked(
   text: bytes, line: int, counts_lines: bool = True
 ) -> tuple[int, bytes | Damage]:
-  """The text, or its damage with the line where UTF-8 breaks."""
+  """(line, text); if the text is not UTF-8, the line of the error and a
+  Damage."""
   try:
     text.decode("utf-8")
   except UnicodeDecodeError as error:
@@ -148,7 +152,7 @@ def _checked(
 
 def _not_utf8(raw: bytes, error: UnicodeDecodeError) -> Damage:
   if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-    return Damage("not UTF-8", "it begins as UTF-16 does: convert the file")
+    return Damage("not UTF-8", "it begins like UTF-16: convert the file")
   return Damage("not UTF-8", str(error))
 
 
@@ -161,9 +165,9 @@ def _open(path: pathlib.Path) -> io.BufferedIOBase:
 
 
 class _Zstandard(io.RawIOBase):
-  """Decompressed bytes of a .zst file of any number of frames.
+  """Decompresses a .zst file of any number of frames.
 
-  `zstandard`'s own stream reader takes a truncated file for a whole one.
+  `zstandard`'s own stream reader accepts a truncated file without an error.
   """
 
   def __init__(self, path: pathlib.Path):
@@ -183,7 +187,7 @@ class _Zstandard(io.RawIOBase):
       if self._frame is None:
         limit = zstandard.ZstdDecompressor(max_window_size=1 << 31)
         self._frame = limit.decompressobj()
-      # A view: slices of bytes would copy all that is left at every read.
+      # A view, because slicing bytes would copy the rest at every read.
       self._output = memoryview(self._frame.decompress(self._input))
       self._input = self._frame.unused_data
       if self._frame.eof:
