@@ -1,8 +1,18 @@
-"""Parameters of which none is special, and quickly made."""
+"""Random models, none of whose parameters is special, and quickly made.
+
+`random_model` builds a small one, `model_of` that of a config, `filled` any
+other module. NumPy draws the values, so no initialiser is compiled.
+"""
+
+import dataclasses
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from mtp_jax import config
+from mtp_jax.model import model
 
 
 def normal(seed, *shape):
@@ -10,13 +20,31 @@ def normal(seed, *shape):
   return jnp.asarray(values, jnp.float32)
 
 
-def filled(make, gain):
+def filled(make, gain, seed=0):
   """`make(key)` with norms about 1 and the rest about `gain`, by name."""
   made = jax.eval_shape(make, jax.random.key(0))
 
   def fill(path, leaf):
     name = jax.tree_util.keystr(path)
-    values = normal(sum(map(ord, name)), *leaf.shape)
+    values = normal([seed, zlib.crc32(name.encode())], *leaf.shape)
     return 1 + 0.3 * values if "norm" in name else gain * values
 
   return jax.tree_util.tree_map_with_path(fill, made)
+
+
+def model_config(kind="parallel", **fields) -> config.Model:
+  """A small model; by default 2 trunk layers, and those that its heads have."""
+  sizes = {"vocab": 31, "width": 24, "mlp": 41, "attn_heads": 6, "kv_heads": 2}
+  cfg = config.Model(**({"head": kind, "n_future": 3} | sizes | fields))
+  if "layers" in fields:
+    return cfg
+  return dataclasses.replace(cfg, layers=2 + cfg.head_layers)
+
+
+def random_model(kind="parallel", *, seed=0, deviation=0.2, **fields):
+  """A `model_config`'s model."""
+  return model_of(model_config(kind, **fields), deviation, seed)
+
+
+def model_of(cfg: config.Model, deviation=0.2, seed=0) -> model.Model:
+  return filled(lambda key: model.Model(cfg, key), deviation, seed)

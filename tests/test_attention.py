@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from mtp_jax import config
-from mtp_jax.model import attention, layers, model
+from mtp_jax.model import attention, layers
 from mtp_jax.train import step
+from tests import parameters
 
 
 def formula(q, k, v, segments):
@@ -173,12 +174,9 @@ print("equal")
 
 
 def test_documents_are_left_unmasked_where_the_config_says_so():
-  cfg = config.Model(
-    vocab=20, width=8, mlp=12, layers=2, attn_heads=2, kv_heads=2, n_future=1,
-    mask_documents=False,
-  )  # fmt: skip
-  net = model.Model(cfg, jax.random.key(0))
-  tokens = jax.random.randint(jax.random.key(1), (2, 13), 0, 20)
+  cfg = parameters.model_config(mask_documents=False)
+  net = parameters.model_of(cfg)
+  tokens = jnp.asarray(np.random.default_rng(1).integers(0, 20, (2, 13)))
   documents = jnp.cumsum(tokens == 3, 1)
   for kernel in IMPLEMENTATIONS.values():
     runs = [

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -18,8 +17,8 @@ from mtp_jax import config, tokenizer
 from mtp_jax.data import pack, pipeline
 from mtp_jax.decode import choose, generate, prepare
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.model import model
 from mtp_jax.train import workdir
+from tests import parameters
 
 D, F, H, K, V, N = 24, 41, 6, 2, 259, 3
 BLOCK = 4 * (2 * D + D * D * 2 + 2 * D * D // 3 + 3 * D * F)  # bytes
@@ -27,18 +26,9 @@ CACHED = 4 * 2 * D // 3  # bytes per token and layer
 
 
 def make(head):
-  blocks = N if head == "parallel" else 0
-  cfg = config.Model(
-    vocab=V,
-    width=D,
-    mlp=F,
-    layers=2 + blocks,
-    attn_heads=H,
-    kv_heads=K,
-    n_future=N,
-    head=head,
+  return parameters.random_model(
+    head, vocab=V, width=D, mlp=F, attn_heads=H, kv_heads=K, n_future=N
   )
-  return model.Model(cfg, jax.random.key(0))
 
 
 @pytest.mark.parametrize(

@@ -19,20 +19,18 @@ from mtp_jax.checkpoint import checkpoints
 from mtp_jax.decode import accept, blockwise, prepare, sampling, stream
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.model import model
 from mtp_jax.train import workdir
+from tests import parameters
 
 
 @pytest.fixture(scope="module")
 def loaded():
   """A random byte model; it writes bytes, not text."""
   cfg = config.Config(
-    model=config.Model(
-      width=24, mlp=41, layers=4, attn_heads=2, kv_heads=2, n_future=3
-    ),
+    model=parameters.model_config(vocab=259, layers=4),
     decode=config.Decode(heads=2, max_new=19),
   )
-  return model.Model(cfg.model, jax.random.key(0)), cfg, tokenizer.Bytes()
+  return parameters.model_of(cfg.model), cfg, tokenizer.Bytes()
 
 
 @pytest.fixture

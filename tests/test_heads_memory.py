@@ -7,7 +7,8 @@ import pytest
 
 from experiments.engineering.heads_memory import rivals, run, scales
 from mtp_jax import loss
-from mtp_jax.model import layers, model
+from mtp_jax.model import layers
+from tests import parameters
 
 SCALE = scales.Scale(
   width=28,
@@ -26,7 +27,7 @@ N = 3
 @pytest.fixture(scope="module")
 def arguments():
   """heads, z, ctx, targets and scale of the losses."""
-  net = model.Model(run.settings(SCALE, N), jax.random.key(0))
+  net = parameters.model_of(run.settings(SCALE, N))
   keys = jax.random.split(jax.random.key(1), 2)
   z = jax.random.normal(keys[0], (2, 11, 28))
   ctx = layers.training_context(jnp.ones((2, 11), jnp.int32), net.cfg)

@@ -9,22 +9,12 @@ import pytest
 from mtp_jax import config, loss
 from mtp_jax.decode import generate, prepare
 from mtp_jax.evaluate import held_out
-from mtp_jax.model import model
+from tests import parameters
 
 
 def make(head="parallel", n_future=3):
-  return model.Model(
-    config.Model(
-      vocab=29,
-      width=20,
-      mlp=28,
-      layers=n_future + 1,
-      attn_heads=2,
-      kv_heads=1,
-      n_future=n_future,
-      head=head,
-    ),
-    jax.random.key(1),
+  return parameters.random_model(
+    head, vocab=29, layers=n_future + 1, n_future=n_future
   )
 
 

@@ -95,15 +95,7 @@ WEIGHTS = (
 def block():
   """A block of which no parameter is special: norm scales are not 1, and
   what is added to the residual is as large as the residual."""
-  made = jax.eval_shape(lambda k: layers.Block(CFG, k), jax.random.key(0))
-
-  def fill(path, leaf):
-    seed = sum(map(ord, jax.tree_util.keystr(path)))
-    if leaf.ndim == 1:
-      return 1 + 0.3 * parameters.normal(seed, *leaf.shape)
-    return 0.15 * parameters.normal(seed, *leaf.shape)
-
-  return jax.tree_util.tree_map_with_path(fill, made)
+  return parameters.filled(lambda key: layers.Block(CFG, key), 0.15)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ CFG = config.Model(
 def filled(**changes):
   """A model with parameters of which none is special."""
   cfg = dataclasses.replace(CFG, **changes)
-  return parameters.filled(lambda key: model.Model(cfg, key), 0.25)
+  return parameters.model_of(cfg, 0.25)
 
 
 @pytest.fixture(scope="module")

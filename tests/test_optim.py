@@ -12,6 +12,7 @@ from flax import nnx
 from mtp_jax import config
 from mtp_jax.model import model
 from mtp_jax.train import optim
+from tests import parameters
 
 STEPS = 101
 
@@ -135,9 +136,7 @@ def test_warmup_begins_at_zero():
 
 @pytest.mark.parametrize("head", config.HEAD_KINDS)
 def test_norm_scales_alone_do_not_decay(head):
-  cfg = config.Model(
-    vocab=23, width=12, mlp=17, layers=5, attn_heads=3, kv_heads=1, head=head
-  )
+  cfg = parameters.model_config(head)
   net = jax.eval_shape(lambda k: model.Model(cfg, k), jax.random.key(0))
   mask = optim.decayed(net)
   assert jax.tree.structure(mask) == jax.tree.structure(net)
@@ -156,14 +155,13 @@ def test_norm_scales_alone_do_not_decay(head):
 def test_muon_takes_each_layer_as_a_matrix_and_leaves_the_ends_to_adam():
   """Equals optax's Muon on one layer's two-dimensional matrices; embedding,
   unembedding and norms move as under Adam without decay."""
-  cfg = config.Model(
-    vocab=23, width=12, mlp=17, layers=3, attn_heads=3, kv_heads=1, n_future=2,
-    head="linear",
-  )  # fmt: skip
+  cfg = parameters.model_config(
+    "linear", vocab=23, width=12, mlp=17, n_future=2
+  )
   optimiser = config.Optim(
     kind="muon", peak=0.3, adam_ratio=2.0, warmup=0, decay=0.4, clip=1e9
   )
-  net, gradient = (model.Model(cfg, jax.random.key(i)) for i in range(2))
+  net, gradient = (parameters.model_of(cfg, seed=i) for i in range(2))
 
   rate = optim.schedule(optimiser, STEPS)
 
