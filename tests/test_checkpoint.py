@@ -17,7 +17,7 @@ import optax
 import pytest
 from flax import nnx
 
-from mtp_jax.checkpoint import checkpoints, integrity, reader, storage
+from mtp_jax.checkpoint import checkpoints, fallback, integrity, reader, storage
 from mtp_jax.train import resume
 
 # Reads that orbax abandons when a file is damaged complain when collected.
@@ -71,7 +71,7 @@ def warnings(monkeypatch):
     if "damaged" in line:
       lines.append(line)
 
-  monkeypatch.setattr(checkpoints.logging, "warning", warning)
+  monkeypatch.setattr(fallback.logging, "warning", warning)
   return lines
 
 

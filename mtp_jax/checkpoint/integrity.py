@@ -1,4 +1,4 @@
-"""What guards the arrays of a checkpoint: names, shapes, dtypes, checksums."""
+"""Names, shapes, dtypes and checksums of the arrays of a checkpoint."""
 
 import hashlib
 import json
@@ -9,16 +9,18 @@ import jax.numpy as jnp
 
 
 def checksums(arrays: list[jax.Array]) -> list[str]:
-  """A checksum per array, the same for every sharding and process count.
+  """A checksum per array, equal for every sharding and number of processes.
 
-  Each array becomes uint32 words w (8- and 16-bit values widened); its sums
-  are Σ f(w[i], i) mod 2^32 for two functions f, each one to one in w: a change
-  to a single word, so any flipped bit, always changes both. f mixes all bits
-  of w with the flat position i, so that other damage passes about once in
-  2^64, flipped signs and swapped words too; Σ w[i]·h(i) with odd h(i) has the
-  first property but misses every second flip of a top bit. Computed where the
-  shards lie, in one call; no array is gathered. Beyond 2^32 elements positions
-  repeat: exchanging two words that share one is not seen.
+  An array is read as uint32 words w; 8- and 16-bit values are widened. The
+  checksum is a pair of sums Σ f(w[i], i) mod 2^32, with two functions f that
+  mix all bits of w[i] with the flat position i. Both are injective in w[i], so
+  a change to a single word always changes both sums. Other damage, such as
+  swapped words, is missed with a probability of about 2^-64. (The simpler
+  Σ w[i]·h(i) with odd h(i) misses two flipped top bits.)
+
+  Each device sums its own shards, in one call for all arrays; no array is
+  gathered. Positions repeat beyond 2^32 elements, so a swap of two words at
+  equal positions is missed there.
 
   Args:
     arrays: arrays of any shape and plain dtype, on the devices of one mesh.
@@ -68,7 +70,11 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def flatten(tree) -> tuple[dict, dict]:
-  """Plain arrays by key path, and the leaves that they stand for.
+  """Flattens a pytree into dicts by key path.
+
+  Returns:
+    (arrays, leaves). They differ at typed random keys, of which `arrays` holds
+    the key data.
 
   Raises:
     ValueError: two leaves have the same key path.
@@ -89,7 +95,7 @@ def _is_key(leaf) -> bool:
 
 
 def _key_data(key):
-  """The numbers of a typed random key, or their abstract form."""
+  """The data of a typed random key, abstract if the key is."""
   if isinstance(key, jax.Array):
     return jax.random.key_data(key)
   data = jax.eval_shape(jax.random.key_data, key)
@@ -97,7 +103,7 @@ def _key_data(key):
 
 
 def describe(array, leaf, checksum: str) -> dict:
-  """What the record says of one array."""
+  """The entry of one array in the record."""
   entry = {"dtype": str(leaf.dtype), "shape": list(array.shape)}
   if _is_key(leaf):
     entry["key"] = str(jax.random.key_impl(leaf))
@@ -105,25 +111,29 @@ def describe(array, leaf, checksum: str) -> dict:
 
 
 def targets(arrays: dict) -> dict:
-  """Shape, dtype and sharding to restore each array with."""
-  homes = [getattr(x, "sharding", None) for x in arrays.values()]
-  meshes = [h.mesh for h in homes if isinstance(h, jax.NamedSharding)]
+  """A ShapeDtypeStruct, with a sharding, to restore each array to.
+
+  Arrays without a sharding get one that replicates them over the mesh of the
+  others, or over the first device if there is no mesh.
+  """
+  shardings = [getattr(x, "sharding", None) for x in arrays.values()]
+  meshes = [s.mesh for s in shardings if isinstance(s, jax.NamedSharding)]
   if meshes:
     default = jax.NamedSharding(meshes[0], jax.P())
   else:
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   targets = {}
-  for (name, array), home in zip(arrays.items(), homes, strict=True):
-    if home is None or not getattr(array, "committed", True):
-      home = default
+  for (name, array), sharding in zip(arrays.items(), shardings, strict=True):
+    if sharding is None or not getattr(array, "committed", True):
+      sharding = default
     targets[name] = jax.ShapeDtypeStruct(
-      array.shape, array.dtype, sharding=home
+      array.shape, array.dtype, sharding=sharding
     )
   return targets
 
 
 def differing_leaves(stored: dict, targets: dict, leaves: dict) -> list[str]:
-  """A line for every leaf that is missing, or of another dtype or shape."""
+  """One line per leaf that is missing or has another dtype or shape."""
   have = {n: f"{e['dtype']}{e['shape']}" for n, e in stored.items()}
   want = {n: f"{leaves[n].dtype}{list(x.shape)}" for n, x in targets.items()}
   return [
@@ -135,7 +145,7 @@ def differing_leaves(stored: dict, targets: dict, leaves: dict) -> list[str]:
 
 
 def seal(record: dict) -> dict:
-  """The record with a digest of itself."""
+  """`record` with "seal", a digest of the rest of it."""
   record = {name: value for name, value in record.items() if name != "seal"}
   text = json.dumps(record, sort_keys=True)
   digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

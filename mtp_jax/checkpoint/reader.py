@@ -1,4 +1,4 @@
-"""Reads checkpoints of a folder, and tells damage from a failed read."""
+"""Reads single steps of a folder and tells damage from a failed read."""
 
 import jax
 import numpy as np
@@ -10,30 +10,26 @@ from mtp_jax.checkpoint import integrity, storage
 
 
 class Damaged(Exception):
-  """A step is not what was saved; the step before it may be."""
+  """A step is not what was saved. An earlier step may be whole."""
 
 
 class Unproven(Damaged):
-  """A step cannot be read, for an unknown reason: nothing may remove it."""
+  """A step cannot be read, but damage is not proven: never remove it."""
 
 
 class ReadFailed(Exception):
-  """A step could not be looked at; whether it is whole is unknown."""
+  """A read failed, such as for lack of permission; the step may be whole."""
 
 
-_KINDS = (
-  None,
-  Damaged,
-  Unproven,
-  ReadFailed,
-)  # the worst of all processes counts
+# Outcomes of a read, from best to worst. The worst of all processes counts.
+_OUTCOMES = (None, Damaged, Unproven, ReadFailed)
 
 
 class Reader:
-  """Reads single steps and changes nothing in the folder.
+  """Reads single steps; never changes the folder.
 
-  Among several processes each reads alone. Then all compare, and where one
-  raises, all raise: so all go back to the same step, or all stop.
+  Each of several processes reads on its own. Then they exchange outcomes, and
+  if one has failed, all raise. So all fall back to the same step, or all stop.
 
   Args:
     folder: a `storage.folder`.
@@ -41,7 +37,8 @@ class Reader:
 
   def __init__(self, folder: epath.Path):
     self._folder = folder
-    # Within orbax, a process that finds damage would leave the others waiting.
+    # If processes read together in orbax, one that raises leaves the others
+    # waiting. So each is told that it is the only one.
     alone, here = ocp.options.MultiprocessingOptions(), jax.process_index()
     if jax.process_count() > 1:
       alone = ocp.options.MultiprocessingOptions(
@@ -55,7 +52,7 @@ class Reader:
       read_only=True,
       multiprocessing_options=alone,
     )
-    self._manager = _listed(
+    self._manager = _retried(
       lambda: ocp.CheckpointManager(folder, options=options)
     )
 
@@ -65,15 +62,15 @@ class Reader:
     Raises:
       OSError: the folder cannot be listed.
     """
-    steps = storage.steps(self._folder)  # fails where orbax finds nothing
-    _listed(self._manager.reload)
+    steps = storage.steps(self._folder)  # raises where orbax finds no steps
+    _retried(self._manager.reload)
     return sorted({*steps} & {*self._manager.all_steps()})
 
   def record(self, step: int) -> dict:
     """The record of a step (`integrity.seal`).
 
     Raises:
-      Damaged, ReadFailed: on this process or on another.
+      Damaged, ReadFailed: this process or another cannot read it.
     """
 
     def read():
@@ -90,16 +87,16 @@ class Reader:
     return _together(read)
 
   def arrays(self, step: int, record: dict, targets: dict) -> dict:
-    """Arrays of a step, compared with the checksums in its record.
+    """Restores arrays of a step and verifies their checksums.
 
     Args:
-      step: the step.
-      record: of the step.
-      targets: shape, dtype and sharding by name (`integrity.targets`), of all
+      step: number of the step.
+      record: its record.
+      targets: name -> shape, dtype and sharding (`integrity.targets`), of all
         arrays or of some.
 
     Raises:
-      Damaged, ReadFailed: on this process or on another.
+      Damaged, ReadFailed: this process or another cannot read them.
     """
     args = ocp.args.PyTreeRestore(
       targets,
@@ -109,25 +106,25 @@ class Reader:
 
     def read():
       loaded = self._restore(step, state=args)
-      for name in targets:  # orbax leaves a target in place of what it misses
+      for name in targets:  # orbax returns the target of a missing array
         if not isinstance(loaded[name], jax.Array):
           raise Damaged(f"array {name} is missing")
       return loaded
 
     loaded = _together(read)
-    found = integrity.checksums([loaded[name] for name in targets])
+    sums = integrity.checksums([loaded[name] for name in targets])
     faults = [
       f"array {name} has checksum {checksum}, "
       f"stored is {record['arrays'][name]['checksum']}"
-      for name, checksum in zip(targets, found, strict=True)
+      for name, checksum in zip(targets, sums, strict=True)
       if checksum != record["arrays"][name]["checksum"]
     ]
 
-    def compare():
+    def verify():
       if faults:
         raise Damaged("; ".join(faults))
 
-    _together(compare)
+    _together(verify)
     return loaded
 
   def close(self) -> None:
@@ -140,40 +137,40 @@ class Reader:
     return self._manager.restore(step, args=args)[name]
 
 
-def _listed(listing):
-  """`listing()` of orbax, again where a run removes a step meanwhile.
+def _retried(listing):
+  """`listing()` of orbax, repeated if a run removes a step meanwhile.
 
-  orbax lists the names first, and looks at each step afterwards.
+  orbax lists the names first and opens each step later.
   """
   for _ in range(10):
     try:
       return listing()
     except FileNotFoundError as error:
-      gone = error
-  raise gone
+      last_error = error
+  raise last_error
 
 
 def _together(read):
-  """`read()`; where it fails on one process, it raises on all of them."""
-  found, error, kind = None, None, 0
+  """`read()` on each process; raises on all of them if one fails."""
+  result, error, outcome = None, None, 0
   try:
-    found = read()
-  except Exception as caught:  # damage surfaces as any type
+    result = read()
+  except Exception as caught:  # orbax raises errors of many types
     error = caught
     if not storage.is_damage(error):
-      kind = _KINDS.index(ReadFailed)
+      outcome = _OUTCOMES.index(ReadFailed)
     elif isinstance(error, Damaged) or storage.is_proven(error):
-      kind = _KINDS.index(Damaged)
+      outcome = _OUTCOMES.index(Damaged)
     else:
-      kind = _KINDS.index(Unproven)
-  kinds = np.array([kind])
+      outcome = _OUTCOMES.index(Unproven)
+  outcomes = np.array([outcome])
   if jax.process_count() > 1:
-    kinds = multihost_utils.process_allgather(kinds).reshape(-1)
-  worst = kinds.max()
+    outcomes = multihost_utils.process_allgather(outcomes).reshape(-1)
+  worst = outcomes.max()
   if worst:
-    text = f"not readable on processes {np.flatnonzero(kinds == worst)}"
-    if kind == worst:
+    text = f"not readable on processes {np.flatnonzero(outcomes == worst)}"
+    if outcome == worst:
       is_ours = isinstance(error, Damaged)
       text = str(error) if is_ours else storage.line(error)
-    raise _KINDS[worst](text) from error
-  return found
+    raise _OUTCOMES[worst](text) from error
+  return result

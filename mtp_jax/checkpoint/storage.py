@@ -1,6 +1,6 @@
-"""The layer between checkpoints and the disk: paths, listings, orbax, faults.
+"""Paths, folders, orbax's writer, and what errors of the storage mean.
 
-Nothing here knows what a checkpoint holds.
+Nothing here depends on what a checkpoint contains.
 """
 
 import contextlib
@@ -23,11 +23,10 @@ from etils import epath
 from orbax.checkpoint import multihost
 
 _STEP = re.compile("0|[1-9][0-9]*")
-_ASIDE = re.compile("damaged-[0-9]+")  # damaged for certain
+_ASIDE = re.compile("damaged-[0-9]+")  # steps whose damage is proven
 
-# Numbers of operating system errors that tell of the files' contents: a name
-# inside a damaged file leads nowhere. Every other number tells of the device,
-# the network, the permissions or the memory.
+# Operating system errors that a damaged file can cause, since a path in it may
+# be wrong. The device, the network, permissions or memory cause all others.
 _CONTENT = (
   errno.ENOENT,
   errno.ENOTDIR,
@@ -36,23 +35,23 @@ _CONTENT = (
   errno.ENAMETOOLONG,
 )
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")  # in tensorstore's messages
-# Status codes of tensorstore, object stores and XLA.
+# Status codes of tensorstore, object stores and XLA for temporary failures.
 _STATUS = re.compile(
   "\\b(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|"
   "UNAUTHENTICATED|ABORTED|CANCELLED): "
 )
-# And those with which tensorstore says that a file is missing or malformed.
+# Status codes of tensorstore for a missing or malformed file.
 _MALFORMED = re.compile(
   "\\b(NOT_FOUND|DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION|INVALID_ARGUMENT): "
 )
 
 
 class _Path(type(epath.Path("."))):
-  """A path whose own characters are no pattern.
+  """A path whose `glob` treats the path's own characters literally.
 
   orbax merges the files of its processes by `folder.glob("ocdbt.process_*")`.
-  etils would take "[3]" in the folder's own name for a set of characters, find
-  nothing, and orbax would leave a checkpoint that cannot be read.
+  In etils, "[3]" in the name of the folder would be a pattern. Nothing would
+  match, and orbax would leave a checkpoint that cannot be read.
   """
 
   def glob(self, pattern: str) -> Iterator[epath.Path]:
@@ -62,10 +61,10 @@ class _Path(type(epath.Path("."))):
 
 
 def local(path: str | pathlib.Path) -> pathlib.Path:
-  """The path that a user gave, `~` expanded.
+  """A path with `~` expanded.
 
   Raises:
-    ValueError: the path is empty, or begins with an unknown user (~name).
+    ValueError: the path is empty, or `~name` is not a user.
   """
   if not str(path).strip():
     raise ValueError("a path is empty; the current folder is .")
@@ -86,7 +85,7 @@ def folder(path: str | pathlib.Path) -> epath.Path:
   text = str(path)
   if "://" not in text:
     absolute = local(path).absolute()
-    # As the system reads "link/..", which is not what precedes "link".
+    # "link/.." is the parent of the folder that the link leads to.
     text = str(absolute.resolve() if ".." in absolute.parts else absolute)
   try:
     text.encode()
@@ -108,7 +107,7 @@ def folder(path: str | pathlib.Path) -> epath.Path:
 
 
 def not_writable(workdir: pathlib.Path, error: Exception) -> str:
-  """Says in a line that a workdir cannot be written, why, and what to do."""
+  """The error message for a workdir that cannot be written."""
   remedy = "take another workdir"
   if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
     remedy = f"free space there, or {remedy}"
@@ -116,7 +115,7 @@ def not_writable(workdir: pathlib.Path, error: Exception) -> str:
 
 
 def steps(folder: epath.Path) -> list[int]:
-  """Steps by the names of their folders, oldest first, complete or not.
+  """The steps that have a folder, oldest first, complete or not.
 
   Raises:
     OSError: the folder cannot be listed.
@@ -131,48 +130,49 @@ def steps(folder: epath.Path) -> list[int]:
 
 
 def _is_folder(path: epath.Path) -> bool:
-  """`path.is_dir()`, which answers no where it was not allowed to look."""
+  """Like `path.is_dir()`, but raises if permission is missing."""
   if "://" in str(path):
     return path.is_dir()
   try:
     return stat.S_ISDIR(os.stat(path).st_mode)
-  except FileNotFoundError:  # removed since it was listed
+  except FileNotFoundError:  # removed after it was listed
     return False
 
 
 def set_aside(folder: epath.Path, steps: dict[int, bool]) -> None:
-  """Clears damaged steps out of the way, and warns of what it does.
+  """Renames or removes damaged steps, and logs a warning.
 
-  The newest one whose damage is proven becomes damaged-STEP. Older ones, and
-  the damaged-STEP of before, are removed: they would fill the disk. A step
-  whose damage is not proven becomes unreadable-STEP, and is never removed.
+  The newest step with proven damage is renamed to damaged-STEP. Older ones are
+  removed, and so is an earlier damaged-STEP, because they would fill the disk.
+  A step whose damage is not proven is renamed to unreadable-STEP and is never
+  removed.
 
   Args:
     folder: of checkpoints.
-    steps: by number, whether the damage is proven (`is_proven`).
+    steps: number -> whether the damage is proven (`is_proven`).
   """
   names = [entry.name for entry in folder.iterdir()]
-  there = [step for step in sorted(steps) if str(step) in names]
-  proven = [step for step in there if steps[step]]
+  existing = [step for step in sorted(steps) if str(step) in names]
+  proven = [step for step in existing if steps[step]]
   removed = [f"{step}" for step in proven[:-1]]
   renamed = {}
-  for step in there:
+  for step in existing:
     if not steps[step]:
       name = f"unreadable-{step}"
-      while name in names:  # of an earlier run
+      while name in names:  # from an earlier run
         name += "-"
       renamed[step] = name
   if proven:
     removed += [name for name in names if _ASIDE.fullmatch(name)]
     renamed[proven[-1]] = f"damaged-{proven[-1]}"
-  done = [
+  actions = [
     f"damaged checkpoint {step} is set aside as {name}"
     for step, name in renamed.items()
   ]
   if removed:
-    done.append(f"older damaged ones are removed: {', '.join(removed)}")
-  if done:
-    absl_logging.warning("%s: %s", folder, "; ".join(done))
+    actions.append(f"older damaged ones are removed: {', '.join(removed)}")
+  if actions:
+    absl_logging.warning("%s: %s", folder, "; ".join(actions))
   for name in removed:
     (folder / name).rmtree()
   for step, name in renamed.items():
@@ -180,10 +180,10 @@ def set_aside(folder: epath.Path, steps: dict[int, bool]) -> None:
 
 
 def is_damage(error: BaseException) -> bool:
-  """Whether a failed read tells of the contents of files.
+  """Whether the contents of files may have caused the error of a read.
 
-  If not, it tells of the disk, the network, rights or memory, and the same
-  read may succeed later.
+  Otherwise the disk, the network, permissions or memory caused it, and the
+  same read may succeed later.
   """
   for link in _chain(error):
     if isinstance(link, MemoryError):
@@ -199,7 +199,7 @@ def is_damage(error: BaseException) -> bool:
 
 
 def is_proven(error: BaseException) -> bool:
-  """Whether a failed read says that a file is missing or cannot be parsed."""
+  """Whether the error of a read says that a file is missing or malformed."""
   kinds = FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError
   return any(
     isinstance(link, kinds) or _MALFORMED.search(str(link))
@@ -208,6 +208,7 @@ def is_proven(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  """The error, then its cause or context, and so on."""
   seen = []
   while error and error not in seen:
     seen.append(error)
@@ -216,7 +217,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def line(error: BaseException) -> str:
-  """The cause of an error in one line of readable length."""
+  """The first cause of an error, in one line of at most 600 characters."""
   while error.__cause__:
     error = error.__cause__
   text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -225,11 +226,11 @@ def line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  """Inside, only the caller tells of what failed: the error is raised.
+  """Silences the logs of orbax about errors that are raised anyway.
 
-  Otherwise a full disk is told with a traceback by each of orbax's threads, by
-  asyncio, and by each of tensorstore's writes that ends after orbax gave up; a
-  damaged file by each read that orbax abandons. --verbosity=1 lets them talk.
+  Without this, a full disk is logged with a traceback by each of orbax's
+  threads, by asyncio, and by each of tensorstore's late writes. A damaged file
+  is logged by each read that orbax abandons. --verbosity=1 shows these logs.
   """
 
   def is_wanted(record: logging.LogRecord) -> bool:
@@ -258,8 +259,11 @@ def quiet() -> Iterator[None]:
 
 
 def open_writer(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
-  """A manager that makes the folder, removes what killed saves left, and keeps
-  the newest `keep` steps."""
+  """Opens orbax's manager to write.
+
+  It makes the folder, removes what killed saves left, and keeps the newest
+  `keep` steps.
+  """
   several = jax.process_count() > 1
   return ocp.CheckpointManager(
     folder,
@@ -274,11 +278,11 @@ def open_writer(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
 
 
 def barrier(*, key: str, timeout_ms: int) -> None:
-  """orbax's barrier for threads that save, skipped by one whose save failed.
+  """orbax's barrier for saving threads; a thread whose save failed skips it.
 
-  orbax enters this barrier in a `finally` block even after an error; the other
-  processes never arrive there, so the error would surface only after the
-  ten-minute timeout.
+  orbax enters the barrier in a `finally` block, even after an error. The other
+  processes never arrive there, so the error would be raised only after a
+  timeout of ten minutes.
   """
   if error := sys.exc_info()[1]:
     raise error
