@@ -15,10 +15,10 @@ import jax
 from absl import flags
 
 from experiments.measure import planning, study
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax import fields
 
-_CONFIG = program.define_config()
+_CONFIG = options.define_config()
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "TPU slice, as v5p:2x2x2, v5e:16x16 or v6e:4x4."
 )
@@ -32,7 +32,7 @@ _CACHE = flags.DEFINE_integer(
 _OPTIONS = flags.DEFINE_list(
   "compiler_options", [], "Of the TPU compiler, as name=value,name=value."
 )
-_JSON = program.define_path("json", None, "File to write the figures to.")
+_JSON = options.define_path("json", None, "File to write the figures to.")
 flags.mark_flag_as_required("topology")
 
 
@@ -41,7 +41,7 @@ def main(_: list[str]) -> None:
   cfg = _CONFIG.value.check()
   options = _options(_OPTIONS.value)
   if _JSON.value:
-    program.make_room(_JSON.value)
+    options.make_room(_JSON.value)
   try:
     plan = _plan(cfg, options)
   except jax.errors.JaxRuntimeError as error:

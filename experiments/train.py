@@ -13,16 +13,16 @@ experiments/launch/.
 import jax
 from absl import flags
 
-from experiments.startup import program
+from experiments.startup import options, program, terminal
 from mtp_jax.train import loop
 
-_CONFIG = program.define_config()
-_WORKDIR = program.define_path("workdir", None, "Takes all that a run writes.")
+_CONFIG = options.define_config()
+_WORKDIR = options.define_path("workdir", None, "Takes all that a run writes.")
 _PROFILE = flags.DEFINE_string(
   "profile", "", "START:COUNT, the steps that jax.profiler traces."
 )
 flags.mark_flag_as_required("workdir")
-_join = program.define_processes()
+_join = options.define_processes()
 
 
 def main(_: list[str]) -> None:
@@ -34,7 +34,7 @@ def main(_: list[str]) -> None:
   if int(state.step) == cfg.train.steps and jax.process_index() == 0:
     text = program.next_commands(_WORKDIR.value, cfg.model.n_future)
   # Also without a text: what the run printed may not be written yet.
-  program.print_if_possible(text)
+  terminal.print_if_possible(text)
 
 
 def _steps(text: str) -> range:

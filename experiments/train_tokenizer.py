@@ -13,17 +13,17 @@ import re
 
 from absl import flags, logging
 
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax import config, tokenizer_training
 from mtp_jax.data import corpora, splits
 
 _SOURCE = flags.DEFINE_enum(
   "source", "python", config.SOURCES, "Kind of corpus."
 )
-_PATH = program.define_path("path", None, "File or folder of the corpus.")
+_PATH = options.define_path("path", None, "File or folder of the corpus.")
 _FIELD = flags.DEFINE_string("field", "text", "JSONL field of the text.")
 _VOCAB = flags.DEFINE_integer("vocab", 4096, "Ids wanted.", lower_bound=260)
-_OUTPUT = program.define_path("output", None, "The model file to write.")
+_OUTPUT = options.define_output("The model file to write.")
 _MAX_BYTES = flags.DEFINE_integer(
   "max_bytes", 20_000_000, "Read no more of the corpus; 0: read it all."
 )
@@ -31,13 +31,12 @@ _HELD_OUT = flags.DEFINE_float("held_out", 0.02, "Share not trained on.")
 _ON_ERROR = flags.DEFINE_enum(
   "on_error", "raise", ("raise", "skip"), "What to do about damaged records."
 )
-flags.mark_flag_as_required("output")
 _FIELDS = "source|path|field|max_bytes|held_out|on_error"
 
 
 def main(_: list[str]) -> None:
   """Trains a SentencePiece model on the training split and writes it."""
-  program.make_room(_OUTPUT.value)
+  options.make_room(_OUTPUT.value)
   data = config.Data(
     source=_SOURCE.value,
     path=str(_PATH.value or ""),

@@ -9,25 +9,19 @@ the chances, and each tree as lists of ranks (for `decode.tree.from_paths`) with
 its expected tokens per forward. Seconds to minutes.
 """
 
-import json
-
-import rich.console
-import rich.table
 from absl import flags
 
-from experiments.startup import program
+from experiments.measure import study
+from experiments.startup import options, program, terminal
 from mtp_jax.data import blocks, pipeline
-from mtp_jax.decode import choose, network, prepare
-from mtp_jax.decode import tree as tree_lib
-from mtp_jax.train import logs, workdir
+from mtp_jax.decode import choose, network, prepare, tuned
+from mtp_jax.train import workdir
 
-_WORKDIR = program.define_path("workdir", None, "Folder of a training run.")
+_WORKDIR = options.define_path("workdir", None, "Folder of a training run.")
 _PROMPTS = flags.DEFINE_integer(
   "prompts", 32, "Held-out pieces of text to continue.", lower_bound=1
 )
-_PROMPT_LEN = flags.DEFINE_integer(
-  "prompt_len", 64, "Tokens of a prompt.", lower_bound=1
-)
+_PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of each.", 1)
 _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32", "64"], "Nodes.")
 flags.mark_flag_as_required("workdir")
 
@@ -56,9 +50,9 @@ def main(_: list[str]) -> None:
     raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
   net, _, _ = workdir.load(_WORKDIR.value)
   decoder = prepare.decoder(net, codec.vocab)
-  found = tuned(choose.acceptance(decoder, prompts, max_new=new), sizes)
+  found = tuned.build(choose.acceptance(decoder, prompts, max_new=new), sizes)
   path = _WORKDIR.value / "tree.json"
-  logs.write_whole(path, json.dumps(found, indent=1) + "\n")
+  study.write_json(path, found)
   show(found)
   print(path)
 
@@ -79,43 +73,25 @@ def _sizes(texts: list[str]) -> list[int]:
   return sizes
 
 
-def tuned(chances, sizes: list[int]) -> dict:
-  """The counted chances, and the best tree of each size, as plain lists."""
-  trees = [tree_lib.build(chances, size) for size in sizes]
-  chain = tree_lib.chain(len(chances) + 1)
-  return {
-    "acceptance": chances.tolist(),
-    "chain": tree_lib.expected(chain, chances),
-    "trees": {
-      str(size): {
-        "paths": [list(path) for path in tree.paths],
-        "tokens_per_forward": tree_lib.expected(tree, chances),
-      }
-      for size, tree in zip(sizes, trees, strict=True)
-    },
-  }
-
-
 def show(found: dict) -> None:
   """Two tables: chances by head and rank, expected tokens by size."""
-  console = rich.console.Console()
-  table = rich.table.Table(
-    title="How often a head's 1st, 2nd, ... candidate is right"
+  chances = found["acceptance"]
+  terminal.show_table(
+    "How often a head's 1st, 2nd, ... candidate is right",
+    ["head", *(f"{rank}" for rank in range(1, 1 + len(chances[0])))],
+    (
+      [f"{head}", *(f"{chance:.0%}" for chance in row)]
+      for head, row in enumerate(chances, 2)
+    ),
   )
-  table.add_column("head", justify="right")
-  for rank in range(1, 1 + len(found["acceptance"][0])):
-    table.add_column(f"{rank}", justify="right")
-  for head, row in enumerate(found["acceptance"], 2):
-    table.add_row(str(head), *(f"{chance:.0%}" for chance in row))
-  console.print(table)
-  table = rich.table.Table(title="Expected tokens per forward")
-  table.add_column("drafts")
-  table.add_column("tokens per forward", justify="right")
-  table.add_row("chain of all heads", f"{found['chain']:.2f}")
+  expected = {"chain of all heads": found["chain"]}
   for size, tree in found["trees"].items():
-    expected = tree["tokens_per_forward"]
-    table.add_row(f"tree of up to {size} nodes", f"{expected:.2f}")
-  console.print(table)
+    expected[f"tree of up to {size} nodes"] = tree["tokens_per_forward"]
+  terminal.show_table(
+    "Expected tokens per forward",
+    ["drafts", "tokens per forward"],
+    ([drafts, f"{tokens:.2f}"] for drafts, tokens in expected.items()),
+  )
 
 
 if __name__ == "__main__":

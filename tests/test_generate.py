@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from experiments import generate
-from experiments.startup import interrupts, program
+from experiments.startup import interrupts, program, terminal
 from mtp_jax import config, tokenizer
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.decode import accept, blockwise, prepare, sampling, stream
@@ -173,7 +173,7 @@ def test_ctrl_c_stops_a_text_and_then_the_program(call, type_in, monkeypatch):
   # Whoever watches Ctrl-C beside Python still hears of it.
   assert signal.set_wakeup_fd(-1) == writer.fileno()
   assert signal.getsignal(signal.SIGINT) is interrupts.stop_text
-  monkeypatch.setattr(generate, "_line", interrupted)
+  monkeypatch.setattr(terminal, "read_line", interrupted)
   assert call(interactive=True).out == ""
 
 
@@ -209,7 +209,7 @@ def test_several_samples_are_the_servers(call, loaded):
 def test_control_characters_are_shown(call, monkeypatch):
   """In a terminal; a file takes the text as it is."""
   text = "a\x1b[31m\tb\r\x07\n\u202e\x9b\xe9"
-  monkeypatch.setattr(generate.stream_lib, "until", lambda *_: iter([text]))
+  monkeypatch.setattr(stream, "until", lambda *_: iter([text]))
   assert call(prompt="a", max_new=1).out == text
   monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
   want = r"a\x1b[31m" + "\tb" + r"\r\x07" + "\n" + r"\u202e\x9b" + "\xe9\n"

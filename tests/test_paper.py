@@ -17,7 +17,7 @@ import pytest
 from absl import flags
 
 from configs.paper import arithmetic, bytes_7b, summarisation
-from experiments.startup import program
+from experiments.startup import options
 from mtp_jax import sharding
 from mtp_jax.model import model
 from mtp_jax.train import optim
@@ -217,7 +217,7 @@ def test_flags(family, monkeypatch):
   ]
   monkeypatch.setattr(sys, "argv", argv)  # config_flags reads it
   values = flags.FlagValues()
-  holder = program.define_config(values)
+  holder = options.define_config(values)
   values(argv)
   wanted = module.get_config(name)
   assert holder.value == wanted.replace(

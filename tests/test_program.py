@@ -17,7 +17,7 @@ import pytest
 from absl import flags
 from conftest import ROOT
 
-from experiments.startup import config_file, program
+from experiments.startup import config_file, options, program
 from mtp_jax import config
 
 CONFIG = ["--config=configs/quickstart.py"]
@@ -234,7 +234,7 @@ def test_overrides_reach_every_kind_of_field(tmp_path, monkeypatch):
   def parse(*overrides):
     monkeypatch.setattr(sys, "argv", ["run", f"--config={file}", *overrides])
     values = flags.FlagValues()
-    holder = program.define_config(values)
+    holder = options.define_config(values)
     values(sys.argv)
     return holder.value
 
@@ -524,8 +524,8 @@ def test_a_console_script_is_its_program(call, monkeypatch):
 def test_a_path_flag_knows_the_home_folder(monkeypatch):
   monkeypatch.setenv("HOME", "/home/ada")
   values = flags.FlagValues()
-  program.define_path("workdir", "~/runs", "text", flag_values=values)
-  program.define_path("output", None, "text", flag_values=values)
+  options.define_path("workdir", "~/runs", "text", flag_values=values)
+  options.define_path("output", None, "text", flag_values=values)
   values(["train"])
   assert values.workdir == pathlib.Path("/home/ada/runs")
   assert values.output is None
@@ -548,6 +548,6 @@ def test_every_flag_that_names_a_path_is_one():
   for file in (ROOT / "experiments").rglob("*.py"):
     for how, name in named.findall(file.read_text()):
       if "DEFINE" in how or "define" in how:
-        assert how == "program.define_path", (file, name)
+        assert how == "options.define_path", (file, name)
         found.append(name)
   assert len(found) >= 15 and {"workdir", "output", "json"} < set(found)

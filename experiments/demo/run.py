@@ -22,7 +22,7 @@ from absl import flags
 
 from experiments.demo import report
 from experiments.measure import study, timing
-from experiments.startup import program
+from experiments.startup import options, program, terminal
 from mtp_jax import tokenizer
 from mtp_jax.data import pipeline
 from mtp_jax.decode import generate as generate_lib
@@ -30,8 +30,8 @@ from mtp_jax.decode import prepare
 from mtp_jax.evaluate import held_out
 from mtp_jax.train import loop, workdir
 
-_CONFIG = program.define_config()
-_WORKDIR = program.define_path("workdir", "runs/demo", "Takes the results.")
+_CONFIG = options.define_config()
+_WORKDIR = options.define_path("workdir", "runs/demo", "Takes the results.")
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Held-out files to continue.")
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each, in turn.")
@@ -172,34 +172,37 @@ def show(result: dict, codec) -> None:
   if console.is_terminal:
     console.print("A change of colour is a new forward pass.\n")
   scores = result["scores"]
-  table = rich.table.Table(title="Heads, on held-out files")
-  for name in ("head", "bits per byte", "accuracy", "drafts accepted"):
-    table.add_column(name, justify="right")
   rows = zip(
     scores["bits_per_byte"], scores["accuracy"], last["accepted"], strict=True
   )
-  for i, (bits, accuracy, accepted) in enumerate(rows, 1):
-    share = "-" if i == 1 else f"{accepted:.1%}"
-    table.add_row(str(i), f"{bits:.3f}", f"{accuracy:.1%}", share)
-  console.print(table)
-  table = rich.table.Table(title="Decoding held-out files, one at a time")
-  for name in (
-    "heads used",
-    "tokens per forward",
-    "tokens per second",
-    "speedup",
-    "same text",
-  ):
-    table.add_column(name, justify="right")
-  for entry in result["decoding"]:
-    table.add_row(
-      str(entry["heads"]),
-      f"{entry['tokens_per_forward']:.2f}",
-      f"{entry['tokens_per_second']:,.0f}",
-      f"{entry['speedup']:.2f}",
-      agreement(entry),
-    )
-  console.print(table)
+  terminal.show_table(
+    "Heads, on held-out files",
+    ("head", "bits per byte", "accuracy", "drafts accepted"),
+    (
+      (f"{i}", f"{bits:.3f}", f"{right:.1%}", f"{used:.1%}" if i > 1 else "-")
+      for i, (bits, right, used) in enumerate(rows, 1)
+    ),
+  )
+  terminal.show_table(
+    "Decoding held-out files, one at a time",
+    (
+      "heads used",
+      "tokens per forward",
+      "tokens per second",
+      "speedup",
+      "same text",
+    ),
+    (
+      (
+        f"{entry['heads']}",
+        f"{entry['tokens_per_forward']:.2f}",
+        f"{entry['tokens_per_second']:,.0f}",
+        f"{entry['speedup']:.2f}",
+        agreement(entry),
+      )
+      for entry in result["decoding"]
+    ),
+  )
   predicted = scores["predicted_tokens_per_forward"]
   repeats = result["most_repeats"]
   console.print(

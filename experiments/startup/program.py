@@ -1,7 +1,6 @@
-"""How every program starts: flags to a checked config, errors in a line."""
+"""How every program starts and ends: signals, errors in one line."""
 
 import contextlib
-import dataclasses
 import logging
 import multiprocessing
 import os
@@ -19,11 +18,9 @@ from collections.abc import Callable
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from experiments.startup import config_file, interrupts
-from mtp_jax import config
-from mtp_jax.checkpoint import checkpoints, storage
+from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import loop, processes
 
 _PIPE = 128 + signal.SIGPIPE  # the exit code of `yes | head` in a shell
@@ -34,148 +31,6 @@ _MENDABLE = (  # by the user: told in one line
   processes.PeerLost,
   loop.Diverged,
 )
-
-# A flag belongs to the program that calls `define_...`: --help shows it there.
-flags.disclaim_key_flags()
-
-
-def define_config(
-  flag_values: flags.FlagValues = flags.FLAGS,
-) -> flags.FlagHolder:
-  """Declares --config; its value is a `config.Config`, not checked yet."""
-  try:
-    config_flags.DEFINE_config_file(
-      "config",
-      None,
-      "File with get_config(); --config.model.width=64 overrides a field.",
-      flag_values=flag_values,
-    )
-  except flags.Error as error:  # it reads --flagfile at once
-    sys.exit(f"error: {error}")
-  # Its own parser quotes a traceback, and waits with a missing file.
-  flag_values["config"].parser = _ConfigParser()
-  flags.mark_flag_as_required("config", flag_values=flag_values)
-  return _ConfigHolder(flag_values, flag_values["config"])
-
-
-class _ConfigParser(flags.ArgumentParser):
-  syntactic_help = "a config file"
-
-  def parse(self, argument: str):
-    try:
-      return _assignable(config_file.load(argument))
-    except ValueError as error:  # of absl's own kind it stays as it is
-      raise flags.Error(str(error)) from error
-
-  def flag_type(self) -> str:
-    return "config"
-
-
-def _assignable(value: config.Config):
-  """A copy that is not frozen: config_flags assigns what the flags say."""
-
-  def thaw(frozen, values, types):
-    kind = dataclasses.make_dataclass(type(frozen).__name__, types.items())
-    return kind(**values)
-
-  sections = {}
-  for name, section in value.sections().items():
-    types = {f.name: f.type for f in dataclasses.fields(section)}
-    values = {field: getattr(section, field) for field in types}
-    sections[name] = thaw(section, values, types)
-  return thaw(value, sections, {k: type(v) for k, v in sections.items()})
-
-
-class _ConfigHolder(flags.FlagHolder):
-  """The flag --config, with a Config as its value."""
-
-  @property
-  def value(self) -> config.Config:
-    sections = vars(super().value)
-    return config.Config().replace(
-      **{name: vars(section) for name, section in sections.items()}
-    )
-
-
-def define_path(
-  name: str, default: str | None, text: str, **options
-) -> flags.FlagHolder:
-  """Declares a flag that names a file or folder; its value is a Path.
-
-  `~` is the home folder, as the shell only has it in front of a word. An empty
-  value is refused: it would be the current folder.
-  """
-  return flags.DEFINE(_PathParser(), name, default, text, **options)
-
-
-def make_room(path: pathlib.Path) -> None:
-  """Makes the folder of a file that will be written once the work is done.
-
-  Raises:
-    ValueError: the file could not be written there.
-  """
-  if path.is_dir():
-    raise ValueError(f"{path} is a folder; name a file in it")
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise ValueError(f"cannot make {path.parent}: {error.strerror}") from error
-  if not os.access(path if path.exists() else path.parent, os.W_OK):
-    raise ValueError(f"{path} cannot be written: permission denied")
-
-
-class _PathParser(flags.ArgumentParser):
-  syntactic_help = "a path"
-
-  def parse(self, argument: str) -> pathlib.Path:
-    return storage.local(argument)
-
-  def flag_type(self) -> str:
-    return "path"
-
-
-def define_processes() -> Callable[[], None]:
-  """Declares the flags of a run in several processes.
-
-  Returns:
-    To be called first in main: joins the others, if there are to be any.
-  """
-  distributed = flags.DEFINE_bool(
-    "distributed",
-    False,
-    "Join the other processes of the TPU slice, or of the SLURM, Open MPI or "
-    "Kubernetes job.",
-  )
-  coordinator = flags.DEFINE_string(
-    "coordinator",
-    os.environ.get("JAX_COORDINATOR_ADDRESS"),
-    "Host:port of process 0: join processes that no cluster tells of.",
-  )
-  number = flags.DEFINE_integer("num_processes", None, "How many they are.")
-  process = flags.DEFINE_integer("process_id", None, "Which of them this is.")
-  heartbeat = flags.DEFINE_integer(
-    "heartbeat_s",
-    processes.HEARTBEAT,
-    "Seconds of silence after which a process counts as dead and all stop.",
-    lower_bound=1,
-  )
-
-  def join():
-    alone = not (distributed.value or coordinator.value)
-    if alone and (number.value, process.value) != (None, None):
-      raise ValueError(
-        "--num_processes and --process_id need --coordinator, host:port of "
-        "process 0, or --distributed; without them this run would be alone"
-      )
-    if not alone:
-      processes.join(
-        coordinator.value,
-        number.value,
-        process.value,
-        heartbeat=heartbeat.value,
-      )
-
-  return join
 
 
 def start(main: Callable[[list[str]], None]) -> None:
@@ -312,20 +167,6 @@ def next_commands(
     text += f"  {python} -m experiments.tune_tree {flag}\n"
   text += "next, a text that continues what is typed:\n"
   return text + f"  {python} -m experiments.generate {flag}\n"
-
-
-def print_if_possible(text: str) -> None:
-  """Prints the last words of work that is saved already.
-
-  Where standard output cannot be written, they and what is printed after them
-  are lost without an error.
-  """
-  try:
-    print(text, end="", flush=True)
-  except OSError:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def _reader_left() -> bool:

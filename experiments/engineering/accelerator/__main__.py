@@ -31,24 +31,23 @@ from experiments.engineering.accelerator import (
   supervise,
 )
 from experiments.measure import study
-from experiments.startup import program
+from experiments.startup import options, program
 
 _MINUTES = flags.DEFINE_float("minutes", 7.0, "For all.", lower_bound=0.0)
-_OUTPUT = program.define_path("output", None, "Folder of the results.")
+_OUTPUT = options.define_output("Folder of the results.")
 _STAGES = flags.DEFINE_list("stages", None, "Only these, as byte_model.")
-_SCALE = flags.DEFINE_enum(
-  "scale", None, scales.SCALES, "Shapes; without it, the device's."
+_SCALE = options.define_scale(
+  scales.SCALES, None, "Shapes; without it, the device's."
 )
 _COMMIT = flags.DEFINE_string(
   "commit", None, "Of the code, where git does not tell."
 )
-flags.mark_flag_as_required("output")
 
 
 def main(_: list[str]) -> None:
   """Runs the chosen stages in turn; `results.json` is rewritten after each."""
   begin, folder, names = time.time(), _OUTPUT.value, chosen()
-  program.make_room(folder / record.FILE)
+  options.make_room(folder / record.FILE)
   # JAX takes three quarters by default: too little for the largest batch.
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
   whole = record.read(folder)

@@ -22,23 +22,23 @@ import sys
 from absl import flags
 
 from experiments.measure import study, timing
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax.decode import network
 
-_CONFIG = program.define_config()
-_BEFORE = program.define_path("before", None, "Checkout to compare with.")
+_CONFIG = options.define_config()
+_BEFORE = options.define_path("before", None, "Checkout to compare with.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Rows at once.")
 _WIDTHS = flags.DEFINE_list("widths", ["1", "2", "4", "8", "16"], "Windows.")
 _MOST = flags.DEFINE_integer("most", 128, "Tokens of a pass, all rows.")
 _LENGTH = flags.DEFINE_integer("length", 256, "Tokens in the cache.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1)
-_OUTPUT = program.define_path("output", None, "JSON file for the results.")
-flags.mark_flags_as_required(["before", "output"])
+_OUTPUT = options.define_output("JSON file for the results.")
+flags.mark_flag_as_required("before")
 
 
 def main(_: list[str]) -> None:
   """Times both checkouts in alternating turns; prints and writes the ratios."""
-  program.make_room(_OUTPUT.value)
+  options.make_room(_OUTPUT.value)
   cfg = _CONFIG.value.check().model
   here = pathlib.Path(__file__).parents[3]
   folders = {"before": _BEFORE.value, "after": here}

@@ -18,25 +18,24 @@ import jax
 from absl import flags
 
 from experiments.measure import limits, study
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax.decode import cache, choose, prepare
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
-_CONFIG = program.define_config()
+_CONFIG = options.define_config()
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Rows at once.")
 _LENGTH = flags.DEFINE_integer("length", 256, "Tokens in the cache, by width.")
 _CACHE_LEN = flags.DEFINE_integer("cache_len", 4096, "Most tokens, by cache.")
 _CACHE_BATCH = flags.DEFINE_integer("cache_batch", 4, "Rows, by cache.")
 _DTYPES = flags.DEFINE_list("dtypes", list(cache.DTYPES), "Caches to time.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each.", lower_bound=1)
-_OUTPUT = program.define_path("output", None, "JSON file for the results.")
-flags.mark_flag_as_required("output")
+_OUTPUT = options.define_output("JSON file for the results.")
 
 
 def main(_: list[str]) -> None:
   """Times passes of a random model by width and by cache; writes JSON."""
-  program.make_room(_OUTPUT.value)
+  options.make_room(_OUTPUT.value)
   cfg = _CONFIG.value.check().model
   net = jax.jit(lambda key: model.Model(cfg, key))(jax.random.key(0))
   bandwidth = limits.bandwidth()

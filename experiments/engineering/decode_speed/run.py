@@ -28,7 +28,7 @@ from experiments.engineering.decode_speed import (
   serving,
 )
 from experiments.measure import limits, study
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax.checkpoint import storage
 from mtp_jax.data import pipeline
 from mtp_jax.decode import choose, prepare
@@ -45,8 +45,8 @@ _SERVED = flags.DEFINE_integer(
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of each.", lower_bound=1)
 _PEER = flags.DEFINE_bool("peer", False, "Let transformers decode as well.")
-_OUTPUT = program.define_path("output", None, "Folder that takes the results.")
-flags.mark_flags_as_required(["workdirs", "output"])
+_OUTPUT = options.define_output("Folder that takes the results.")
+flags.mark_flag_as_required("workdirs")
 
 
 def main(_: list[str]) -> None:

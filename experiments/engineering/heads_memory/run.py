@@ -18,29 +18,21 @@ import time
 import jax
 import jax.numpy as jnp
 import optax
-from absl import flags
 
 from experiments.engineering.heads_memory import report, rivals, scales
 from experiments.measure import flops, study, timing
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax import config, loss
 from mtp_jax.model import layers, model
 from mtp_jax.train import optim
 
+FOLDER = pathlib.Path(__file__).with_name("results")
 HEADS = (1, 2, 4, 8)
 MIB = 2**20
 
-_SCALE = flags.DEFINE_enum("scale", "cpu", scales.SCALES, "Shape to measure.")
-# Names that other programs have too: the tests import several of them.
-_SEED = flags.DEFINE_integer(
-  "seed", 0, "Parameters, tokens, chosen heads.", allow_override=True
-)
-_OUTPUT = program.define_path(
-  "output",
-  str(pathlib.Path(__file__).with_name("results")),
-  "Folder of the results.",
-  allow_override=True,
-)
+_SCALE = options.define_scale(scales.SCALES, "cpu", "Shape to measure.")
+_SEED = options.define_seed("Parameters, tokens, chosen heads.")
+_OUTPUT = options.define_output("Folder of the results.", str(FOLDER))
 
 
 def implementations(scale: scales.Scale) -> dict:
@@ -237,7 +229,7 @@ def verdicts(scale, rows, grown, steps) -> dict[str, study.Bound]:
 
 def main(_: list[str]) -> None:
   """Measures a scale, writes CSV and JSON, and prints the verdicts."""
-  program.make_room((_OUTPUT.value / _SCALE.value).with_suffix(".csv"))
+  options.make_room((_OUTPUT.value / _SCALE.value).with_suffix(".csv"))
   scale, start = scales.SCALES[_SCALE.value], time.time()
   rows = measure_losses(scale, _SEED.value)
   grown = measure_growth(scale)

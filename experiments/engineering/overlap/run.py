@@ -15,7 +15,7 @@ from absl import flags
 
 from configs import sizes
 from experiments.measure import planning, study
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax import config
 
 FOLDER = pathlib.Path(__file__).with_name("results")
@@ -28,7 +28,7 @@ LINKS = {"v5e": 200e9, "v5p": 600e9}
 
 _SIZE = flags.DEFINE_enum("size", "0.3B", list(sizes.SIZES), "Of table S14.")
 _SLICES = flags.DEFINE_list("slices", ["v5e:2x4", "v5p:2x2x2"], "TPU slices.")
-_OUTPUT = program.define_path("output", str(FOLDER), "Folder of the results.")
+_OUTPUT = options.define_output("Folder of the results.", str(FOLDER))
 
 
 def settings(size: str, n_future: int, chips: int) -> config.Config:
@@ -94,7 +94,7 @@ def verdicts(rows: list[dict]) -> dict[str, study.Bound]:
 
 def main(_: list[str]) -> None:
   """Compiles the step for each slice and number of heads; writes the tables."""
-  program.make_room(_OUTPUT.value / f"{_SIZE.value}.csv")
+  options.make_room(_OUTPUT.value / f"{_SIZE.value}.csv")
   rows, heads = [], []
   for slice_ in _SLICES.value:
     for n in HEADS:

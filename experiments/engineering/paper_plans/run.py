@@ -16,7 +16,7 @@ import pathlib
 from absl import logging
 
 from experiments.measure import aot, planning, study
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax import config, sharding
 from mtp_jax.train import step
 
@@ -42,7 +42,7 @@ FIRST = (  # what a bound is about
   "scaling:6.7B-n4",
 )
 
-_RESULTS = program.define_path(
+_RESULTS = options.define_path(
   "results", str(FOLDER / "v5e.csv"), "File that takes a line per program."
 )
 

@@ -26,20 +26,20 @@ from absl import flags
 from experiments.engineering.soak import faults
 from experiments.engineering.soak import job as job_lib
 from experiments.measure import study
-from experiments.startup import program
+from experiments.startup import options, program
 
 _MINUTES = flags.DEFINE_float("minutes", 15.0, "Time in which faults happen.")
 _STEPS = flags.DEFINE_integer("steps", 300, "Length of one training.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the faults and their moments.")
+_SEED = options.define_seed("Of the faults and their moments.")
 _FAULTS = flags.DEFINE_list("faults", None, "Only these, as full_disk.")
-_WORKDIR = program.define_path("workdir", "runs/soak", "Emptied at the start.")
-_OUTPUT = program.define_path("output", None, "Takes the result as JSON.")
+_WORKDIR = options.define_path("workdir", "runs/soak", "Emptied at the start.")
+_OUTPUT = options.define_output("Takes the result as JSON.", required=False)
 
 
 def main(_: list[str]) -> None:
   """Trains undisturbed, then under faults; exits with 1 on a broken promise."""
   if _OUTPUT.value:
-    program.make_room(_OUTPUT.value)
+    options.make_room(_OUTPUT.value)
   jax.config.update("jax_platforms", "cpu")
   kinds, home = chosen(), _WORKDIR.value.absolute()
   with job_lib.Disk(home) as disk:

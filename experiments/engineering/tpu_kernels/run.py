@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from experiments.measure import aot, study
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax import config, sharding
 from mtp_jax.loss import cross_entropy
 from mtp_jax.model import attention
@@ -31,7 +31,7 @@ D, H, T, V = 4096, 32, 4096, 32_000
 MIB = 2**20
 
 _CHIPS = flags.DEFINE_list("chips", ["v5e", "v5p", "v6e"], "Kinds of chip.")
-_OUTPUT = program.define_path("output", str(FOLDER), "Folder of the results.")
+_OUTPUT = options.define_output("Folder of the results.", str(FOLDER))
 
 
 def attention_programs() -> dict:
@@ -173,7 +173,7 @@ def tokamax_loss() -> list[dict]:
 
 def main(_: list[str]) -> None:
   """Compiles all kernels for TPUs and writes the memory that each takes."""
-  program.make_room(_OUTPUT.value / "memory.csv")
+  options.make_room(_OUTPUT.value / "memory.csv")
   jax.config.update("jax_platforms", "cpu")
   stamp = study.stamp("jax", "libtpu", "tokamax")
   output = _OUTPUT.value

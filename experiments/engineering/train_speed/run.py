@@ -14,7 +14,7 @@ from absl import flags, logging
 
 from experiments.engineering.train_speed import bounds, steps
 from experiments.measure import aot, study
-from experiments.startup import program
+from experiments.startup import options, program
 from mtp_jax import config, sharding
 
 _SIZES = flags.DEFINE_list("sizes", ["0.3B", "1.3B"], "Of configs/sizes.py.")
@@ -28,8 +28,7 @@ _STEPS = flags.DEFINE_integer("steps", 3, "Of a turn, timed.", lower_bound=1)
 _MEMORY = flags.DEFINE_float(
   "memory_gib", None, "Per device; without it what the device says."
 )
-_OUTPUT = program.define_path("output", None, "File of the results.")
-flags.mark_flag_as_required("output")
+_OUTPUT = options.define_output("File of the results.")
 
 
 def memory() -> float:
@@ -49,7 +48,7 @@ def memory() -> float:
 def main(_: list[str]) -> None:
   """Times the step with each kind of loss; results so far are kept as JSON."""
   path, limit = _OUTPUT.value, memory()
-  program.make_room(path)
+  options.make_room(path)
   mesh = sharding.make_mesh(config.Mesh())
   setup = steps.Setup(
     rows=_ROWS.value,

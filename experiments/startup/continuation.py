@@ -1,0 +1,245 @@
+"""Texts that a trained model continues, written as they come."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import platform
+import re
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+
+from experiments.measure import study
+from experiments.startup import interrupts, terminal
+from mtp_jax import tokenizer
+from mtp_jax.checkpoint import storage
+from mtp_jax.decode import (
+  accept,
+  blockwise,
+  checks,
+  network,
+  prepare,
+  sampling,
+  stream,
+  tuned,
+)
+from mtp_jax.model import model
+from mtp_jax.train import report, workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What to continue, and how: the flags of `experiments.generate`."""
+
+  workdir: pathlib.Path
+  step: int | None
+  prompt: str | None
+  prompt_file: pathlib.Path | None
+  interactive: bool | None
+  heads: int | None
+  tree: int | None
+  max_new: int | None
+  stop: list[str]
+  stop_id: list[int]
+  temperature: float
+  top_k: int | None
+  top_p: float | None
+  min_p: float | None
+  penalty: float | None
+  seed: int
+  num_samples: int
+  sliding_window: int | None
+
+
+def run(request: Request) -> None:
+  """Writes the texts to standard output, all else to standard error.
+
+  Raises:
+    ValueError: what the request asks for cannot be done. It is raised before
+      the model is read.
+  """
+  rule = _rule(request)
+  stops = [_unescaped(text) for text in request.stop]
+  tree = None if request.tree is None else _tuned_tree(request)
+  given = request.prompt is not None or request.prompt_file is not None
+  if not given and sys.stdin is None:
+    raise ValueError("no prompt, and standard input is closed: give --prompt")
+  interactive = request.interactive or (not given and sys.stdin.isatty())
+  cfg, codec = workdir.settings(request.workdir, request.step)
+  settings = _settings(request, cfg, codec, rule, tree)
+  prompt = None if interactive else _ids(codec, _prompt(request))
+
+  net, _, _, step = workdir.load_step(request.workdir, request.step)
+  decoder = prepare.decoder(
+    net, codec.vocab, sliding_window=request.sliding_window
+  )
+  drafts, size = settings["heads"], sum(a.size for a in jax.tree.leaves(net))
+  kind = "chain" if drafts.is_chain else "tree"
+  terminal.note(
+    f"{request.workdir} at step {step}: {report.short(size)}parameters on "
+    f"{study.device()}; drafts: {kind} of {drafts.size}\n"
+  )
+  end = "\n" if interactive or sys.stdout.isatty() else ""
+  if request.num_samples > 1 and not sys.stdout.isatty():
+    end = "\0"  # any line may be part of a text
+  writer = _Writer(decoder, codec, settings, stops, end)
+  if interactive:
+    _continue_lines(writer, request.seed)
+  else:
+    writer.write(prompt, request.seed)
+
+
+def keep_compiled_programs() -> None:
+  """Keeps what JAX compiles for the next start, unless it is told where."""
+  if not jax.config.jax_compilation_cache_dir:
+    # Of this host: others may have another processor.
+    where = storage.local("~/.cache/mtp_jax/programs") / platform.node()
+    jax.config.update("jax_compilation_cache_dir", str(where))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+  """Writes the texts of a prompt as they come, `end` after each of them."""
+
+  decoder: network.Network
+  codec: tokenizer.Tokenizer
+  settings: dict  # of `stream.stream`
+  stops: list[str]
+  end: str
+
+  def write(self, prompt: np.ndarray, seed: int) -> None:
+    """Continues `prompt`, ids [P]."""
+    begin, count = time.perf_counter(), stream.Count()
+    passes = count.watch(
+      stream.stream(self.decoder, prompt, seed=seed, **self.settings)
+    )
+    terminal.note("compiling, and reading the prompt ...")
+    try:
+      compiled = list(itertools.islice(passes, 2))
+    finally:
+      terminal.note("\r\x1b[K" if sys.stderr.isatty() else "\n")
+    to_terminal, samples = sys.stdout.isatty(), self.settings["samples"]
+    texts = itertools.tee(itertools.chain(compiled, passes), samples)
+    for i, own in enumerate(texts):
+      if samples > 1:
+        terminal.note(f"--- sample {i + 1} of {samples} ---\n")
+      parts = tokenizer.decode_parts(
+        self.codec, stream.sample(own, i), after=prompt
+      )
+      for new in stream.until(parts, self.stops):
+        shown = terminal.escaped(new) if to_terminal else new
+        print(shown, end="", flush=True)
+      print(end=self.end, flush=True)
+    seconds = time.perf_counter() - begin
+    terminal.note(f"{_figures(count)}; {seconds:.1f} s in all\n")
+
+
+def _continue_lines(writer: _Writer, seed: int) -> None:
+  """Continues each line that is typed; Ctrl-C stops a text, or ends here."""
+  signal.signal(signal.SIGINT, interrupts.stop_text)
+  for turn in itertools.count():
+    try:
+      line = terminal.read_line()
+    except (EOFError, KeyboardInterrupt):
+      terminal.note("\n")
+      return
+    try:
+      writer.write(_ids(writer.codec, line), (seed + turn) % 2**32)
+    except KeyboardInterrupt:
+      terminal.note("\n(stopped)\n")
+    except ValueError as error:  # of this line: the next may be better
+      terminal.note(f"error: {error}\n")
+
+
+def _settings(request: Request, cfg, codec, rule, tree) -> dict:
+  """Arguments of `stream.stream`, checked against a decoder without weights."""
+  make = functools.partial(
+    prepare.decoder, vocab=codec.vocab, sliding_window=request.sliding_window
+  )
+  decoder = jax.eval_shape(
+    lambda key: make(model.Model(cfg.model, key)), jax.random.key(0)
+  )
+  heads = cfg.decode.heads if request.heads is None else request.heads
+  max_new = cfg.decode.max_new if request.max_new is None else request.max_new
+  tree = tree or heads or cfg.model.n_future
+  found = {
+    "heads": blockwise.plan(decoder, rule, tree, max_new=max_new),
+    "max_new": max_new,
+    "stop": [codec.eos, *request.stop_id],
+    "rule": rule,
+    "samples": checks.integer("num_samples", request.num_samples, 1),
+  }
+  checks.seed(request.seed)
+  checks.stop_ids(found["stop"], codec.vocab)
+  if found["samples"] > 1 and rule is accept.GREEDY:
+    raise ValueError(
+      f"--num_samples={found['samples']}: greedy decoding writes the same text "
+      "each time; give a --temperature"
+    )
+  return found
+
+
+def _rule(request: Request) -> accept.Greedy | accept.Lossless:
+  names = "top_k", "top_p", "min_p", "penalty"
+  filters = {name: getattr(request, name) for name in names}
+  if request.temperature:
+    sampler = sampling.Sampler(temperature=request.temperature, **filters)
+    sampler.check()
+    return accept.Lossless(sampler)
+  if given := [name for name, value in filters.items() if value is not None]:
+    raise ValueError(
+      f"--{given[0]} filters what is drawn; greedy decoding draws nothing: "
+      "give a --temperature"
+    )
+  return accept.GREEDY
+
+
+def _tuned_tree(request: Request):
+  try:
+    return tuned.read(request.workdir / "tree.json", request.tree)
+  except ValueError as error:
+    raise ValueError(
+      f"{error}: python -m experiments.tune_tree "
+      f"--workdir={request.workdir} --sizes={request.tree}"
+    ) from error
+
+
+def _unescaped(stop: str) -> str:
+  if not stop:
+    raise ValueError("--stop is empty: every text would end at once")
+  escapes = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+  return re.sub(r"\\[nt\\]", lambda found: escapes[found[0]], stop)
+
+
+def _prompt(request: Request) -> bytes:
+  if request.prompt is not None:
+    return request.prompt.encode("utf-8", "surrogateescape")
+  if request.prompt_file is None or str(request.prompt_file) == "-":
+    return sys.stdin.buffer.read()
+  try:
+    return request.prompt_file.read_bytes()
+  except OSError as error:
+    raise ValueError(
+      f"--prompt_file={request.prompt_file}: {error.strerror}"
+    ) from error
+
+
+def _ids(codec, text: bytes) -> np.ndarray:
+  return np.concatenate([[codec.bos], codec.encode(text)])
+
+
+def _figures(count: stream.Count) -> str:
+  text = f"{count.tokens} tokens"
+  if count.passes:
+    text += f", {count.written / count.passes:.2f} tokens per forward pass"
+  if not count.seconds:
+    return f"{text}; too few passes to time"
+  return (
+    f"{text}; {count.timed / count.seconds:.1f} tokens per second, the first "
+    "pass of each program left out"
+  )

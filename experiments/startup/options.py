@@ -1,0 +1,189 @@
+"""Flags that several programs have, each declared in one place."""
+
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments.startup import config_file
+from mtp_jax import config
+from mtp_jax.checkpoint import storage
+from mtp_jax.train import processes
+
+# A flag belongs to the program that calls `define_...`: --help shows it there.
+flags.disclaim_key_flags()
+
+# Tests import several programs into one process: the last one declares what
+# they share.
+_SHARED = {"allow_override": True}
+
+
+def define_config(
+  flag_values: flags.FlagValues = flags.FLAGS,
+) -> flags.FlagHolder:
+  """Declares --config; its value is a `config.Config`, not checked yet."""
+  try:
+    config_flags.DEFINE_config_file(
+      "config",
+      None,
+      "File with get_config(); --config.model.width=64 overrides a field.",
+      flag_values=flag_values,
+    )
+  except flags.Error as error:  # it reads --flagfile at once
+    sys.exit(f"error: {error}")
+  # Its own parser quotes a traceback, and waits with a missing file.
+  flag_values["config"].parser = _ConfigParser()
+  flags.mark_flag_as_required("config", flag_values=flag_values)
+  return _ConfigHolder(flag_values, flag_values["config"])
+
+
+class _ConfigParser(flags.ArgumentParser):
+  syntactic_help = "a config file"
+
+  def parse(self, argument: str):
+    try:
+      return _assignable(config_file.load(argument))
+    except ValueError as error:  # of absl's own kind it stays as it is
+      raise flags.Error(str(error)) from error
+
+  def flag_type(self) -> str:
+    return "config"
+
+
+def _assignable(value: config.Config):
+  """A copy that is not frozen: config_flags assigns what the flags say."""
+
+  def thaw(frozen, values, types):
+    kind = dataclasses.make_dataclass(type(frozen).__name__, types.items())
+    return kind(**values)
+
+  sections = {}
+  for name, section in value.sections().items():
+    types = {f.name: f.type for f in dataclasses.fields(section)}
+    values = {field: getattr(section, field) for field in types}
+    sections[name] = thaw(section, values, types)
+  return thaw(value, sections, {k: type(v) for k, v in sections.items()})
+
+
+class _ConfigHolder(flags.FlagHolder):
+  """The flag --config, with a Config as its value."""
+
+  @property
+  def value(self) -> config.Config:
+    sections = vars(super().value)
+    return config.Config().replace(
+      **{name: vars(section) for name, section in sections.items()}
+    )
+
+
+def define_path(
+  name: str, default: str | None, text: str, **options
+) -> flags.FlagHolder:
+  """Declares a flag that names a file or folder; its value is a Path.
+
+  `~` is the home folder, as the shell only has it in front of a word. An empty
+  value is refused: it would be the current folder.
+  """
+  return flags.DEFINE(_PathParser(), name, default, text, **options)
+
+
+def define_output(
+  text: str, default: str | None = None, *, required: bool = True
+) -> flags.FlagHolder:
+  """Declares --output, a file or folder for results; its value is a Path.
+
+  Args:
+    text: of --help.
+    default: None: the flag has to be given.
+    required: False: it need not be given, and its value may be None.
+  """
+  holder = define_path("output", default, text, **_SHARED)
+  if required and default is None:
+    flags.mark_flag_as_required("output")
+  return holder
+
+
+def define_scale(
+  names: Iterable[str], default: str | None, text: str
+) -> flags.FlagHolder:
+  """Declares --scale, which chooses the shapes that are measured, by name."""
+  return flags.DEFINE_enum("scale", default, list(names), text, **_SHARED)
+
+
+def define_seed(text: str) -> flags.FlagHolder:
+  """Declares --seed, 0 by default."""
+  return flags.DEFINE_integer("seed", 0, text, **_SHARED)
+
+
+def make_room(path: pathlib.Path) -> None:
+  """Makes the folder of a file that will be written once the work is done.
+
+  Raises:
+    ValueError: the file could not be written there.
+  """
+  if path.is_dir():
+    raise ValueError(f"{path} is a folder; name a file in it")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(f"cannot make {path.parent}: {error.strerror}") from error
+  if not os.access(path if path.exists() else path.parent, os.W_OK):
+    raise ValueError(f"{path} cannot be written: permission denied")
+
+
+class _PathParser(flags.ArgumentParser):
+  syntactic_help = "a path"
+
+  def parse(self, argument: str) -> pathlib.Path:
+    return storage.local(argument)
+
+  def flag_type(self) -> str:
+    return "path"
+
+
+def define_processes() -> Callable[[], None]:
+  """Declares the flags of a run in several processes.
+
+  Returns:
+    To be called first in main: joins the others, if there are to be any.
+  """
+  distributed = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes of the TPU slice, or of the SLURM, Open MPI or "
+    "Kubernetes job.",
+  )
+  coordinator = flags.DEFINE_string(
+    "coordinator",
+    os.environ.get("JAX_COORDINATOR_ADDRESS"),
+    "Host:port of process 0: join processes that no cluster tells of.",
+  )
+  number = flags.DEFINE_integer("num_processes", None, "How many they are.")
+  process = flags.DEFINE_integer("process_id", None, "Which of them this is.")
+  heartbeat = flags.DEFINE_integer(
+    "heartbeat_s",
+    processes.HEARTBEAT,
+    "Seconds of silence after which a process counts as dead and all stop.",
+    lower_bound=1,
+  )
+
+  def join():
+    alone = not (distributed.value or coordinator.value)
+    if alone and (number.value, process.value) != (None, None):
+      raise ValueError(
+        "--num_processes and --process_id need --coordinator, host:port of "
+        "process 0, or --distributed; without them this run would be alone"
+      )
+    if not alone:
+      processes.join(
+        coordinator.value,
+        number.value,
+        process.value,
+        heartbeat=heartbeat.value,
+      )
+
+  return join
