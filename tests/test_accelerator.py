@@ -20,7 +20,7 @@ from experiments.engineering.accelerator import (
   scales,
   supervise,
 )
-from experiments.engineering.train_speed import steps
+from experiments.measure import steps
 from mtp_jax import config, sharding
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.train import step

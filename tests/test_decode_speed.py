@@ -11,8 +11,8 @@ from absl import flags
 from absl.testing import flagsaver
 from conftest import ROOT
 
-from experiments.engineering.decode_speed import compare, report, run
-from experiments.measure import limits
+from experiments.engineering.decode_speed import run
+from experiments.measure import compare, limits
 from mtp_jax import config, tokenizer
 from mtp_jax.data import pack, pipeline
 from mtp_jax.decode import choose, generate, prepare
@@ -117,7 +117,7 @@ def test_one_small_run(trained, capsys):
     for row in rows.values():
       same = row["same_texts"]
       assert same["of"] == 3
-      assert max(same["margins"], default=0) < report.EPSILON
+      assert max(same["margins"], default=0) < compare.EPSILON
       assert row["efficiency"] == pytest.approx(
         row["speedup"] / row["tokens_per_forward"]
       )
@@ -220,10 +220,10 @@ def test_a_llama_says_what_head_1_says(head):
 def test_names():
   tree = tree_lib.from_paths([[0], [1]])
   chain = tree_lib.chain(4)
-  assert [report.name(t) for t in (tree_lib.Tree(), chain, tree)] == [
+  assert [compare.name(t) for t in (tree_lib.Tree(), chain, tree)] == [
     "ordinary",
     "chain 4",
     "tree 3",
   ]
   wide = dataclasses.replace(chain, candidates=9)
-  assert report.name(wide) == "chain 4"
+  assert compare.name(wide) == "chain 4"

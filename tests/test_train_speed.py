@@ -11,6 +11,7 @@ from conftest import ROOT
 from hypothesis import strategies as st
 
 from experiments.engineering.train_speed import bounds
+from experiments.measure import largest
 
 
 @hypothesis.given(
@@ -30,7 +31,7 @@ def test_most_rows(fixed, steps, fits, spare):
 
   limit = needed(fits) + spare * (needed(fits + 1) - needed(fits))
   asked.clear()
-  assert bounds.most_rows(needed, limit) == fits
+  assert largest.most_rows(needed, limit) == fits
   assert len(asked) == len(set(asked))  # each program is compiled once
   assert max(asked) <= max(4 * fits, 2)  # and none that is out of all reason
   assert len(asked) <= (10 if len(steps) == 1 else 30)
@@ -44,7 +45,7 @@ def test_most_rows_where_memory_is_flat_at_first_and_the_compiler_gives_up():
     used = max(10e9, 5e9 + 0.4e9 * rows)
     return used if used <= 90e9 else float("inf")
 
-  assert bounds.most_rows(needed, 70e9) == 162
+  assert largest.most_rows(needed, 70e9) == 162
   assert max(asked) <= 4 * 162 and len(asked) <= 15
 
 

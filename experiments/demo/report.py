@@ -12,12 +12,11 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.measure import study
+from experiments.measure import compare, study
 from mtp_jax import tokenizer
 
 matplotlib.use("Agg")
 
-EPSILON = 1e-4  # top-two margin of logits below which a tie may fall either way
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem;
   margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -55,7 +54,7 @@ def write(folder: pathlib.Path, result: dict, codec) -> None:
   same = "identical"
   if last["differences"]:
     parts = html.escape(json.dumps(last["differences"]))
-    near = max(d["margin"] for d in last["differences"]) <= EPSILON
+    near = max(d["margin"] for d in last["differences"]) <= compare.EPSILON
     kind = (
       "identical but for near-ties of the top two tokens"
       if near

@@ -21,7 +21,7 @@ import rich.text
 from absl import flags
 
 from experiments.demo import report
-from experiments.measure import study, timing
+from experiments.measure import compare, study, timing
 from experiments.startup import options, program, terminal
 from mtp_jax import tokenizer
 from mtp_jax.data import pipeline
@@ -65,7 +65,7 @@ def main(_: list[str]) -> None:
   report.write(folder, result, codec)
   show(result, codec)
   margins = [d["margin"] for e in result["decoding"] for d in e["differences"]]
-  if max(margins, default=0) > report.EPSILON:
+  if max(margins, default=0) > compare.EPSILON:
     sys.exit("error: speculative and ordinary decoding differ")
   print(f"report: {folder / 'report.html'}   checkpoint: {folder}/checkpoints")
   python = shlex.quote(sys.executable)  # no environment need be active
@@ -220,7 +220,7 @@ def agreement(entry: dict) -> str:
   if not parts:
     return "identical"
   margin = max(d["margin"] for d in parts)
-  name = "near-ties" if margin <= report.EPSILON else "DIFFERENT"
+  name = "near-ties" if margin <= compare.EPSILON else "DIFFERENT"
   return f"{name}: {len(parts)} part at a margin of {margin:.1e} or less"
 
 

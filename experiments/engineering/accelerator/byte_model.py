@@ -14,9 +14,7 @@ import jax
 import numpy as np
 
 from experiments.engineering.accelerator import exactness, record, scales
-from experiments.engineering.decode_speed import compare
-from experiments.engineering.train_speed import steps
-from experiments.measure import limits, study
+from experiments.measure import compare, limits, steps, study
 from mtp_jax import config, sharding, tokenizer
 from mtp_jax.data import pipeline
 from mtp_jax.decode import choose, prepare
@@ -209,9 +207,7 @@ def decode(
     return compare.one_batch(
       loaded["decoder"],
       loaded["trees"],
-      prompts,
-      batch,
-      new=loaded["new"],
+      compare.Work(prompts, batch, loaded["new"]),
       bandwidth=bandwidth,
     )
 

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.engineering.accelerator import record, scales
-from experiments.engineering.decode_speed import report
-from experiments.measure import flops, limits, timing
+from experiments.measure import compare, flops, limits, timing
 from mtp_jax.decode import accept, blockwise, network, prepare, prompts
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
@@ -48,7 +47,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
   device = stage.known("decoding", "device")
   for decoder in made:
     for trees in work.groups:
-      names, programs = ", ".join(map(report.name, trees)), {}
+      names, programs = ", ".join(map(compare.name, trees)), {}
       stage.attempt(
         f"programs: {names}",
         functools.partial(build, decoder, work, trees, programs),
@@ -119,7 +118,7 @@ def build(
   failed = {}
   for (tree, batch), each in found.items():
     if isinstance(each, Exception):
-      failed[f"batch {batch}, {report.name(tree)}"] = record.reason(each)
+      failed[f"batch {batch}, {compare.name(tree)}"] = record.reason(each)
     else:
       programs[tree, batch] = each
   if not programs:
@@ -146,7 +145,7 @@ def passes(
     device: bytes and FLOPs per second; may be empty.
   """
   here = {t: programs[t, batch] for t in trees if (t, batch) in programs}
-  rows = {report.name(t): p.row for t, p in here.items()}
+  rows = {compare.name(t): p.row for t, p in here.items()}
   seconds = {t: [] for t in here}
   for turn in range(work.repeats + 1):
     for tree, program in here.items():

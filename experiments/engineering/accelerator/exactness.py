@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from experiments.engineering.accelerator import record, scales
-from experiments.engineering.decode_speed import compare, report
-from experiments.measure import study, timing
+from experiments.measure import compare, study, timing
 from mtp_jax import config, loss
 from mtp_jax.decode import generate, prepare
 from mtp_jax.decode import tree as tree_lib
@@ -25,7 +24,7 @@ GRADIENT = 1e-6  # of the losses in float32: the limit of tests/test_loss.py
 ROUNDING = 1.25
 # Top-two margins below which a text may part from ordinary decoding's.
 MARGINS = {
-  "float32": report.EPSILON,
+  "float32": compare.EPSILON,
   "float32, JAX's default precision": 0.02,  # TF32 on recent GPUs
   "bfloat16": 0.1,
 }
@@ -178,7 +177,7 @@ def texts(scale: scales.Scale, name: str) -> dict:
   prompts = rng.integers(0, cfg.vocab, (scale.rows, 16))
   chances = np.full((cfg.n_future - 1, 3), 0.3)
   trees = {
-    report.name(t): t
+    compare.name(t): t
     for t in (
       tree_lib.chain(1),
       tree_lib.chain(cfg.n_future),

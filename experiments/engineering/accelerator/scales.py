@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from configs import decode_speed, sizes
-from experiments.engineering.train_speed import steps
+from experiments.measure import steps
 from mtp_jax import config
 from mtp_jax.decode import tree as tree_lib
 

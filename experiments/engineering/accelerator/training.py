@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import jax
 
 from experiments.engineering.accelerator import exactness, record, scales
-from experiments.engineering.train_speed import bounds, steps
-from experiments.measure import aot
+from experiments.engineering.train_speed import bounds
+from experiments.measure import aot, steps
 from mtp_jax import config, sharding
 from mtp_jax.train import step as step_lib
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from experiments.engineering.decode_speed import report
+from experiments.measure import compare
 from mtp_jax.decode import generate, prepare
 
 
@@ -42,7 +42,7 @@ def caches(net, codec, prompts, new) -> dict:
     cache = jax.eval_shape(lambda d: d.empty_cache(1, 1024, 1), decoder)
     base = result if base is None else base
     common = [
-      report.common(a, b)
+      compare.common(a, b)
       for a, b in zip(result.tokens, base.tokens, strict=True)
     ]
     found[dtype] = {

@@ -1,25 +1,5 @@
 """Tables of `decode_speed.run`'s results."""
 
-import numpy as np
-
-from mtp_jax.decode import tree as tree_lib
-
-EPSILON = 1e-4  # top-two margin of logits below which a tie may fall either way
-
-
-def name(tree: tree_lib.Tree) -> str:
-  """'ordinary', 'chain 4' or 'tree 16'."""
-  if tree.size == 1:
-    return "ordinary"
-  kind = "chain" if tree.is_chain else "tree"
-  return f"{kind} {tree.size}"
-
-
-def common(a, b) -> int:
-  """Length of the common beginning."""
-  size = min(len(a), len(b))
-  return int(np.argmax(np.append(a[:size] != b[:size], True)))
-
 
 def tables(result: dict) -> str:
   """Markdown: two tables per model, a line per batch and topology."""

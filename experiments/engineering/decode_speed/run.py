@@ -14,6 +14,7 @@ same weights in the same turns.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -21,13 +22,12 @@ import numpy as np
 from absl import flags
 
 from experiments.engineering.decode_speed import (
-  compare,
   pictures,
   precision,
   report,
   serving,
 )
-from experiments.measure import limits, study
+from experiments.measure import compare, limits, study
 from experiments.startup import options, program
 from mtp_jax.checkpoint import storage
 from mtp_jax.data import pipeline
@@ -106,12 +106,9 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
     rows = compare.one_batch(
       decoder,
       trees,
-      used,
-      batch,
-      new=new,
+      compare.Work(used, batch, new, _REPEATS.value),
       bandwidth=bandwidth,
-      repeats=_REPEATS.value,
-      peer=_PEER.value,
+      others=_others(decoder),
     )
     expected = choose.options(
       decoder,
@@ -121,7 +118,7 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
       trees=trees,
     )
     for option in expected:
-      row = rows[report.name(option.tree)]
+      row = rows[compare.name(option.tree)]
       row["predicted_tokens_per_second"] = option.tokens_per_second * batch
       row["predicted_tokens_per_forward"] = option.tokens_per_forward
     result["batches"][str(batch)] = rows
@@ -136,6 +133,16 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
       repeats=_REPEATS.value,
     )
     yield result
+
+
+def _others(decoder) -> dict:
+  """Other decoders of the same weights, as `compare.one_batch` takes them."""
+  if not _PEER.value:
+    return {}
+  from experiments.engineering.decode_speed import peer
+
+  llama = peer.export(decoder)
+  return {"transformers": functools.partial(peer.decode, llama)}
 
 
 def _order(tree):

@@ -5,8 +5,7 @@ import statistics
 
 from absl import logging
 
-from experiments.engineering.decode_speed import report
-from experiments.measure import timing
+from experiments.measure import compare, timing
 from mtp_jax.decode import choose, serve
 
 
@@ -52,7 +51,7 @@ def measure(
   for option in options:
     seconds, result = times[option.tree], results[option.tree]
     gain = option.tokens_per_second / ordinary.tokens_per_second
-    name = report.name(option.tree)
+    name = compare.name(option.tree)
     rows[name] = {
       "seconds": seconds,
       "tokens_per_second": sum(map(len, result.tokens))

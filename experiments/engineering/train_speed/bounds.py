@@ -1,8 +1,4 @@
-"""What is asked of the figures: the largest batch, verdicts, a table."""
-
-import functools
-import math
-from collections.abc import Callable
+"""What is asked of the figures: verdicts, and the README's table."""
 
 from experiments.measure import study
 
@@ -10,41 +6,6 @@ from experiments.measure import study
 OVER_FLOPS = 1.03  # serial's step time over n = 1's, by the ratio of FLOPs
 UTILISATION = 0.45  # of serial at 1.3B
 ROWS_OVER_FORMULA = 3  # the most rows of serial over the formula's, n = 4
-
-
-def most_rows(needed: Callable[[int], int], limit: float) -> int:
-  """The most rows of which `needed(rows)` bytes are at most `limit`.
-
-  Memory is nearly affine in rows, so a program or two beside the first ones
-  tell, where trying one count after another would compile dozens.
-
-  Args:
-    needed: bytes that a program for so many rows takes, rising; infinite
-      where the compiler gives up.
-    limit: bytes.
-
-  Returns:
-    Rows; 0 where a single one is too many.
-  """
-  known = functools.cache(needed)
-  if known(1) > limit:
-    return 0
-  low, high = 1, 2  # low fits; high is the next to try
-  while known(high) <= limit:
-    per_row = (known(high) - known(low)) / (high - low)
-    more = int((limit - known(high)) / max(per_row, 1)) + 1
-    # No further at once: where the update takes most, memory is flat at first.
-    low, high = high, min(high + more, 4 * high)
-  bisect = False
-  while high - low > 1:
-    guess = (low + high) // 2
-    if not bisect and math.isfinite(known(high)):
-      per_row = (known(high) - known(low)) / (high - low)
-      guess = low + int((limit - known(low)) / max(per_row, 1))
-      guess = min(max(guess, low + 1), high - 1)
-    bisect = not bisect
-    low, high = (guess, high) if known(guess) <= limit else (low, guess)
-  return low
 
 
 def verdicts(rows: list[dict]) -> dict[str, study.Bound]:

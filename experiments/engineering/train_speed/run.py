@@ -12,8 +12,8 @@ all devices of this machine, FSDP over them.
 import jax
 from absl import flags, logging
 
-from experiments.engineering.train_speed import bounds, steps
-from experiments.measure import aot, study
+from experiments.engineering.train_speed import bounds
+from experiments.measure import aot, steps, study
 from experiments.startup import options, program
 from mtp_jax import config, sharding
 

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from configs.paper import base
-from experiments.engineering.train_speed import bounds
-from experiments.measure import aot, timing
+from experiments.measure import aot, largest, timing
 from mtp_jax import config, sharding
 from mtp_jax.model import cost, model
 from mtp_jax.train import step as step_lib
@@ -186,7 +185,7 @@ def most_rows(
   *,
   build: Callable = compiled,
 ) -> int:
-  """On all devices: what `bounds.most_rows` finds, or fewer if it does not run.
+  """On all devices: what `largest.most_rows` finds; fewer if it does not run.
 
   Args:
     row: of a `Program`.
@@ -209,7 +208,7 @@ def most_rows(
       best = count, step
     return held
 
-  count = bounds.most_rows(needed, limit)
+  count = largest.most_rows(needed, limit)
   while count:
     if count != best[0]:
       best = 0, None

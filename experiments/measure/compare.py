@@ -1,60 +1,72 @@
 """One model, one batch size: every topology in turns, beside its limits."""
 
+import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 from absl import logging
 
-from experiments.engineering.decode_speed import report
 from experiments.measure import limits, timing
 from mtp_jax.decode import accept, blockwise, generate, network
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
 
+EPSILON = 1e-4  # top-two margin of logits below which a tie may fall either way
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """Prompts of equal lengths, continued `batch` at once by `new` tokens."""
+
+  prompts: Sequence[np.ndarray]
+  batch: int
+  new: int
+  repeats: int = 3  # timed turns of each topology
+
+  @property
+  def groups(self) -> list[Sequence[np.ndarray]]:
+    """Whole batches; the prompts that are left do not fill one."""
+    last = len(self.prompts) - self.batch + 1
+    starts = range(0, last, self.batch)
+    return [self.prompts[i : i + self.batch] for i in starts]
+
 
 def one_batch(
   decoder: network.Network,
   trees: Sequence[tree_lib.Tree],
-  prompts: Sequence[np.ndarray],
-  batch: int,
+  work: Work,
   *,
-  new: int,
   bandwidth: float,
-  repeats: int = 3,
-  peer: bool = False,
+  others: Mapping[str, Callable] | None = None,
 ) -> dict[str, dict]:
-  """A row per topology at one batch size, and the peer's.
+  """A row per topology at one batch size, and per other decoder.
 
   Args:
     decoder: the model.
     trees: topologies, ordinary decoding among them.
-    prompts: of equal lengths, `batch` of them at least.
-    batch: rows at once.
-    new: tokens to write after each prompt.
+    work: what is decoded, and how often.
     bandwidth: of the device's memory, bytes per second.
-    repeats: timed turns of each.
-    peer: let transformers decode as well.
+    others: by name, functions of (groups, new) that return what `decode` does,
+      with lists of ids in place of results.
   """
-  groups = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
-  groups = [g for g in groups if len(g) == batch]
+  groups, others = work.groups, others or {}
   runs = {
-    report.name(t): lambda t=t: decode(decoder, t, groups, new) for t in trees
+    name(t): functools.partial(decode, decoder, t, groups, work.new)
+    for t in trees
   }
-  if peer:
-    from experiments.engineering.decode_speed import peer as peer_lib
-
-    exported = peer_lib.export(decoder)
-    runs["transformers"] = lambda: _peer_decode(peer_lib, exported, groups, new)
-  texts = {name: call()[0] for name, call in runs.items()}  # compiles
-  turns = timing.alternate(runs, repeats)
+  for label, call in others.items():
+    runs[label] = functools.partial(call, groups, work.new)
+  texts = {label: call()[0] for label, call in runs.items()}  # compiles
+  turns = timing.alternate(runs, work.repeats)
   seconds = {n: np.array([s for _, s in t]) for n, t in turns.items()}
-  ordinary = report.name(tree_lib.chain(1))
+  ordinary = name(tree_lib.chain(1))
   base = seconds[ordinary]
   rows = {}
-  for name, found in texts.items():
-    times = seconds[name]
+  for label, found in texts.items():
+    times = seconds[label]
     row = {
       "seconds_reading": times[:, 0].tolist(),
       "seconds_writing": times[:, 1].tolist(),
@@ -64,10 +76,10 @@ def one_batch(
     row["speedup_with_prompts"] = float(total)
     written = sum(len(t) for t in _tokens(found))
     row["tokens_per_second"] = float(written / np.median(times.sum(1)))
-    if name != "transformers":
+    if label not in others:
       row |= _figures(decoder, found, times, base, groups, bandwidth)
-    rows[name] = row
-    logging.info("batch %d, %s: %.2f times", batch, name, total)
+    rows[label] = row
+    logging.info("batch %d, %s: %.2f times", work.batch, label, total)
   return rows
 
 
@@ -89,14 +101,18 @@ def decode(decoder, tree, groups, new):
   return found, seconds
 
 
-def _peer_decode(peer, model, groups, new):
-  """The same by transformers; its prompts are not timed apart."""
-  found, seconds = [], 0.0
-  for group in groups:
-    begin = time.perf_counter()
-    found.append(peer.generate(model, group, new))
-    seconds += time.perf_counter() - begin
-  return found, np.array([0.0, seconds])
+def name(tree: tree_lib.Tree) -> str:
+  """'ordinary', 'chain 4' or 'tree 16'."""
+  if tree.size == 1:
+    return "ordinary"
+  kind = "chain" if tree.is_chain else "tree"
+  return f"{kind} {tree.size}"
+
+
+def common(a, b) -> int:
+  """Length of the common beginning."""
+  size = min(len(a), len(b))
+  return int(np.argmax(np.append(a[:size] != b[:size], True)))
 
 
 def _figures(decoder, found, times, base, groups, bandwidth):
@@ -121,7 +137,7 @@ def _figures(decoder, found, times, base, groups, bandwidth):
     "accepted": whole.accepted.tolist(),
     "accepted_in_turn": whole.accepted_in_turn.tolist(),
     "wasted": whole.wasted,
-    "near_ties": whole.near_ties(report.EPSILON),
+    "near_ties": whole.near_ties(EPSILON),
     "speedup": speedup,
     "efficiency": speedup / per_forward,
     "limit": ordinary / read,
@@ -149,7 +165,7 @@ def same(found: Sequence, ordinary: Sequence[generate.Result]) -> dict:
   margins = []
   texts = [t for r in ordinary for t in r.texts]
   for a, b in zip(_tokens(found), texts, strict=True):
-    place = report.common(a, b.tokens)
+    place = common(a, b.tokens)
     if place < len(b.tokens):
       margins.append(float(b.margin[place]))
   return {
