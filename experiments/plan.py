@@ -39,13 +39,13 @@ flags.mark_flag_as_required("topology")
 def main(_: list[str]) -> None:
   """Compiles the program, prints its plan and writes it as JSON if asked."""
   cfg = _CONFIG.value.check()
-  options = _options(_OPTIONS.value)
+  compiler = _compiler_options(_OPTIONS.value)
   if _JSON.value:
     options.make_room(_JSON.value)
   try:
-    plan = _plan(cfg, options)
+    plan = _plan(cfg, compiler)
   except jax.errors.JaxRuntimeError as error:
-    if not options or "INVALID_ARGUMENT" not in str(error):
+    if not compiler or "INVALID_ARGUMENT" not in str(error):
       raise
     raise ValueError(f"--compiler_options: {error}") from error
   print("\n".join(planning.describe(plan)))
@@ -57,19 +57,19 @@ def main(_: list[str]) -> None:
     study.write_json(_JSON.value, result)
 
 
-def _plan(cfg, options):
+def _plan(cfg, compiler):
   if not _DECODE.value:
-    return planning.training(cfg, _TOPOLOGY.value, options)
+    return planning.training(cfg, _TOPOLOGY.value, compiler)
   return planning.decoding(
     cfg,
     _TOPOLOGY.value,
     batch=_BATCH.value,
     cache_len=_CACHE.value or cfg.data.seq_len,
-    options=options,
+    options=compiler,
   )
 
 
-def _options(pairs: list[str]) -> dict[str, str]:
+def _compiler_options(pairs: list[str]) -> dict[str, str]:
   for pair in pairs:
     if not all(pair.partition("=")):
       raise ValueError(f"--compiler_options: {pair!r} is not name=value")

@@ -28,7 +28,8 @@ ORDER = [
   {"mtp_jax.evaluate"},
   {"mtp_jax.train"},
   {"configs"},
-  {"experiments.startup", "experiments.measure"},
+  {"experiments.measure"},
+  {"experiments.startup"},
   {"experiments.engineering"},
   {"experiments"},
 ]

@@ -34,7 +34,7 @@ PACKAGES = (
 def provenance(seed: int | None = None) -> dict[str, Any]:
   """The beginning of every result: what was run, on what, and when.
 
-  >>> study.write_json(path, study.provenance(seed=0) | {"figure": 1.5})
+  `study.write_json(path, study.provenance(seed=0) | {"seconds": 1.5})`
 
   Args:
     seed: of all that is random; None leaves it out.
@@ -153,8 +153,7 @@ def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
 class Bound:
   """A figure, what it may come to, and whether it does.
 
-  >>> print(Bound.at_most(1.02, 1.05))
-  1.02 (bound 1.05): met
+  `str(Bound.at_most(1.02, 1.05))` is '1.02 (bound 1.05): met'.
   """
 
   figure: float

@@ -14,7 +14,7 @@ def build(chances: np.ndarray, sizes: Sequence[int]) -> dict:
 
   >>> found = build(np.array([[0.6, 0.2], [0.5, 0.1]]), [4])
   >>> found["trees"]["4"]["paths"]
-  [[0], [0, 0], [1]]
+  [[0], [1], [0, 0]]
 
   Args:
     chances: [D, R] of each head's candidates, from `choose.acceptance`.
