@@ -217,7 +217,7 @@ def test_two_processes_train_save_and_restore(home, alone, tmp_path):
   out = Job(home, python(2, ["-c", TWICE], *flags)).finish().text()
   failed = "evaluation at step 23 failed: OSError: [Errno 5] Input/output error"
   assert out.count(failed) == 1
-  assert "going on from step 16\n" in out
+  assert "resuming from step 16\n" in out
   assert rows(tmp_path / "w", "held_out") == rows(alone, "held_out")
   assert final(tmp_path / "w") == final(alone)
   assert losses(tmp_path / "w") == losses(alone)
@@ -254,7 +254,7 @@ def test_two_processes_end_with_the_bits_of_one(home, alone, tmp_path):
   job = Job(home, [["sh", LAUNCH / "slurm.sh", *flags]], 1, variables)
   out = job.finish().text()
   assert f"checkpoint {step} is damaged" in out
-  found = int(re.search(r"going on from step (\d+)\n", out)[1])
+  found = int(re.search(r"resuming from step (\d+)\n", out)[1])
   assert step - 4 <= found < step
   assert losses(target) == losses(alone)
   assert final(target) == final(alone)
@@ -267,13 +267,13 @@ def test_two_processes_end_with_the_bits_of_one(home, alone, tmp_path):
   assert len(list((target / "profile").rglob("*.xplane.pb"))) == 1
 
   job = train(home, other, 3, 1, QUIET)
-  job.wait_for(rf"going on from step {step}\n")
+  job.wait_for(rf"resuming from step {step}\n")
   while newest(other) == step:
     time.sleep(0.02)
   committed = newest(other)
   kill(job, 0)
   out = train(home, other, 1, 1, QUIET).finish().text()
-  found = int(re.search(r"going on from step (\d+)\n", out)[1])
+  found = int(re.search(r"resuming from step (\d+)\n", out)[1])
   assert found >= committed > step
   same_up_to_rounding(other, alone)
   firsts = [list(losses(t).items())[:step] for t in (other, alone)]
@@ -316,7 +316,7 @@ def test_four_processes_stop_and_one_goes_on(home, alone, tmp_path):
   flags += ["--config.mesh.model=2"]
   step = stop(Job(home, [[*script, *flags]]), 0, target)  # the script itself
   out = train(home, target, 1, 1, QUIET).finish().text()
-  assert f"going on from step {step}\n" in out
+  assert f"resuming from step {step}\n" in out
   same_up_to_rounding(target, alone)
 
 
@@ -401,7 +401,7 @@ def test_without_a_cluster_all_has_to_be_named(home, tmp_path):
   job = Job(home, [[sys.executable, *TRAIN, *flags, "--distributed"]])
   assert job.ends() == [1]
   assert "error: cannot join the other processes: coord" in job.text()
-  assert "name all three: coordinator" in job.text()
+  assert "give the coordinator" in job.text()
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_a_lost_peer_is_one_clear_line(monkeypatch):
   assert called == [1]
   for text in (
     "process 0 of 2 stops: another process is gone",
-    "goes on from its newest checkpoint",
+    "resumes from its newest checkpoint",
     "(JAX said: checkpoint 3 was not saved UNKNOWN: Gloo AllGather failed)",
   ):
     assert text in str(error.value)

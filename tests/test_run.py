@@ -215,7 +215,7 @@ def test_sigterm_saves_and_exits_with_0(home, unbroken):
   with checkpoints.Checkpoints(home / "stopped" / "checkpoints") as saved:
     assert saved.steps()[-1] == step < STEPS
   out = finish(home, home / "stopped")
-  assert f"going on from step {step}" in out
+  assert f"resuming from step {step}" in out
   assert final(home / "stopped") == final(unbroken)
   assert losses(home / "stopped") == losses(unbroken)
 
@@ -230,7 +230,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(home, unbroken, tmp_path):
   out, err = process.communicate(timeout=300)
   assert process.returncode == 0, err[-3000:]
   assert f"checkpoint {STEPS} is damaged" in err
-  assert f"going on from step {STEPS - SAVE_EVERY}" in out
+  assert f"resuming from step {STEPS - SAVE_EVERY}" in out
   assert final(target) == final(unbroken)
 
 
@@ -347,7 +347,7 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   assert int(loop.fit(cfg, tmp_path).step) == 8
   out = capsys.readouterr().out
   assert (
-    "going on from step 1\n"
+    "resuming from step 1\n"
     "optim.peak was 1e+30 until here, and is 0.001 from here on\n" in out
   )
   assert "train.steps was 9 until here, and is 8 from here on\n" in out

@@ -46,9 +46,9 @@ def test_what_is_lost_is_counted(tmp_path):
   """The soak can fail: it sees steps that were lost and words not said."""
   run = faults.Soak(tmp_path, 20, None, 0)
   run.expected, run.saying = 12, "packing anew"
-  run.check_start(Ended("going on from step 12\npacking anew", [8, 12]))
+  run.check_start(Ended("resuming from step 12\npacking anew", [8, 12]))
   assert run.lost == 0 and not run.broken
-  run.check_start(Ended("going on from step 8\nstep 9/40", [8, 12]))
+  run.check_start(Ended("resuming from step 8\nstep 9/40", [8, 12]))
   assert run.lost == 4 and len(run.broken) == 2
   run.check_start(Ended("step 1/40", [8, 12]))
   assert run.lost == 4 + 12

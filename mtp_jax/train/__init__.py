@@ -1,1 +1,14 @@
-"""Training: the step, the loop around it, and what a run keeps and says."""
+"""Training: the step, the loop around it, and what a run writes.
+
+loop         `fit`: trains, evaluates, saves; resumes
+step         the training step, a pure function of state and batch
+optim        optimisers and the schedule of the learning rate
+evaluations  held-out measures and text samples during a run
+workdir      the files of a run; loading a trained model
+resume       which settings may change when a run resumes
+lock         one run at a time per workdir
+report       what a run prints
+logs         what it writes: CSV, TensorBoard events, samples
+metrics      speed, FLOP/s, profiles
+processes    several processes as one run; signals
+"""

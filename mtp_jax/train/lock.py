@@ -1,4 +1,4 @@
-"""One run at a time writes to a workdir, and all its processes share it."""
+"""Ensures that one run at a time writes to a workdir."""
 
 import contextlib
 import datetime
@@ -18,21 +18,22 @@ from absl import logging
 from mtp_jax.checkpoint import checkpoints, storage
 from mtp_jax.train import processes
 
-_RELEASE = 3  # seconds that a killed process may take to release its lock
-_VISIBLE = 10  # seconds that a network file system may take to show a file
+_RELEASE = 3  # seconds to wait for a killed process to release its lock
+_VISIBLE = 10  # seconds to wait for a network file system to show a file
 
 
 @contextlib.contextmanager
 def exclusive(workdir: pathlib.Path) -> Iterator[None]:
-  """Inside, no other run writes to `workdir`; makes it where it is missing.
+  """Locks `workdir`, which is made if missing, against other runs.
 
-  Process 0 locks WORKDIR/lock and writes there who it is. The operating system
-  releases the lock when the process ends, in whatever way. The other processes
-  look for what process 0 wrote: only in a shared folder do they find it.
+  Process 0 locks WORKDIR/lock and writes its host and process id into it. The
+  operating system releases the lock when the process ends, however it ends.
+  The other processes read what process 0 wrote, which proves that they share
+  the folder.
 
   Raises:
-    checkpoint.CheckpointError: another run holds the lock; the folder cannot
-      be written; or the processes do not share it.
+    checkpoints.CheckpointError: another run holds the lock, the folder cannot
+      be written, or the processes do not share it.
   """
   with contextlib.ExitStack() as stack:
     first = {"error": "", "holder": ""}
@@ -41,8 +42,8 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
         if workdir.exists() and not workdir.is_dir():
           raise NotADirectoryError("it is a file, not a folder")
         workdir.mkdir(parents=True, exist_ok=True)
-        # Without a buffer: `close` would write again what a full disk refused,
-        # and its error would hide the one below.
+        # Unbuffered: on a full disk, `close` would try to write the buffer
+        # again, and its error would hide the first one.
         file = stack.enter_context((workdir / "lock").open("ab+", buffering=0))
         first["holder"] = _take(file, workdir)
         stack.callback(file.truncate, 0)
@@ -59,7 +60,7 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _take(file: BinaryIO, workdir: pathlib.Path) -> str:
-  """Locks the file; returns what it now says of the holder."""
+  """Locks the file, writes who holds it, and returns that text."""
   deadline = time.monotonic() + _RELEASE
   locked = False
   while not locked:
@@ -79,7 +80,7 @@ def _take(file: BinaryIO, workdir: pathlib.Path) -> str:
       time.sleep(0.05)
     except OSError as error:
       logging.warning(
-        "%s is on a file system without locks (%s): nothing keeps a second "
+        "%s is on a file system without locks (%s): nothing prevents a second "
         "run from writing there",
         workdir,
         error,
@@ -92,12 +93,12 @@ def _take(file: BinaryIO, workdir: pathlib.Path) -> str:
   )
   file.truncate(0)
   file.write(holder.encode())
-  os.fsync(file.fileno())  # other hosts see it now
+  os.fsync(file.fileno())  # makes it visible to other hosts
   return holder
 
 
 def _check_shared(workdir: pathlib.Path, holder: str) -> None:
-  """Raises on all processes where one does not see process 0's file."""
+  """Raises on all processes if one cannot read what process 0 wrote."""
   if jax.process_count() == 1:
     return
 

@@ -126,7 +126,7 @@ def fit(
         )
       workdir_lib.write_settings(cfg, workdir)
       if found:
-        progress.say(f"going on from step {start}")
+        progress.say(f"resuming from step {start}")
         for line in resume.changes(found[1], metadata):
           progress.say(line)
       else:

@@ -1,4 +1,4 @@
-"""AdamW as in the paper's appendix, or Muon: schedule, decay mask, clipping."""
+"""The optimiser, AdamW or Muon, and the schedule of the learning rate."""
 
 import jax
 import optax
@@ -8,12 +8,16 @@ from mtp_jax import config
 
 
 def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
-  """Linear warm-up to `cfg.peak`, cosine to `cfg.end * cfg.peak` at `steps`.
+  """Linear warm-up to `cfg.peak`, then a cosine to `cfg.end * cfg.peak`.
 
-  A function of the updates made so far: steps with a finite gradient. So a run
-  that goes on with more steps, or other rates, takes from its next step on
-  the rate that the new schedule has there. Where it had come to the end of
-  its cosine, a longer one raises the rate again.
+  The argument of the schedule is the number of updates so far, which excludes
+  steps with a non-finite gradient. A run that resumes with more steps or other
+  rates follows the new schedule from that number on. If it had finished, a
+  longer schedule therefore raises the rate again.
+
+  Args:
+    cfg: `peak`, `end` and `warmup` are used.
+    steps: updates until the end of the cosine.
 
   Reference: the paper, table S13 and its caption.
 
@@ -34,7 +38,7 @@ def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
 
 
 def decayed(tree):
-  """True for matrices, false for norm scales, whatever stack they are in."""
+  """The mask of weight decay: True for matrices, False for norm scales."""
   return jax.tree.map(
     lambda p: p.replace(len(p.axes) > 1),
     tree,
@@ -43,20 +47,20 @@ def decayed(tree):
 
 
 def make(cfg: config.Optim, steps: int) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW or Muon; moments are shaped like the model.
+  """Clipping by global norm, then AdamW or Muon.
 
-  With `cfg.kind` 'muon' the matrices of the transformer layers and of linear
-  heads are updated by Muon, scaled to the root mean square of an AdamW update,
-  so that one learning rate can serve both. The embedding, the unembedding and
-  the norms are updated by Adam with Nesterov momentum, without weight decay,
+  With `cfg.kind` 'muon', Muon updates the matrices of the transformer layers
+  and of linear heads. Its updates are scaled to the root mean square of AdamW
+  updates, so that both can use one learning rate. Adam with Nesterov momentum
+  and without weight decay updates the embedding, the unembedding and the norms,
   at `cfg.adam_ratio` times that rate.
 
   Args:
-    cfg: kind, rates, betas, decay and clip.
-    steps: updates until the schedule's end.
+    cfg: the section of the config.
+    steps: updates until the end of the schedule.
 
   Returns:
-    A transformation whose updates `optax.apply_updates` adds.
+    A transformation; its moments have the shapes of the model's parameters.
 
   Reference: the paper, table S13 and its caption, for AdamW; Liu et al. 2025
   (arXiv 2502.16982) for Muon beside Adam.
@@ -70,7 +74,7 @@ def make(cfg: config.Optim, steps: int) -> optax.GradientTransformation:
       adam_b1=cfg.beta1,
       adam_b2=cfg.beta2,
       muon_weight_dimension_numbers=_orthogonalised,
-      consistent_rms=0.2,  # of an AdamW update, as Liu et al. found it
+      consistent_rms=0.2,  # of an AdamW update, as Liu et al. measured
       adam_learning_rate=lambda step: cfg.adam_ratio * rate(step),
     )
   else:
@@ -85,10 +89,11 @@ def make(cfg: config.Optim, steps: int) -> optax.GradientTransformation:
 
 
 def _orthogonalised(tree):
-  """Which axes of a parameter Muon takes as a matrix's input and output.
+  """The input and output axes of each matrix that Muon updates.
 
-  Attention's three axes are one matrix, [D, H C] or [H C, D]; a stack holds a
-  matrix per layer. None: a parameter that Adam updates.
+  The three axes of an attention parameter form one matrix, [D, H C] or
+  [H C, D]. A stack has one matrix per layer. Parameters that Adam updates get
+  None.
   """
 
   def one(p):

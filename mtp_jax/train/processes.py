@@ -1,8 +1,8 @@
 """Several processes, on one host or on many, as one run.
 
-All run the same program, each with its own devices and rows; JAX connects them.
-If one dies, the others end within the time of a heartbeat, since none can go on
-alone. Started again, the run resumes.
+All run the same program, each with its own devices and its own rows of a batch;
+JAX connects them. If one dies, the others stop after the heartbeat timeout,
+because none can continue alone. When all are started again, the run resumes.
 """
 
 import contextlib
@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from absl import logging
-from jax._src import distributed  # the barrier has no public name
+from jax._src import distributed  # the barrier has no public API
 from jax.experimental import multihost_utils
 
-HEARTBEAT = 20  # seconds of silence after which a process counts as dead
-_PATIENCE = 24 * 3600 * 1000  # ms; a host may have a large corpus to pack
-# Messages of JAX's runtime when a peer is gone: collectives, coordinator.
+HEARTBEAT = 20  # seconds without a sign of life until a process counts as dead
+_PATIENCE = 24 * 3600 * 1000  # ms; one host may take hours to pack the corpus
+# In messages of JAX's runtime about a lost process.
 _SIGNS = re.compile("Gloo|NCCL|UNAVAILABLE:|DEADLINE_EXCEEDED:|[Bb]arrier")
 
 
 class PeerLost(Exception):
-  """Another process of the run is gone, so this one cannot go on."""
+  """Another process of the run is lost, so this one cannot continue."""
 
 
 def join(
@@ -35,21 +35,21 @@ def join(
   *,
   heartbeat: int = HEARTBEAT,
 ) -> None:
-  """Connects this process with the others; before anything else of JAX.
+  """Connects this process with the others. Call it before any use of JAX.
 
-  What is None is found by JAX itself: on a TPU slice, under SLURM, Open MPI
-  and Kubernetes. Where nothing is found, all three are needed.
+  On a TPU slice and under SLURM, Open MPI or Kubernetes, JAX finds the
+  arguments that are None. Elsewhere all three must be given.
 
   Args:
-    coordinator: host:port of process 0, which all can reach.
-    processes: their number.
-    process: which of them this is.
-    heartbeat: seconds of silence after which a process counts as dead, and
-      all others stop.
+    coordinator: host:port of process 0, reachable by all.
+    processes: number of processes.
+    process: index of this process.
+    heartbeat: seconds without a sign of life until a process counts as dead
+      and all others stop.
 
   Raises:
-    ValueError: too little was given or found, numbers do not fit each other,
-      or the port of process 0 is taken.
+    ValueError: an argument is missing and JAX does not find it, the numbers do
+      not fit each other, or the port of process 0 is in use.
   """
   _check_join(coordinator, processes, process, heartbeat)
   try:
@@ -58,13 +58,13 @@ def join(
     )
   except ValueError as error:
     raise ValueError(
-      f"cannot join the other processes: {error} No cluster tells of them; "
-      "name all three: coordinator (host:port of process 0), the number of "
-      "processes, and which of them this is"
+      f"cannot join the other processes: {error} JAX finds no cluster here: "
+      "give the coordinator (host:port of process 0), the number of processes, "
+      "and the index of this one"
     ) from error
   if jax.default_backend() == "cpu":
-    # A program from the cache runs its collectives in no fixed order (jaxlib
-    # 0.10.2), and processes match messages by their order.
+    # A program from the compilation cache runs its collectives in varying
+    # order (jaxlib 0.10.2), but processes match messages by their order.
     jax.config.update("jax_enable_compilation_cache", False)
 
 
@@ -84,7 +84,7 @@ def _check_join(coordinator, processes, process, heartbeat) -> None:
       f"coordinator {coordinator!r} is not host:port, such as localhost:1234"
     )
   if process == 0:
-    try:  # JAX 0.10 crashes at a port that is taken
+    try:  # JAX 0.10 crashes if the port is in use
       socket.create_server(("", int(port))).close()
     except OSError as error:
       raise ValueError(
@@ -94,13 +94,13 @@ def _check_join(coordinator, processes, process, heartbeat) -> None:
 
 
 def gather(text: str) -> list[str]:
-  """The text of every process, in their order; waits for the slowest.
+  """The texts of all processes, in their order; waits for the slowest.
 
-  The first thing that processes do together: collectives on a CPU wait only
-  30 seconds for each other at first, this waits for a day.
+  It waits up to a day. Collectives on a CPU wait only 30 seconds for the first
+  contact, so a run calls this before anything else that needs all processes.
 
   Raises:
-    ValueError: there are several processes, but they were never joined.
+    ValueError: there are several processes, but `join` was not called.
   """
   if jax.process_count() == 1:
     return [text]
@@ -120,13 +120,14 @@ def gather(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def watched(when_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
-  """Turns what JAX raises inside, when a peer is gone, into one clear error.
+  """Converts JAX's errors about a lost process, raised inside, to PeerLost.
 
   Args:
-    when_lost: called first, to let go of what would wait for the peer.
+    when_lost: called before raising, to release what would wait for the lost
+      process.
 
   Raises:
-    PeerLost: says which process stops, why, and what to do.
+    PeerLost: another process is gone; the message names the remedy.
   """
   try:
     yield
@@ -137,15 +138,15 @@ def watched(when_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
     text = " ".join(map(str, _chain(error)))
     raise PeerLost(
       f"process {jax.process_index()} of {jax.process_count()} stops: another "
-      "process is gone, or cannot be reached. What it wrote last tells why. "
-      "Start all of them again, as before or another number: the run goes on "
-      f"from its newest checkpoint. (JAX said: {' '.join(text.split())[:200]})"
+      "process is gone, or cannot be reached. Its last output tells why. Start "
+      "all of them again, the same number or another: the run resumes from its "
+      f"newest checkpoint. (JAX said: {' '.join(text.split())[:200]})"
     ) from error
 
 
 def is_loss(error: BaseException) -> bool:
-  """Whether JAX's runtime says with `error` that a peer is gone."""
-  # A file system has words like JAX's.
+  """Whether `error` is JAX's message about a lost process."""
+  # An OSError of a file system may contain the same words.
   chain = [str(e) for e in _chain(error) if not isinstance(e, OSError)]
   return jax.process_count() > 1 and bool(_SIGNS.search(" ".join(chain)))
 
@@ -157,10 +158,10 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class StopEvent(threading.Event):
-  """Set by SIGTERM or Ctrl-C from `watch` on.
+  """An event that SIGTERM or Ctrl-C sets, after `watch` was called.
 
-  Before `watch`, both signals act as they do without it. After it, the first
-  sets the event, and the same signal a second time acts as before again.
+  Before that, both signals have their usual effect. After it, a signal sets
+  the event the first time and has its usual effect the second time.
   """
 
   def __init__(self):
@@ -170,10 +171,10 @@ class StopEvent(threading.Event):
     self._seen = set()
 
   def watch(self) -> None:
-    """Takes the signals over; nothing happens the second time.
+    """Installs the signal handlers; later calls have no effect.
 
-    Among several processes JAX's own handler of SIGTERM makes all of them stop
-    at the same step, and Ctrl-C is passed on to it.
+    With several processes, JAX's own handler of SIGTERM makes all of them stop
+    at the same step. SIGTERM is left to it, and Ctrl-C raises SIGTERM.
     """
     if self._old or threading.current_thread() is not threading.main_thread():
       return
@@ -181,7 +182,7 @@ class StopEvent(threading.Event):
       self._old[number] = signal.signal(number, self._ask)
 
   def release(self) -> None:
-    """Gives the signals back."""
+    """Restores the previous handlers."""
     for number, handler in self._old.items():
       signal.signal(number, handler)
     self._old = {}
@@ -201,7 +202,10 @@ class StopEvent(threading.Event):
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopEvent]:
-  """A `StopEvent`, to be watched once there is something to save."""
+  """A `StopEvent`, which is released at the end.
+
+  Call its `watch` when there is something to save.
+  """
   asked = StopEvent()
   try:
     yield asked
@@ -210,11 +214,13 @@ def stop_signals() -> Iterator[StopEvent]:
 
 
 def told_to_stop(asked: threading.Event, step: int) -> bool:
-  """Whether all processes stop at this step; any of them may be told.
+  """Whether the run stops at this step, because a process got a signal.
+
+  Every process must call this at every step; all get the same answer.
 
   Args:
-    asked: of `stop_signals`.
-    step: every process has to ask for every step.
+    asked: from `stop_signals`.
+    step: the current step.
   """
   if jax.process_count() == 1:
     return asked.is_set()

@@ -1,8 +1,8 @@
-"""What may differ where a run resumes, and what differs.
+"""Compares the metadata of a checkpoint with that of the run that resumes.
 
-A checkpoint keeps the metadata of its run (`workdir.metadata`); the run that
-goes on has metadata of its own. Each field of `config` declares whether it may
-differ; all else in the metadata may not.
+`workdir.metadata` is stored in every checkpoint: the config, and fingerprints
+of tokenizer and corpus. Each config field declares whether it may change on
+resuming (`sections.py`). Fingerprints must be equal.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ from mtp_jax import config
 
 
 def refusals(stored: dict, metadata: dict) -> list[str]:
-  """What differs and may not, a line each.
+  """One line for each value that differs but may not.
 
   Args:
-    stored: metadata of the checkpoint, from JSON.
-    metadata: of the run that goes on.
+    stored: metadata of the checkpoint.
+    metadata: metadata of the run that resumes.
   """
   lines = differences(
     stored, _without(metadata, "free", "local", "reported"), _defaults()
@@ -30,7 +30,7 @@ def refusals(stored: dict, metadata: dict) -> list[str]:
 
 
 def changes(stored: dict, metadata: dict) -> list[str]:
-  """What is computed otherwise than before the checkpoint, a line each."""
+  """One line for each setting that changes the computation from now on."""
   lines = []
   for section, name in _declared("reported"):
     default = _defaults()["config"][section][name]
@@ -44,20 +44,21 @@ def changes(stored: dict, metadata: dict) -> list[str]:
 
 
 def disagreements(first: dict, other: dict) -> list[str]:
-  """What differs between two processes of one run and may not."""
+  """One line for each value that differs between two processes of one run."""
   return differences(first, _without(other, "local"))
 
 
 def differences(
   first: dict, second: dict, defaults: dict | None = None
 ) -> list[str]:
-  """Values of `second` that `first` has otherwise, as
-  'config.model.width: 64 in the first, 96 in the second'.
+  """One line for each value of `second` that differs from `first`.
+
+  A line reads 'config.model.width: 64 in the first, 96 in the second'.
 
   Args:
-    first: JSON values.
-    second: JSON values; keys that only `first` has are not compared.
-    defaults: values of keys that `first` lacks.
+    first: nested dict of JSON values.
+    second: nested dict of JSON values. Keys that only `first` has are ignored.
+    defaults: values for keys that `first` lacks.
   """
   lines = []
 
@@ -66,8 +67,8 @@ def differences(
       old = old if isinstance(old, dict) else {}
       default = default if isinstance(default, dict) else {}
       for name in sorted(new):
-        kept = old.get(name, default.get(name))
-        compare([*path, name], kept, new[name], default.get(name))
+        known = old.get(name, default.get(name))
+        compare([*path, name], known, new[name], default.get(name))
     elif _plain(old) != _plain(new):
       name = ".".join(path if len(path) > 1 else ["metadata", *path])
       lines.append(
@@ -79,20 +80,20 @@ def differences(
 
 
 def _plain(value):
-  """A list of JSON as the tuple that a config has there."""
+  """`value`, a list of JSON as a tuple, as it is in a config."""
   return tuple(value) if isinstance(value, list) else value
 
 
 def _defaults() -> dict:
-  """Metadata of a checkpoint that was written before a config field existed.
+  """Values of config fields that did not exist when a checkpoint was written.
 
-  Such a field then had the effect of its default value.
+  The run then behaved as it does with the defaults.
   """
   return {"config": dataclasses.asdict(config.Config())}
 
 
 def _declared(*kinds: str) -> list[tuple[str, str]]:
-  """(section, field) of the fields that declare one of `kinds` on resuming."""
+  """(section, field) of the fields declared as one of `kinds`."""
   return [
     (section.name, field.name)
     for section in dataclasses.fields(config.Config)
@@ -102,14 +103,14 @@ def _declared(*kinds: str) -> list[tuple[str, str]]:
 
 
 def _without(metadata: dict, *kinds: str) -> dict:
-  """`metadata` without the fields that declare one of `kinds`."""
-  left_out = _declared(*kinds)
-  kept = {
+  """`metadata` without the config fields declared as one of `kinds`."""
+  ignored = _declared(*kinds)
+  compared = {
     section: {
       name: value
       for name, value in values.items()
-      if (section, name) not in left_out
+      if (section, name) not in ignored
     }
     for section, values in metadata["config"].items()
   }
-  return metadata | {"config": kept}
+  return metadata | {"config": compared}

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, and how a trained model is taken out."""
+"""The files of a run in its workdir, and loading a trained model from it."""
 
 import dataclasses
 import difflib
@@ -17,13 +17,16 @@ from mtp_jax.model import model
 from mtp_jax.train import logs
 from mtp_jax.train import step as step_lib
 
-_MODEL = "tokenizer.model"  # the copy in the workdir
+_MODEL = "tokenizer.model"  # the workdir's copy of a SentencePiece model
 
 
 def settings(
   workdir: str | pathlib.Path, step: int | None = None
 ) -> tuple[config.Config, tokenizer_lib.Tokenizer]:
-  """What `load` returns beside the model, without reading its arrays."""
+  """The config and the tokenizer of a run, without reading its arrays.
+
+  Arguments and errors are those of `load_step`.
+  """
   workdir = storage.local(workdir)
   if not (workdir / "checkpoints").is_dir():
     raise checkpoints.CheckpointError(_no_run(workdir))
@@ -48,21 +51,21 @@ def load(
 def load_step(
   workdir: str | pathlib.Path, step: int | None = None
 ) -> tuple[model.Model, config.Config, tokenizer_lib.Tokenizer, int]:
-  """A trained model with what it takes to use it.
+  """A trained model, its config, its tokenizer and its step.
 
   Args:
-    workdir: of a run of `loop.fit`.
-    step: of the checkpoint; None takes the newest whole one.
+    workdir: folder of a run of `loop.fit`.
+    step: step of the checkpoint; None means the newest whole one.
 
   Returns:
-    (model.Model, config.Config, tokenizer, step), the parameters on this
-    process's first device, whatever mesh they were trained on. While reading,
-    Adam's moments lie there too.
+    (model, config, tokenizer, step). The parameters are on this process's
+    first device, whatever mesh they were trained on. While they are read, the
+    optimiser's moments need memory there too.
 
   Raises:
-    checkpoint.CheckpointError: there is no such checkpoint, or no such run.
-    ValueError: the tokenizer's model file is missing or another one, or the
-      path is empty or names an unknown user.
+    checkpoints.CheckpointError: there is no such run or no such checkpoint.
+    ValueError: the model file of the tokenizer is missing or is another one,
+      or the path is empty or begins with an unknown user.
   """
   workdir = storage.local(workdir)
   if not (workdir / "checkpoints").is_dir():
@@ -78,9 +81,9 @@ def load_step(
 
 
 def _settings(workdir, record):
-  """Config and tokenizer of a checkpoint, from its metadata."""
+  """The config and the tokenizer that a checkpoint's metadata names."""
   cfg = config.from_dict(record["config"])
-  copy = workdir / _MODEL  # the original may be gone, or another one by now
+  copy = workdir / _MODEL  # the original may have been moved or replaced
   name = cfg.data.tokenizer
   if name != "bytes" and copy.exists():
     name = str(copy)
@@ -98,7 +101,7 @@ def _settings(workdir, record):
 
 
 def _no_run(workdir: pathlib.Path) -> str:
-  """Says that no run was here, and names runs that may be meant."""
+  """The error message for a workdir without a run; names similar folders."""
 
   def runs(folder):
     return sorted(p.parent for p in folder.glob("*/checkpoints") if p.is_dir())
@@ -111,7 +114,7 @@ def _no_run(workdir: pathlib.Path) -> str:
     fault = "is a file" if workdir.exists() else "does not exist"
     names = {str(p): p for p in runs(path.parent)}
     nearest = [names[n] for n in difflib.get_close_matches(str(path), names)]
-  above = path.parents[:2]  # `checkpoints` or a step of it was given
+  above = path.parents[:2]  # in case `checkpoints` or a step was given
   nearest = [p for p in above if (p / "checkpoints").is_dir()] or nearest
   line = f"there is no run in {workdir}: it {fault}"
   if nearest:
@@ -124,14 +127,14 @@ def tokenizer(
 ) -> tokenizer_lib.Tokenizer:
   """The tokenizer of a run that starts or resumes in `workdir`.
 
-  A workdir keeps a copy of the run's model file. `data.tokenizer` has to name
-  the same model; its file may be gone where it is the name that the run has.
-  Where the copy is damaged, the file that `data.tokenizer` names stands in,
-  and `write_settings` replaces the copy.
+  The workdir holds a copy of the run's model file. `data.tokenizer` must name
+  the same model. Its file may be missing if the name is that of the run. If the
+  copy is damaged, the file that `data.tokenizer` names is used, and
+  `write_settings` repairs the copy.
 
   Raises:
-    ValueError: no such tokenizer, another one than the run's, a damaged copy
-      and no file to stand in, or more ids than `model.vocab`.
+    ValueError: there is no such tokenizer, it is not the run's, the copy is
+      damaged and the file missing, or it has more ids than `model.vocab`.
   """
   name, copy = cfg.data.tokenizer, workdir / _MODEL
   if name == "bytes" or not copy.exists():
@@ -162,7 +165,7 @@ def tokenizer(
 
 
 def _fault(name: str | pathlib.Path) -> str:
-  """Why the file is no tokenizer's model; empty where it is one."""
+  """Why the file is not a tokenizer's model; empty if it is one."""
   try:
     tokenizer_lib.load(str(name))
   except ValueError as error:
@@ -173,10 +176,16 @@ def _fault(name: str | pathlib.Path) -> str:
 def _original(
   name: str, workdir: pathlib.Path, fault: str
 ) -> tokenizer_lib.Tokenizer:
-  """The tokenizer `name` of a run whose copy is damaged.
+  """The tokenizer `name`, for a run whose own copy is damaged.
+
+  Args:
+    name: see `config.Data.tokenizer`.
+    workdir: of the run.
+    fault: what is wrong with the copy.
 
   Raises:
-    ValueError: it is not readable, or not that of the newest checkpoint.
+    ValueError: `name` cannot be read, or is not the tokenizer of the newest
+      checkpoint.
   """
   saved = _saved_fingerprint(workdir)
   which = f"of fingerprint {saved}" if saved else "that the run began with"
@@ -194,10 +203,10 @@ def _original(
 
 
 def _saved_fingerprint(workdir: pathlib.Path) -> str | None:
-  """Of the newest checkpoint's tokenizer, where there is one.
+  """The fingerprint of the newest checkpoint's tokenizer, if there is one.
 
-  None among several processes, which read checkpoints only together: they
-  compare fingerprints when all of them restore.
+  With several processes it is None, because they can read checkpoints only
+  together. They compare fingerprints when they restore.
   """
   folder = workdir / "checkpoints"
   if jax.process_count() > 1 or not folder.is_dir():
@@ -205,12 +214,12 @@ def _saved_fingerprint(workdir: pathlib.Path) -> str | None:
   try:
     with checkpoints.Checkpoints(folder) as saved:
       return saved.metadata()["tokenizer"]
-  except checkpoints.CheckpointError:  # `restore` will say it
+  except checkpoints.CheckpointError:  # `restore` will raise it again
     return None
 
 
 def _tokenizer_name(workdir: pathlib.Path) -> str | None:
-  """`data.tokenizer` of the run in `workdir`, if its config.json is whole."""
+  """`data.tokenizer` in config.json, or None if that cannot be read."""
   try:
     text = (workdir / "config.json").read_text(encoding="utf-8")
     return json.loads(text)["data"]["tokenizer"]
@@ -219,26 +228,26 @@ def _tokenizer_name(workdir: pathlib.Path) -> str | None:
 
 
 def check_format(workdir: pathlib.Path) -> None:
-  """Refuses a workdir whose config.json has a format unknown here.
+  """Checks the format of config.json in a workdir.
 
   Raises:
-    ValueError: names both formats.
+    ValueError: this version of the library cannot read that format.
   """
   path = workdir / "config.json"
   try:
     number = json.loads(path.read_text(encoding="utf-8")).get("format", 1)
   except (OSError, ValueError, AttributeError):
-    return  # a new run, or a damaged file that `write_settings` replaces
+    return  # no run yet, or a damaged file, which `write_settings` replaces
   config.check_format(str(path), number)
 
 
 def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
-  """Writes config.json and, once, a copy of the tokenizer's model file.
+  """Writes config.json and, if missing, a copy of the tokenizer's model file.
 
-  Process 0 writes, when nothing can refuse the run any more.
+  Only process 0 writes. `fit` calls this after its last check of the settings.
 
   Raises:
-    checkpoint.CheckpointError: `workdir` cannot be written.
+    checkpoints.CheckpointError: `workdir` cannot be written.
   """
   if jax.process_index():
     return
@@ -259,7 +268,7 @@ def metadata(
   codec: tokenizer_lib.Tokenizer,
   packed: tuple[pipeline.Packed, pipeline.Packed],
 ) -> dict:
-  """What a checkpoint says of its run: config and fingerprints."""
+  """The metadata of a checkpoint: config, and fingerprints of its inputs."""
   return {
     "config": dataclasses.asdict(cfg),
     "tokenizer": codec.fingerprint,

@@ -134,7 +134,7 @@ class Soak:
 
   def check_start(self, job: job_lib.Job) -> None:
     """It went on from the newest whole checkpoint, and said what it met."""
-    found = re.search(r"going on from step (\d+)", job.text())
+    found = re.search(r"resuming from step (\d+)", job.text())
     if not found and not job.stepped():
       return  # it did not come so far
     step = int(found[1]) if found else 0
