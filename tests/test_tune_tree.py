@@ -2,6 +2,12 @@
 
 import json
 
+import numpy as np
+import pytest
+
+from mtp_jax.decode import tree as tree_lib
+from mtp_jax.decode import tuned
+
 # Its flags are the process's: other programs' tests define the same ones.
 PROGRAM = """
 import os
@@ -89,3 +95,19 @@ def test_errors_name_the_flag_and_one_document_is_enough(
   assert lines[-1] == str(tmp_path / "tree.json")
   found = json.loads((tmp_path / "tree.json").read_text())
   assert found["acceptance"] == [[0.5, 0.2], [0.4, 0.1]]
+
+
+def test_trees_come_back_by_their_size(tmp_path):
+  path = tmp_path / "tree.json"
+  chances = np.array([[0.5, 0.2, 0.1], [0.4, 0.1, 0.1]])
+  path.write_text(json.dumps(tuned.build(chances, [3, 5])))
+  assert tuned.read(path, 5) == tree_lib.build(chances, 5)
+  assert tuned.read(path, 3) == tree_lib.build(chances, 3)
+  with pytest.raises(ValueError, match="^no tree of 4 nodes in .*tree.json$"):
+    tuned.read(path, 4)
+  with pytest.raises(ValueError, match="^no tree of 4 nodes in .*none.json$"):
+    tuned.read(tmp_path / "none.json", 4)
+  for damage in ("{", "[]", '{"trees": {"4": {}}}', '{"trees": 3}'):
+    path.write_text(damage)
+    with pytest.raises(ValueError, match="tree.json is damaged"):
+      tuned.read(path, 4)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -232,9 +231,9 @@ def timed(
     cache=random_like(like.cache),
   )
   state = jax.block_until_ready(jax.device_put(state))
-  begin = time.perf_counter()
-  state = jax.block_until_ready(program.run(decoder, program.rule, state))
-  taken = time.perf_counter() - begin
+  taken, state = timing.timed(
+    functools.partial(program.run, decoder, program.rule, state)
+  )
   if set(np.asarray(state.passes)) != {work.passes}:
     raise ValueError(f"{state.passes} passes instead of {work.passes}")
   return taken / work.passes

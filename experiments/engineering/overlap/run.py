@@ -8,18 +8,17 @@ the collectives runs behind products and kernels and what the chip waits for.
 13 minutes of compiling, on cores shared with other work.
 """
 
-import dataclasses
 import pathlib
 
 from absl import flags
 
 from configs import sizes
-from experiments.measure import planning, study
+from experiments.measure import planning, steps, study
 from experiments.startup import options, program
-from mtp_jax import config
 
 FOLDER = pathlib.Path(__file__).with_name("results")
 HEADS = (1, 2, 4)
+CHIPS = 8  # of each slice, with one row of 4096 tokens each
 OVER_FLOPS = 1.03  # growth of compute and wait over growth of compute alone
 
 # Bytes per second that a chip's links take in, all of them together, from
@@ -29,17 +28,6 @@ LINKS = {"v5e": 200e9, "v5p": 600e9}
 _SIZE = flags.DEFINE_enum("size", "0.3B", list(sizes.SIZES), "Of table S14.")
 _SLICES = flags.DEFINE_list("slices", ["v5e:2x4", "v5p:2x2x2"], "TPU slices.")
 _OUTPUT = options.define_output("Folder of the results.", str(FOLDER))
-
-
-def settings(size: str, n_future: int, chips: int) -> config.Config:
-  """The step that is compiled: one row of 4096 tokens per chip."""
-  return config.Config(
-    model=dataclasses.replace(
-      sizes.model(size, n_future), dtype="bfloat16", remat="full"
-    ),
-    data=config.Data(seq_len=4096, batch=chips),
-    train=config.Train(loss_block=1024),
-  ).check()
 
 
 def line(plan: planning.Plan, n_future: int) -> dict:
@@ -98,7 +86,9 @@ def main(_: list[str]) -> None:
   rows, heads = [], []
   for slice_ in _SLICES.value:
     for n in HEADS:
-      plan = planning.training(settings(_SIZE.value, n, 8), slice_)
+      plan = planning.training(
+        steps.settings(steps.Setup(), _SIZE.value, n, "serial", CHIPS), slice_
+      )
       rows.append(line(plan, n))
     heads += details(plan)  # of the most heads
   output = _OUTPUT.value
