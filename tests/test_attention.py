@@ -150,6 +150,7 @@ def test_a_training_step_is_the_same_with_either(run_with_devices):
 STEP = """
 import jax, jax.numpy as jnp, numpy as np
 from mtp_jax import config, sharding
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.train import step
 
 found, states = [], []
@@ -160,7 +161,7 @@ for impl in ("xla", "splash"):
     data=config.Data(seq_len=19, batch=4), optim=config.Optim(warmup=0))
   mesh = sharding.make_mesh(config.Mesh(2, 2))
   rows = jax.random.randint(jax.random.key(1), (4, 21), 0, 22)
-  batch = {"tokens": rows, "segments": 1 + jnp.cumsum(rows == 3, 1)}
+  batch = batch_lib.of(rows, 1 + jnp.cumsum(rows == 3, 1))
   batch = jax.device_put(batch, sharding.batch_sharding(mesh))
   state = step.init_state(cfg, mesh)
   state, metrics = step.compile_step(cfg, mesh)(state, batch)

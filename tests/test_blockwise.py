@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mtp_jax import config, loss, tokenizer
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.decode import accept, blockwise, cache, network, prepare, sampling
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
@@ -603,13 +604,13 @@ def trained():
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(net, opt, tokens):
-    ones = jnp.ones_like(tokens)
-    targets = loss.future_targets(tokens, ones, N)
-    scale = jnp.full(N, 1 / targets[0].size)
+    windows = batch_lib.of(tokens)
+    targets = loss.future_targets(windows, N)
+    scale = jnp.full(N, 1 / targets.tokens[0].size)
 
     def nats(net):
       return loss.token_loss(
-        net, tokens[:, :T], ones[:, :T], targets, scale, loss="formula"
+        net, windows, targets, scale, loss.Settings(implementation="formula")
       )
 
     grads, per_head = jax.grad(nats, has_aux=True)(net)

@@ -16,10 +16,11 @@ BLOCKS = [1, 5, 256]  # 5 does not divide T
 
 def naive(hidden, unembed, targets):
   """In float64, all logits at once."""
+  targets, weight = targets
   logits = np.float64(hidden) @ np.float64(unembed)
   logits -= logits.max(-1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-  there = np.asarray(targets) >= 0
+  there = (np.asarray(targets) >= 0) * np.float64(weight)
   picked = np.take_along_axis(log_p, np.maximum(targets, 0)[..., None], -1)
   nll = -(picked[..., 0] * there).sum()
   d_logits = (np.exp(log_p) - np.eye(V)[targets]) * there[..., None]
@@ -29,12 +30,19 @@ def naive(hidden, unembed, targets):
 
 @functools.cache
 def case(dtype="float32"):
-  keys = jax.random.split(jax.random.key(0), 4)
+  keys = jax.random.split(jax.random.key(0), 5)
   hidden = jax.random.normal(keys[0], (B, T, D)).astype(dtype)
   unembed = jax.random.normal(keys[1], (D, V))
   targets = jax.random.randint(keys[2], (B, T), 0, V)
   ignored = jax.random.bernoulli(keys[3], 0.3, (B, T))
-  return hidden, unembed, jnp.where(ignored, -1, targets)
+  # 0, 1 and fractions; weights of ignored targets are not 0.
+  weight = jnp.clip(2 * jax.random.uniform(keys[4], (B, T)) - 0.5, 0, 1)
+  return hidden, unembed, weighted(jnp.where(ignored, -1, targets), weight)
+
+
+def weighted(tokens, weight=None):
+  weight = jnp.ones(tokens.shape) if weight is None else weight
+  return cross_entropy.Targets(tokens, weight)
 
 
 def distance(a, b):
@@ -59,12 +67,12 @@ def test_value_and_gradients(block):
 def test_token_nll_is_log_softmax():
   hidden, unembed, targets = case()
   logits = cross_entropy.project(hidden, unembed)
-  nll = cross_entropy.token_nll(logits, targets)
+  nll = cross_entropy.token_nll(logits, targets.tokens)
   assert nll.shape == (B, T)
   assert nll.sum() == pytest.approx(
-    naive(hidden, unembed, targets)[0], rel=1e-6
+    naive(hidden, unembed, weighted(targets.tokens))[0], rel=1e-6
   )
-  assert np.array_equal(np.asarray(nll) == 0, np.asarray(targets) < 0)
+  assert np.array_equal(np.asarray(nll) == 0, np.asarray(targets.tokens) < 0)
 
 
 def test_cotangent_multiplies():
@@ -88,7 +96,8 @@ def test_value_and_grads_adds_slice_by_slice(shards):
   assert distance(d_hidden, 0.37 * wanted[1]) < 1e-6
   for r in range(shards):
     rows = slice(r * B // shards, (r + 1) * B // shards)
-    own = naive(hidden[rows], unembed, targets[rows])[2]
+    part = jax.tree.map(lambda a, rows=rows: a[rows], targets)
+    own = naive(hidden[rows], unembed, part)[2]
     # the start, of norm 1 per entry, is added and taken away: cancellation
     assert distance(d_unembed[r] - start[r], 0.37 * own) < 3e-6
 
@@ -111,7 +120,7 @@ def test_bfloat16_hidden_keeps_float32_sums():
 def test_sums_of_many_blocks_do_not_lose_bits():
   """In bfloat16 a sum of 512 equal terms stops growing at 256 of them."""
   hidden = jnp.ones((1, 512, 1), "bfloat16")
-  targets = jnp.zeros((1, 512), jnp.int32)
+  targets = weighted(jnp.zeros((1, 512), jnp.int32))
   nll, d_unembed = jax.value_and_grad(
     lambda u: cross_entropy.cross_entropy(hidden, u, targets, 1)
   )(jnp.zeros((1, 2)))
@@ -130,9 +139,10 @@ def test_large_logits_stay_finite():
   assert all(np.isfinite(g).all() for g in grads)
 
 
-def test_nothing_to_predict_is_zero():
+@pytest.mark.parametrize("token, weight", [(-1, 1), (3, 0)])
+def test_nothing_to_predict_is_zero(token, weight):
   hidden, unembed, _ = case()
-  nothing = jnp.full((B, T), -1)
+  nothing = weighted(jnp.full((B, T), token), jnp.full((B, T), float(weight)))
   nll, grads = jax.value_and_grad(
     functools.partial(cross_entropy.cross_entropy, block=5), (0, 1)
   )(hidden, unembed, nothing)
@@ -142,8 +152,9 @@ def test_nothing_to_predict_is_zero():
 def test_one_position():
   hidden, unembed, targets = case()
   at = np.s_[:, :1]
-  nll = cross_entropy.cross_entropy(hidden[at], unembed, targets[at], 256)
-  wanted = naive(hidden[at], unembed, targets[at])[0]
+  targets = jax.tree.map(lambda a: a[at], targets)
+  nll = cross_entropy.cross_entropy(hidden[at], unembed, targets, 256)
+  wanted = naive(hidden[at], unembed, targets)[0]
   assert nll == pytest.approx(wanted, rel=1e-6)
 
 
@@ -177,11 +188,12 @@ def test_memory_is_a_block_not_a_window():
 
   def temp(block):
     shapes = ((B, T, D), "float32"), ((D, V), "float32"), ((B, T), "int32")
+    hidden, unembed, tokens = (jax.ShapeDtypeStruct(*s) for s in shapes)
     step = jax.jit(
       jax.value_and_grad(
         lambda h, u, t: cross_entropy.cross_entropy(h, u, t, block), (0, 1)
       )
-    ).lower(*(jax.ShapeDtypeStruct(*s) for s in shapes))
+    ).lower(hidden, unembed, weighted(tokens))
     return step.compile().memory_analysis().temp_size_in_bytes
 
   logits = 4 * B * T * V

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.engineering.heads_memory import rivals, run, scales
 from mtp_jax import loss
-from mtp_jax.model import layers
+from mtp_jax.model import heads, layers
 from tests import parameters
 
 SCALE = scales.Scale(
@@ -26,13 +26,15 @@ N = 3
 
 @pytest.fixture(scope="module")
 def arguments():
-  """heads, z, ctx, targets and scale of the losses."""
+  """heads, inputs, targets and scale of the losses."""
   net = parameters.model_of(run.settings(SCALE, N))
   keys = jax.random.split(jax.random.key(1), 2)
   z = jax.random.normal(keys[0], (2, 11, 28))
   ctx = layers.training_context(jnp.ones((2, 11), jnp.int32), net.cfg)
   targets = jax.random.randint(keys[1], (N, 2, 11), -1, 83)
-  return net.heads, z, ctx, targets, jnp.asarray([0.7, 0.2, 0.05])
+  targets = loss.Targets(targets, jnp.ones(targets.shape))
+  inputs = heads.Inputs(z, ctx)
+  return net.heads, inputs, targets, jnp.asarray([0.7, 0.2, 0.05])
 
 
 def test_optax_rival_is_the_formula(arguments):

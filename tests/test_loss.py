@@ -9,6 +9,8 @@ import pytest
 
 from experiments.measure import flops
 from mtp_jax import config, loss
+from mtp_jax.data import batch
+from mtp_jax.model import heads as heads_lib
 from mtp_jax.model import layers, model
 
 N, B, T, V = 3, 2, 11, 83
@@ -46,30 +48,37 @@ def build(cfg, seed=0):
 
 @functools.cache
 def case(kind, dtype="float32", remat="none"):
-  """heads, z, ctx, targets and scale of two documents a row."""
+  """heads, inputs, targets and scale of two documents a row.
+
+  Some targets have weight 0, in the middle of a document too, or a fraction.
+  """
   cfg = settings(kind, dtype=dtype, remat=remat)
   net, keys = build(cfg), jax.random.split(jax.random.key(1), 2)
   tokens = jax.random.randint(keys[0], (B, T + N), 0, V)
   segments = jnp.asarray([[1] * 5 + [2] * (T + N - 5), [0] * 2 + [1] * 12])
+  weight = np.ones(tokens.shape, np.float32)
+  weight[0, 7:9] = weight[1, :4] = 0
+  weight[1, -4:] = 0.5
   ctx = layers.training_context(segments[:, :T], cfg)
   z = jax.random.normal(keys[1], (B, T, cfg.width)).astype(dtype)
-  targets = loss.future_targets(tokens, segments, N)
-  return net.heads, z, ctx, targets, jnp.asarray([0.7, 0.2, 0.05])
+  targets = loss.future_targets(batch.Batch(tokens, segments, weight), N)
+  inputs = heads_lib.Inputs(z, ctx)
+  return net.heads, inputs, targets, jnp.asarray([0.7, 0.2, 0.05])
 
 
 def run(name, kind, block=4, dtype="float32", scale=None, **more):
   """((total, nll), gradients of heads, z and scale)."""
-  heads, z, ctx, targets, weights = case(kind, dtype, **more)
+  heads, inputs, targets, weights = case(kind, dtype, **more)
 
   @jit
   def step(heads, z, scale):
     def total(heads, z, scale):
       call = loss.IMPLEMENTATIONS[name]
-      return call(heads, z, ctx, targets, scale, block=block)
+      return call(heads, inputs._replace(z=z), targets, scale, block=block)
 
     return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(heads, z, scale)
 
-  return step(heads, z, weights if scale is None else scale)
+  return step(heads, inputs.z, weights if scale is None else scale)
 
 
 reference = functools.cache(functools.partial(run, "formula"))
@@ -105,15 +114,22 @@ def test_future_targets_against_loops(n, seed):
   segments = np.stack(
     [np.repeat(row, rng.integers(1, 5))[:length] for row in numbers]
   )
-  wanted = np.full((n, B, 17), -1)
+  weight = rng.random((B, length)).round(1).astype(np.float32)
+  wanted, weights = np.full((n, B, 17), -1), np.zeros((n, B, 17))
+  sums = np.zeros(n)
   for i in range(n):
     for b in range(B):
       for t in range(17):
+        weights[i, b, t] = weight[b, t + 1 + i]
         if segments[b, t] == segments[b, t + 1 + i] and segments[b, t] != 0:
           wanted[i, b, t] = tokens[b, t + 1 + i]
-  found = loss.future_targets(jnp.asarray(tokens), jnp.asarray(segments), n)
-  assert found.dtype == jnp.int32
-  np.testing.assert_array_equal(found, wanted)
+          sums[i] += weight[b, t + 1 + i]
+  windows = batch.Batch(*map(jnp.asarray, (tokens, segments, weight)))
+  found = loss.future_targets(windows, n)
+  assert found.tokens.dtype == jnp.int32
+  np.testing.assert_array_equal(found.tokens, wanted)
+  np.testing.assert_allclose(found.weight, weights, rtol=1e-7)
+  np.testing.assert_allclose(found.weights(), sums, rtol=1e-6)
 
 
 def test_formula_is_the_sum_over_all_logits():
@@ -121,19 +137,66 @@ def test_formula_is_the_sum_over_all_logits():
   cfg = settings()
   net = build(cfg)
   keys = jax.random.split(jax.random.key(2), 2)
-  tokens = jax.random.randint(keys[0], (B, T), 0, V)
-  segments = jnp.ones_like(tokens)
+  tokens = jax.random.randint(keys[0], (B, T + N), 0, V)
   targets = jax.random.randint(keys[1], (N, B, T), -1, V)
-  logits = np.float64(jit(lambda net: net(tokens))(net))
+  logits = np.float64(jit(lambda net: net(tokens[:, :T]))(net))
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   picked = np.take_along_axis(log_p, np.maximum(targets, 0)[..., None], -1)
-  wanted = -(picked[..., 0] * np.asarray(targets >= 0)).sum((1, 2))
+  picked = -picked[..., 0] * np.asarray(targets >= 0)
   scale = np.asarray([1.0, 0.5, 2.0])
-  total, nll = jit(functools.partial(loss.token_loss, loss="formula"))(
-    net, tokens, segments, targets, scale
-  )
-  np.testing.assert_allclose(nll, wanted, rtol=1e-6)
-  assert total == pytest.approx(wanted @ scale, rel=1e-6)
+  settings_ = loss.Settings(implementation="formula")
+  run = jit(functools.partial(loss.token_loss, settings=settings_))
+  for name, weight in WEIGHTS.items():
+    wanted = (picked * weight).sum((1, 2))
+    total, nll = run(
+      net, batch.of(tokens), loss.Targets(targets, jnp.asarray(weight)), scale
+    )
+    np.testing.assert_allclose(nll, wanted, rtol=1e-6, err_msg=name)
+    assert total == pytest.approx(wanted @ scale, rel=1e-6)
+
+
+def weights():
+  """Weights [N, B, T] by what is special about them."""
+  ones = np.ones((N, B, T), np.float32)
+  middle, row = ones.copy(), ones.copy()
+  middle[:, 0, 3:6] = row[:, 1] = 0
+  fractions = np.random.default_rng(0).random(ones.shape, np.float32)
+  return {
+    "all 1": ones,
+    "0 in the middle of a document": middle,
+    "0 in a row": row,
+    "0 in the batch": 0 * ones,
+    "fractions": fractions,
+  }
+
+
+WEIGHTS = weights()
+
+
+@pytest.mark.parametrize("kind", ["parallel", "causal"])
+def test_weights(kind):
+  """Serial and checkpointed, and their gradients, equal the formula's."""
+  heads, inputs, targets, scale = case(kind)
+
+  @functools.partial(jit, static_argnums=0)
+  def run(name, weight):
+    def total(heads, z):
+      call, here = loss.IMPLEMENTATIONS[name], targets._replace(weight=weight)
+      return call(heads, inputs._replace(z=z), here, scale, block=4)
+
+    return jax.value_and_grad(total, (0, 1), has_aux=True)(heads, inputs.z)
+
+  for name, weight in WEIGHTS.items():
+    wanted = run("formula", weight)
+    d_z = np.abs(wanted[1][1]).max(-1)  # [B, T]
+    for rival in RIVALS:
+      found = run(rival, weight)
+      if not weight.any():
+        assert not any(g.any() for g in jax.tree.leaves((found, wanted)))
+        continue
+      assert distance(found, wanted) <= 1e-6, (name, rival)
+    if name == "0 in a row":  # where nothing is predicted, nothing is learnt
+      assert d_z[0].any() and not d_z[1].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,10 +217,7 @@ def test_blocks_change_nothing(kind, block):
 
 @pytest.mark.parametrize("kind", ["parallel", "anticausal", "unembedding"])
 def test_undifferentiated_values(kind):
-  heads, z, ctx, targets, scale = case(kind)
-  total, nll = jit(functools.partial(loss.serial, block=4))(
-    heads, z, ctx, targets, scale
-  )
+  total, nll = jit(functools.partial(loss.serial, block=4))(*case(kind))
   (wanted, wanted_nll), _ = reference(kind)
   np.testing.assert_allclose(nll, wanted_nll, rtol=1e-6)
   assert total == pytest.approx(float(wanted), rel=1e-6)
@@ -177,9 +237,10 @@ def test_heads_without_weight_get_no_gradient(kind):
 
 
 def test_nothing_to_predict_is_zero():
-  heads, z, ctx, targets, scale = case("parallel")
+  heads, inputs, targets, scale = case("parallel")
+  nothing = targets._replace(tokens=jnp.full_like(targets.tokens, -1))
   (total, nll), grads = jax.value_and_grad(loss.serial, has_aux=True)(
-    heads, z, ctx, jnp.full_like(targets, -1), scale
+    heads, inputs, nothing, scale
   )
   assert total == 0 and not nll.any()
   assert not any(g.any() for g in jax.tree.leaves(grads))
@@ -187,25 +248,26 @@ def test_nothing_to_predict_is_zero():
 
 @pytest.mark.parametrize("kind", ["parallel", "causal"])
 def test_cotangent_multiplies(kind):
-  heads, z, ctx, targets, scale = case(kind)
+  heads, inputs, targets, scale = case(kind)
 
   def three(heads, z, scale):
-    return 3 * loss.serial(heads, z, ctx, targets, scale, block=4)[0]
+    here = inputs._replace(z=z)
+    return 3 * loss.serial(heads, here, targets, scale, block=4)[0]
 
-  found = jit(jax.grad(three, (0, 1, 2)))(heads, z, scale)
+  found = jit(jax.grad(three, (0, 1, 2)))(heads, inputs.z, scale)
   wanted = jax.tree.map(lambda g: 3 * g, reference(kind)[1])
   assert_close(found, wanted, 1e-5)
 
 
 @pytest.mark.parametrize("name", loss.IMPLEMENTATIONS)
 def test_no_gradient_through_the_second_result(name):
-  heads, z, ctx, targets, scale = case("parallel")
+  heads, inputs, targets, scale = case("parallel")
 
   def second(heads, z, scale):
     call = loss.IMPLEMENTATIONS[name]
-    return call(heads, z, ctx, targets, scale)[1].sum()
+    return call(heads, inputs._replace(z=z), targets, scale)[1].sum()
 
-  grads = jit(jax.grad(second, (0, 1, 2)))(heads, z, scale)
+  grads = jit(jax.grad(second, (0, 1, 2)))(heads, inputs.z, scale)
   assert not any(g.any() for g in jax.tree.leaves(grads))
 
 
@@ -217,15 +279,20 @@ def test_bfloat16_activations(kind):
   on the way down and up: 2 % of each gradient's norm. Rounded sums would
   not show at this size; the next test is theirs.
   """
-  heads, z, ctx, targets, scale = case(kind, "bfloat16")
+  heads, inputs, targets, scale = case(kind, "bfloat16")
+  z = inputs.z
   (total, nll), (d_heads, d_z, d_scale) = run("serial", kind, dtype="bfloat16")
   assert d_z.dtype == z.dtype == jnp.bfloat16
   assert {g.dtype for g in jax.tree.leaves((d_heads, d_scale, nll))} == {
     jnp.dtype("float32")
   }
-  exact = jax.jit(jax.value_and_grad(loss.formula, (0, 1, 4), has_aux=True))(
-    heads, z.astype("float32"), ctx, targets, scale
-  )
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+  def formula(heads, z):
+    return loss.formula(heads, inputs._replace(z=z), targets, scale)
+
+  exact = formula(heads, z.astype("float32"))
   assert total == pytest.approx(float(exact[0][0]), rel=2e-3)
   assert distance(d_heads, exact[1][0]) < 0.02
   assert distance(d_z, exact[1][1]) < 0.02
@@ -236,20 +303,23 @@ def test_sums_over_heads_are_float32():
   which a sum in bfloat16 misses by several."""
   many = 64
   cfg = settings("linear", n_future=many, dtype="bfloat16")
-  _, z, ctx, targets, _ = case("linear", "bfloat16")
+  _, inputs, targets, _ = case("linear", "bfloat16")
   heads = build(cfg).heads
   heads.layers = jax.tree.map(
     lambda a: jnp.broadcast_to(a[:1], a.shape), heads.layers
   )
-  targets = jnp.broadcast_to(targets[:1], (many, B, T))
+  targets = jax.tree.map(
+    lambda a: jnp.broadcast_to(a[:1], (many, B, T)), targets
+  )
 
   @jit
   @functools.partial(jax.grad, argnums=1)
   def d_z(scale, z):
-    return loss.serial(heads, z, ctx, targets, scale, block=4)[0]
+    here = inputs._replace(z=z)
+    return loss.serial(heads, here, targets, scale, block=4)[0]
 
-  one = d_z(jnp.zeros(many).at[0].set(1.0), z)
-  np.testing.assert_array_equal(d_z(jnp.ones(many), z), many * one)
+  one = d_z(jnp.zeros(many).at[0].set(1.0), inputs.z)
+  np.testing.assert_array_equal(d_z(jnp.ones(many), inputs.z), many * one)
 
 
 @pytest.mark.parametrize(
@@ -263,11 +333,12 @@ def test_rematerialised_layers_give_the_same(kind, policy):
 def test_work_of_each_implementation(kind):
   """FLOPs: a value costs one forward pass, serial a gradient no more than the
   formula's, checkpointed every head's forward pass once more."""
-  heads, z, ctx, targets, scale = case(kind)
+  heads, inputs, targets, scale = case(kind)
+  z = inputs.z
 
   def total(name, heads, z):
     call = loss.IMPLEMENTATIONS[name]
-    return call(heads, z, ctx, targets, scale, block=T)[0]
+    return call(heads, inputs._replace(z=z), targets, scale, block=T)[0]
 
   def work(name, gradient):
     fun = functools.partial(total, name)
@@ -298,19 +369,19 @@ def temp(kind, name, n, block=8):
     kind, vocab=V, n_future=n, layers=6 if kind in CHAINS else 2 + own
   )
 
-  def step(net, tokens, targets):
+  def step(net, windows, targets):
     def total(net):
-      segments = jnp.ones_like(tokens)
-      return loss.token_loss(
-        net, tokens, segments, targets, jnp.ones(n), loss=name, block=block
-      )
+      how = loss.Settings(implementation=name, block=block)
+      return loss.token_loss(net, windows, targets, jnp.ones(n), how)
 
     return jax.value_and_grad(total, has_aux=True)(net)
 
   net = jax.eval_shape(lambda k: model.Model(cfg, k), jax.random.key(0))
-  tokens = jax.ShapeDtypeStruct((B, T), "int32")
-  targets = jax.ShapeDtypeStruct((n, B, T), "int32")
-  compiled = jit(step).lower(net, tokens, targets).compile()
+  shape = n, B, T
+  targets = loss.Targets(
+    jax.ShapeDtypeStruct(shape, "int32"), jax.ShapeDtypeStruct(shape, "float32")
+  )
+  compiled = jit(step).lower(net, batch.abstract(B, T + n), targets).compile()
   parameters = net.heads.layers
   if kind == "unembedding":
     parameters = net.heads.unembed
@@ -346,26 +417,29 @@ def test_every_configured_loss_exists():
 
 @pytest.mark.parametrize("name", loss.IMPLEMENTATIONS)
 def test_errors_name_the_numbers(name):
-  heads, z, ctx, targets, scale = case("parallel")
+  heads, inputs, targets, scale = case("parallel")
   call = loss.IMPLEMENTATIONS[name]
+  tokens, weight = targets
   with pytest.raises(ValueError, match=r"\(2, 2, 11\) .* 3 heads .*11, 28"):
-    call(heads, z, ctx, targets[:2], scale)
-  with pytest.raises(ValueError, match=r"\(3, 2, 7\)"):
-    call(heads, z, ctx, targets[..., :7], scale)
+    call(heads, inputs, loss.Targets(tokens[:2], weight), scale)
+  with pytest.raises(ValueError, match=r"weight \(3, 2, 7\)"):
+    call(heads, inputs, loss.Targets(tokens, weight[..., :7]), scale)
   with pytest.raises(ValueError, match=r"scale \(2,\) .* 3 heads"):
-    call(heads, z, ctx, targets, scale[:2])
+    call(heads, inputs, targets, scale[:2])
   with pytest.raises(ValueError, match="batch 2 .* 3 shards"):
-    call(heads, z, ctx, targets, scale, shards=3)
+    call(heads, inputs, targets, scale, shards=3)
 
 
 def test_more_errors():
   tokens = jnp.zeros((B, 3), jnp.int32)
   with pytest.raises(ValueError, match="3 tokens .* 3 future"):
-    loss.future_targets(tokens, tokens, 3)
+    loss.future_targets(batch.of(tokens), 3)
   with pytest.raises(ValueError, match=r"\(2, 2\), but tokens \(2, 3\)"):
-    loss.future_targets(tokens, tokens[:, :2], 1)
+    loss.future_targets(batch.of(tokens, segments=tokens[:, :2]), 1)
+  with pytest.raises(ValueError, match=r"weight \(3,\), but tokens \(2, 3\)"):
+    loss.future_targets(batch.of(tokens, weight=jnp.ones(3)), 1)
   with pytest.raises(ValueError, match="no loss 'seriel'; .*serial"):
-    loss.token_loss(None, None, None, None, None, loss="seriel")
+    loss.token_loss(None, None, None, None, loss.Settings("seriel"))
 
 
 # Prints for each head kind and mesh the distance to one device's gradient,
@@ -375,6 +449,7 @@ FSDP = """
 import re
 import jax, jax.numpy as jnp, numpy as np
 from mtp_jax import config, loss, sharding
+from mtp_jax.data import batch
 from mtp_jax.model import model
 
 N, B, T, D, V = 3, 8, 20, 16, 712
@@ -390,11 +465,12 @@ for kind, data, width in cases:
   def step(net, tokens, shards=1, rows=None):
     def total(net):
       if rows is not None and kind != "unembedding":
-        net.heads.unembed = sharding.gathered(net.heads.unembed, mesh)
-      ones = jnp.ones_like(tokens)
+        unembed = sharding.gathered(net.heads.unembed, mesh)
+        net = net.replace(heads=net.heads.replace(unembed=unembed))
+      windows = batch.of(tokens)
       return loss.token_loss(
-        net, tokens[:, :T], ones[:, :T], loss.future_targets(tokens, ones, N),
-        jnp.ones(N), block=4, shards=shards, rows=rows)
+        net, windows, loss.future_targets(windows, N), jnp.ones(N),
+        loss.Settings(block=4, shards=shards, rows=rows))
     return jax.value_and_grad(total, has_aux=True)(net)
 
   fast = {"xla_backend_optimization_level": 0}

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from mtp_jax import config
-from mtp_jax.model import layers, model
+from mtp_jax.model import heads, layers, model
 from tests import parameters
 
 B, T, D, F, H, K, V, N = 5, 11, 12, 17, 6, 2, 23, 3
@@ -74,7 +74,9 @@ def test_call(net, tokens, segments):
   assert (logits.shape, logits.dtype) == ((N, B, T, V), jnp.float32)
   ctx = layers.training_context(segments, CFG)
   want = jax.jit(
-    lambda net: net.heads.logits(net.heads(net.run_trunk(tokens, ctx), ctx))
+    lambda net: net.heads.logits(
+      net.heads(heads.Inputs(net.run_trunk(tokens, ctx), ctx))
+    )
   )(net)
   np.testing.assert_allclose(logits, want, rtol=1e-5, atol=1e-5)
   alone = jax.jit(lambda net: net(tokens))(net)
@@ -233,6 +235,7 @@ TRAIN = """
 import jax, jax.numpy as jnp, optax
 from flax import configurations
 from mtp_jax import config, loss
+from mtp_jax.data import batch
 from mtp_jax.model import model
 
 assert configurations.config.nnx_graph_mode is False
@@ -244,14 +247,13 @@ for head in ("causal", "unembedding"):
   tx = optax.adamw(1e-2)
   opt = tx.init(net)
   tokens = jax.random.randint(jax.random.key(1), (5, 14), 0, 23)
-  segments = jnp.ones_like(tokens)
-  targets = loss.future_targets(tokens, segments, 3)
+  windows = batch.of(tokens)
+  targets = loss.future_targets(windows, 3)
 
   @jax.jit
   def step(net, opt):
     def total(net):
-      return loss.token_loss(net, tokens[:, :11], segments[:, :11], targets,
-                             jnp.full((3,), 1 / 165))[0]
+      return loss.token_loss(net, windows, targets, jnp.full((3,), 1 / 165))[0]
     value, grads = jax.value_and_grad(total)(net)
     updates, opt = tx.update(grads, opt, net)
     return optax.apply_updates(net, updates), opt, value

@@ -10,7 +10,7 @@ import pytest
 from mtp_jax import config
 from mtp_jax.decode import accept, blockwise, cpu, network, prepare, prompts
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.model import layers, model
+from mtp_jax.model import heads, layers, model
 
 # Logits are of order 1 and sums of at most 64 float32 products, each rounded
 # at 1e-7 and in another order when a window is cut differently.
@@ -374,7 +374,9 @@ def banded(net, tokens, window):
 
   positions = jnp.broadcast_to(jnp.arange(T), tokens.shape)
   ctx = layers.context(positions, jax.tree_util.Partial(attend), net.cfg)
-  return net.heads.logits(net.heads(net.run_trunk(tokens, ctx), ctx))
+  return net.heads.logits(
+    net.heads(heads.Inputs(net.run_trunk(tokens, ctx), ctx))
+  )
 
 
 @pytest.mark.parametrize(

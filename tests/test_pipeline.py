@@ -16,6 +16,7 @@ import tracemalloc
 import warnings
 import zlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -72,7 +73,8 @@ def test_every_pair_inside_a_document_is_in_one_window_once(n, seq_len):
     start += length
   found = []
   for w in range(packed.windows(seq_len)):
-    tokens, segments = packed.window(w, seq_len, n)
+    window = packed.window(w, seq_len, n)
+    tokens, segments = window.tokens, window.segments
     assert tokens.dtype == segments.dtype == np.int32
     assert tokens.shape == segments.shape == (seq_len + n,)
     found += [
@@ -86,13 +88,36 @@ def test_every_pair_inside_a_document_is_in_one_window_once(n, seq_len):
 
 def test_segments_count_documents_and_mark_the_padding():
   packed = in_memory([3, 1, 4])
-  tokens, segments = packed.window(1, 5, 7)
-  assert tokens.tolist() == [5, 6, 7] + [0] * 9
-  assert segments.tolist() == [3] * 3 + [0] * 9
-  assert packed.window(0, 5, 0)[1].tolist() == [1, 1, 1, 2, 3]
+  window = packed.window(1, 5, 7)
+  assert window.tokens.tolist() == [5, 6, 7] + [0] * 9
+  assert window.segments.tolist() == [3] * 3 + [0] * 9
+  assert window.weight.tolist() == [1] * 3 + [0] * 9
+  assert packed.window(0, 5, 0).segments.tolist() == [1, 1, 1, 2, 3]
   for index in (-1, 2):
     with pytest.raises(IndexError, match=f"window {index} of 2"):
       packed.window(index, 5, 1)
+
+
+def test_a_window_has_the_weights_of_its_tokens():
+  weight = np.array([1, 0, 0.5, 1, 0, 0, 1, 1], np.float32)
+  packed = dataclasses.replace(in_memory([3, 1, 4]), weight=weight)
+  for index, seq_len, n in ((0, 5, 2), (1, 5, 2), (1, 3, 0)):
+    window = packed.window(index, seq_len, n)
+    assert window.weight.dtype == np.float32
+    inside = window.segments > 0
+    np.testing.assert_array_equal(
+      window.weight, np.where(inside, weight[window.tokens], 0)
+    )
+  shape = dict(batch=2, seq_len=4, n_future=1, seed=0)
+  rows = pipeline.batch_at(packed, 0, **shape)
+  assert sorted(rows.weight.tolist()) == [[0, 0, 1, 1, 0], [1, 0, 0.5, 1, 0]]
+  with pytest.raises(ValueError, match="7 weights for 8 tokens"):
+    dataclasses.replace(packed, weight=weight[:7])
+  for wrong in (-1, np.nan, np.inf):
+    weight[6] = wrong
+    packed.window(0, 5, 1)
+    with pytest.raises(ValueError, match=f"token 6 is {float(wrong)}: "):
+      packed.window(1, 5, 1)
 
 
 def test_excerpts_lie_in_one_document_each():
@@ -544,10 +569,10 @@ STEPS = np.random.default_rng(0).integers(0, 10_000, 3).tolist()
 
 
 def equal(a, b):
-  assert a.keys() == b.keys() == {"tokens", "segments"}
-  for key in a:
-    assert a[key].dtype == np.int32
-    np.testing.assert_array_equal(a[key], b[key])
+  assert a.tokens.dtype == a.segments.dtype == np.int32
+  assert a.weight.dtype == np.float32
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
 
 
 @pytest.fixture
@@ -561,7 +586,7 @@ def test_global_batch_is_the_same_for_any_number_of_processes(
   packed, processes, step
 ):
   whole = pipeline.batch_at(packed, step, **SHAPE)
-  assert whole["tokens"].shape == (12, 10)
+  assert whole.tokens.shape == (12, 10)
   rows = [
     next(
       pipeline.batches(
@@ -570,8 +595,7 @@ def test_global_batch_is_the_same_for_any_number_of_processes(
     )
     for p in range(processes)
   ]
-  stacked = {key: np.concatenate([r[key] for r in rows]) for key in whole}
-  equal(stacked, whole)
+  equal(jax.tree.map(lambda *parts: np.concatenate(parts), *rows), whole)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -620,19 +644,17 @@ def test_an_epoch_gives_every_window_once_in_an_order_of_its_own(packed):
   count = packed.windows(7)
   rows = []
   for batch in pipeline.batches(packed, **SHAPE):
-    pairs = zip(batch["tokens"], batch["segments"], strict=True)
+    pairs = zip(batch.tokens, batch.segments, strict=True)
     rows += [(t.tobytes(), s.tobytes()) for t, s in pairs]
     if len(rows) >= 2 * count:
       break
   windows = [packed.window(w, 7, 3) for w in range(count)]
-  wanted = sorted((t.tobytes(), s.tobytes()) for t, s in windows)
+  wanted = sorted((w.tokens.tobytes(), w.segments.tobytes()) for w in windows)
   first, second = rows[:count], rows[count : 2 * count]
   assert sorted(first) == sorted(second) == wanted
   assert first != second
   other = pipeline.batch_at(packed, 0, **SHAPE | {"seed": 6})
-  assert (
-    other["tokens"] != pipeline.batch_at(packed, 0, **SHAPE)["tokens"]
-  ).any()
+  assert (other.tokens != pipeline.batch_at(packed, 0, **SHAPE).tokens).any()
 
 
 def test_no_window_is_lost_or_read_twice_as_processes_come_and_go(packed):
@@ -646,14 +668,14 @@ def test_no_window_is_lost_or_read_twice_as_processes_come_and_go(packed):
     for process in range(processes):
       place = dict(process=process, processes=processes)
       found = pipeline.batch_at(packed, step, **SHAPE, **place)
-      rows += [t.tobytes() for t in found["tokens"]]
-  wanted = sorted(packed.window(w, 7, 3)[0].tobytes() for w in range(count))
+      rows += [t.tobytes() for t in found.tokens]
+  wanted = sorted(packed.window(w, 7, 3).tokens.tobytes() for w in range(count))
   assert sorted(rows[:count]) == wanted
 
 
 def test_a_split_smaller_than_a_batch_repeats():
   batch = pipeline.batch_at(in_memory([3]), 2, **SHAPE)
-  assert (batch["tokens"][:, :3] == [0, 1, 2]).all()
+  assert (batch.tokens[:, :3] == [0, 1, 2]).all()
 
 
 def test_batches_of_one_row(packed):
@@ -661,7 +683,7 @@ def test_batches_of_one_row(packed):
   two = pipeline.batch_at(packed, 3, batch=2, **shape)
   for row in range(2):
     one = pipeline.batch_at(packed, 6 + row, batch=1, **shape)
-    equal(one, {name: x[row : row + 1] for name, x in two.items()})
+    equal(one, jax.tree.map(lambda x, row=row: x[row : row + 1], two))
 
 
 def test_step_one_million_is_reached_at_once(packed, capsys):

@@ -405,7 +405,7 @@ def test_what_fails_in_a_run_costs_no_step(cfg, tmp_path, monkeypatch, caplog):
     yield from found
 
   monkeypatch.setattr(checkpoints, "Checkpoints", Checkpoints)
-  monkeypatch.setattr(loop.evaluations.held_out, "measure", measure)
+  monkeypatch.setattr(loop.evaluations.head_measures, "measure", measure)
   monkeypatch.setattr(loop.evaluations.generate, "generate", generate)
   monkeypatch.setattr(loop.pipeline, "batches", damaged)
   cfg = cfg.replace(
@@ -437,7 +437,7 @@ def test_a_sample_continues_text_and_no_padding(cfg, tmp_path, monkeypatch):
     prompts.extend(given)
     return types.SimpleNamespace(tokens=[codec.encode("new")])
 
-  monkeypatch.setattr(loop.evaluations.held_out, "measure", None)
+  monkeypatch.setattr(loop.evaluations.head_measures, "measure", None)
   monkeypatch.setattr(loop.evaluations.prepare, "decoder", lambda *_: None)
   monkeypatch.setattr(loop.evaluations.generate, "generate", generate)
   tokens = np.array([codec.bos, *codec.encode("old"), codec.eos])
@@ -469,11 +469,11 @@ def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
   seen = []
 
   def measure(net, batches, **_):
-    seen.append([np.asarray(b["tokens"]) for b in batches])
+    seen.append([np.asarray(b.tokens) for b in batches])
     ones = np.ones(cfg.model.n_future)
     return {"nats": ones, "accuracy": ones, "greedy": 1.0, "sampled": 1.0}
 
-  monkeypatch.setattr(loop.evaluations.held_out, "measure", measure)
+  monkeypatch.setattr(loop.evaluations.head_measures, "measure", measure)
   for parts in (1, 3):
     cfg = cfg.replace(
       train={

@@ -96,8 +96,8 @@ EIGHT = """
 import functools
 import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import NamedSharding, PartitionSpec as P
-from mtp_jax import config, sharding
-from mtp_jax.loss import batch as loss
+from mtp_jax import config, loss, sharding
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.train import optim
 from mtp_jax.model import model
 
@@ -141,18 +141,19 @@ rng = np.random.default_rng(0)
 tokens = rng.integers(0, V, (B, T + N)).astype(np.int32)
 segments = np.repeat([[1] * 4 + [2] * 5], B, 0).astype(np.int32)
 segments[-1, 5:] = 0
-targets = np.asarray(loss.future_targets(tokens, segments, N))
-scale = np.array([1.0, 0.7], np.float32) / (targets >= 0).sum()
+batch = batch_lib.of(tokens, segments)
+targets = jax.device_get(loss.future_targets(batch, N))
+scale = np.array([1.0, 0.7], np.float32) / (targets.tokens >= 0).sum()
 
-def total(net, tokens, segments, targets, scale, shards):
-  return loss.token_loss(net, tokens, segments, targets, scale,
-                         loss="serial", block=3, shards=shards)
+def total(net, batch, targets, scale, shards):
+  settings = loss.Settings(block=3, shards=shards)
+  return loss.token_loss(net, batch, targets, scale, settings)
 
 tx = optim.make(config.Optim(warmup=0, peak=1e-2), 100)
 
 @functools.partial(jax.jit, static_argnames="shards")
-def gradient(net, batch, shards=1):
-  return jax.value_and_grad(total, has_aux=True)(net, *batch, shards)
+def gradient(net, given, shards=1):
+  return jax.value_and_grad(total, has_aux=True)(net, *given, shards)
 
 def fill(path, leaf):
   name = jax.tree_util.keystr(path)
@@ -160,8 +161,8 @@ def fill(path, leaf):
   values = 1 + 0.3 * values if "norm" in name else 0.15 * values
   return jnp.asarray(values, jnp.float32)
 
-def step(net, opt, batch, shards):
-  (value, nll), grads = gradient(net, batch, shards)
+def step(net, opt, given, shards):
+  (value, nll), grads = gradient(net, given, shards)
   updates, opt = tx.update(grads, opt, net)
   return optax.apply_updates(net, updates), opt, grads, (value, nll)
 
@@ -171,8 +172,8 @@ for head, layers in (("parallel", 3), ("causal", 3), ("unembedding", 1)):
   init = lambda key: model.Model(cfg, key)
   shapes = jax.eval_shape(init, jax.random.key(0))
   one = jax.tree_util.tree_map_with_path(fill, shapes)
-  batch = tokens[:, :T], segments[:, :T], targets, scale
-  (value, nll), grads = gradient(one, batch)
+  given = batch, targets, scale
+  (value, nll), grads = gradient(one, given)
   for shape in ((8, 1), (4, 2), (2, 4)):
     mesh = sharding.make_mesh(config.Mesh(data=shape[0], model=shape[1]))
     where = sharding.shardings(shapes, mesh)
@@ -183,9 +184,10 @@ for head, layers in (("parallel", 3), ("causal", 3), ("unembedding", 1)):
     opt = jax.jit(tx.init, out_shardings=where_opt)(net)
     rows = sharding.batch_sharding(mesh)
     placed = jax.device_put(
-      batch, (rows, rows, NamedSharding(mesh, P(None, "data")), None)
+      given, (rows, NamedSharding(mesh, P(None, "data")), None)
     )
-    assert placed[0].addressable_shards[0].data.shape == (B // shape[0], T)
+    local = placed[0].tokens.addressable_shards[0].data.shape
+    assert local == (B // shape[0], T + N)
     whole = NamedSharding(mesh, P())
     run = jax.jit(step, static_argnums=3,
                   out_shardings=(where, where_opt, where, whole))

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from mtp_jax import config, loss, sharding
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.train import optim
 from mtp_jax.train import step as step_lib
 
@@ -41,11 +42,25 @@ def mesh():
   return sharding.make_mesh(config.Mesh(1, 1), jax.devices()[:1])
 
 
-def make_batch(seed=0, rows=B):
+def make_batch(seed=0, rows=B, weight=None):
   rng = np.random.default_rng(seed)
   tokens = rng.integers(0, 29, (rows, T + N)).astype(np.int32)
   segments = 1 + np.cumsum(rng.random(tokens.shape) < 0.15, 1)
-  return {"tokens": tokens, "segments": segments.astype(np.int32)}
+  return batch_lib.of(tokens, segments.astype(np.int32), weight)
+
+
+def weights():
+  """Weights of a batch's tokens by what is special about them."""
+  ones = np.ones((B, T + N), np.float32)
+  middle, row = ones.copy(), ones.copy()
+  middle[1, 3:6] = middle[4, ::2] = row[2] = 0
+  small = np.linspace(0, 0.02, ones.size, dtype=np.float32)
+  return {
+    "all 1": ones,
+    "0 in the middle of a document": middle,
+    "0 in a row": row,
+    "fractions below 1 in all": small.reshape(ones.shape),
+  }
 
 
 compiled = functools.cache(step_lib.compile_step)
@@ -61,22 +76,18 @@ def bits(tree):
   return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
-def test_is_adamw_on_the_mean_over_next_token_targets():
-  cfg, batch = settings(train__head_weights=(1.0, 0.5, 0.25)), make_batch()
+@pytest.mark.parametrize("name", weights())
+def test_is_adamw_on_the_mean_over_next_token_targets(name):
+  weight = weights()[name]
+  cfg = settings(train__head_weights=(1.0, 0.5, 0.25))
+  batch = make_batch(weight=weight)
   state = step_lib.init_state(cfg, mesh())
-  targets = loss.future_targets(batch["tokens"], batch["segments"], N)
-  counts = np.asarray((targets >= 0).sum((1, 2)))
-  assert counts[0] > counts[1] > counts[2]
-
-  def objective(net):  # every head's logits at once
-    logits = net(batch["tokens"][:, :T], batch["segments"][:, :T])
-    logp = jax.nn.log_softmax(logits)
-    picked = jnp.take_along_axis(logp, jnp.maximum(targets, 0)[..., None], -1)
-    nats = -jnp.where(targets >= 0, picked[..., 0], 0).sum((1, 2))
-    return nats @ jnp.array([1.0, 0.5, 0.25]) / counts[0], nats / counts
-
-  (total, nats), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(
-    state.model
+  targets = loss.future_targets(batch, N).tokens
+  own = np.stack([weight[:, 1 + i : 1 + i + T] for i in range(N)])
+  own *= np.asarray(targets) >= 0
+  assert len(np.unique(own.sum((1, 2)))) == N
+  (total, nats), grads = by_definition(
+    state.model, batch.tokens, batch.segments, targets, own
   )
   tx = optim.make(cfg.optim, 40)
   # Two steps: the first has learning rate 0.
@@ -98,8 +109,28 @@ def test_is_adamw_on_the_mean_over_next_token_targets():
   assert (int(got.step), int(got.bad), int(got.skipped)) == (1, 0, 0)
 
 
+@jax.jit
+@functools.partial(jax.value_and_grad, has_aux=True)
+def by_definition(net, tokens, segments, targets, weight):
+  """(loss, nats [N]) from every head's logits at once."""
+  logp = jax.nn.log_softmax(net(tokens[:, :T], segments[:, :T]))
+  picked = jnp.take_along_axis(logp, jnp.maximum(targets, 0)[..., None], -1)
+  nats = -(picked[..., 0] * weight).sum((1, 2))
+  counts = weight.sum((1, 2))
+  return nats @ jnp.array([1.0, 0.5, 0.25]) / counts[0], nats / counts
+
+
+def test_a_batch_without_weight_is_no_bad_step():
+  cfg, batch = settings(), make_batch(weight=np.zeros((B, T + N), np.float32))
+  state, found = step(cfg, step_lib.init_state(cfg, mesh()), batch)
+  assert found["loss"] == found["grad_norm"] == 0 and not found["nats"].any()
+  assert (int(state.step), int(state.bad), int(state.skipped)) == (1, 0, 0)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
 def test_microbatches_give_the_same_step():
-  batch, whole = make_batch(), settings()
+  weight = np.random.default_rng(1).random((B, T + N), np.float32).round()
+  batch, whole = make_batch(weight=weight), settings()
   cfg = settings(train__accumulate=3)
   state = step_lib.init_state(whole, mesh())
   a, found_a = step(whole, state, batch)

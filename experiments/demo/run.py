@@ -27,7 +27,7 @@ from mtp_jax import tokenizer
 from mtp_jax.data import pipeline
 from mtp_jax.decode import generate as generate_lib
 from mtp_jax.decode import prepare
-from mtp_jax.evaluate import held_out
+from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.train import loop, workdir
 
 _CONFIG = options.define_config()
@@ -80,7 +80,7 @@ def score(net, cfg, held) -> dict:
     n_future=cfg.model.n_future,
     seed=1,
   )
-  found = held_out.measure(
+  found = head_measures.measure(
     net, (pipeline.batch_at(held, i, **shape) for i in range(_BATCHES.value))
   )
   bits = found["nats"] / np.log(2) / held.bytes_per_token

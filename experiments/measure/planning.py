@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from experiments.measure import aot, flops, schedule
 from mtp_jax import config, sharding
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.decode import accept, blockwise, prepare, prompts
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import cost, model
@@ -65,12 +66,11 @@ def training(
       f"does not divide by {mesh.shape['data']} chips of axis 'data'"
     )
   state = step_lib.abstract_state(cfg, mesh)
-  window = jax.ShapeDtypeStruct(
-    (cfg.data.batch, cfg.data.seq_len + cfg.model.n_future),
-    jnp.int32,
-    sharding=sharding.batch_sharding(mesh),
+  batch = batch_lib.abstract(
+    cfg.data.batch,
+    cfg.data.seq_len + cfg.model.n_future,
+    sharding.batch_sharding(mesh),
   )
-  batch = {"tokens": window, "segments": window}
   compiled = aot.compile_program(
     step_lib.compile_step(cfg, mesh).lower(state, batch), options
   )

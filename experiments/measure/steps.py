@@ -12,6 +12,7 @@ import numpy as np
 from configs.paper import base
 from experiments.measure import aot, largest, timing
 from mtp_jax import config, sharding
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.model import cost, model
 from mtp_jax.train import step as step_lib
 
@@ -55,11 +56,10 @@ def settings(
   ).check()
 
 
-def batch_of(cfg: config.Config) -> dict:
+def batch_of(cfg: config.Config) -> batch_lib.Batch:
   """Shapes of a step's batch."""
-  shape = cfg.data.batch, cfg.data.seq_len + cfg.model.n_future
-  tokens = jax.ShapeDtypeStruct(shape, np.int32)
-  return {"tokens": tokens, "segments": tokens}
+  length = cfg.data.seq_len + cfg.model.n_future
+  return batch_lib.abstract(cfg.data.batch, length)
 
 
 def compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
@@ -233,12 +233,9 @@ def _rates(each, taken, mesh) -> dict:
 
 
 def _batch(cfg):
-  shape = batch_of(cfg)["tokens"].shape
+  shape = batch_of(cfg).tokens.shape
   tokens = np.random.default_rng(0).integers(0, cfg.model.vocab, shape)
-  return {
-    "tokens": tokens.astype(np.int32),
-    "segments": np.ones(shape, np.int32),
-  }
+  return batch_lib.of(tokens.astype(np.int32))
 
 
 def _placed(state, batch, mesh):

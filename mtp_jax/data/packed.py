@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from mtp_jax.data import blocks
+from mtp_jax.data import batch, blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,15 +25,22 @@ class Packed:
   skipped: dict[str, int]  # records left out of the corpus, by reason
   cut: str = ""  # the part of a document held out, where no whole one is
   files: int = 0  # of the corpus, both splits together
+  # [tokens], of each token in the loss; None: 1. See `batch.Batch.weight`.
+  weight: np.ndarray | blocks.Array | None = None
+
+  def __post_init__(self):
+    if self.weight is not None and len(self.weight) != len(self.tokens):
+      raise ValueError(
+        f"{len(self.weight)} weights for {len(self.tokens)} tokens: give one "
+        "for each"
+      )
 
   def windows(self, seq_len: int) -> int:
     """Number of windows; the last one may be padded."""
     return -(-len(self.tokens) // seq_len)
 
-  def window(
-    self, index: int, seq_len: int, n_future: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [index T, index T + T + N) and the documents they belong to.
+  def window(self, index: int, seq_len: int, n_future: int) -> batch.Batch:
+    """Tokens [index T, index T + T + N), their documents and weights.
 
     Args:
       index: from 0 to `windows(seq_len)` - 1.
@@ -41,11 +48,12 @@ class Packed:
       n_future: N; 0 leaves out the tokens after the window's end.
 
     Returns:
-      tokens [T+N], int32, and segments [T+N], int32: index of the document
-      plus 1, and 0 (with token 0) past the end of the data.
+      A row of a Batch, arrays [T+N]. Segments are the index of the document
+      plus 1, and 0 (with token 0 and weight 0) past the end of the data.
 
     Raises:
       IndexError: no such window.
+      ValueError: a weight that is negative or not finite.
       CacheDamaged: its tokens are not the ones that were packed.
     """
     if not 0 <= index < self.windows(seq_len):
@@ -64,7 +72,21 @@ class Packed:
     segments[: len(found)] = before + np.searchsorted(
       inside, places, side="right"
     )
-    return tokens, segments
+    return batch.Batch(tokens, segments, self._weights(low, len(tokens)))
+
+  def _weights(self, low: int, size: int) -> np.ndarray:
+    """[size] float32 from token `low` on; 0 past the end of the data."""
+    inside = min(size, len(self.tokens) - low)
+    found = np.ones(inside, np.float32)
+    if self.weight is not None:
+      found = np.asarray(self.weight[low : low + inside], np.float32)
+      wrong = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
+      if len(wrong):
+        raise ValueError(
+          f"the weight of token {low + wrong[0]} is {found[wrong[0]]}: make "
+          "every weight finite and at least 0"
+        )
+    return np.pad(found, (0, size - inside))
 
   def excerpts(
     self, count: int, length: int, size: int, per_document: int = 1

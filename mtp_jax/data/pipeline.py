@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator
 
 import grain
-import numpy as np
 from absl import flags
 
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pack as _pack
 
 Packed, pack = _pack.Packed, _pack.pack
@@ -36,7 +36,7 @@ def batches(
   processes: int = 1,
   workers: int = 0,
   start: int = 0,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[batch_lib.Batch]:
   """The batches of steps start, start + 1, ... without end.
 
   Equals `batch_at(packed, step, ...)` for those steps, read ahead by threads
@@ -54,7 +54,7 @@ def batches(
     start: first step.
 
   Returns:
-    Iterator of tokens and segments, each [B / processes, T+N], int32.
+    Iterator of batches of B / processes rows.
 
   Raises:
     ValueError: batch is not divisible by processes, or there is no data.
@@ -103,7 +103,7 @@ def refuse_in_worker() -> None:
     sys.exit(_UNGUARDED)
 
 
-def _from_workers(stream, workers: int) -> Iterator[dict[str, np.ndarray]]:
+def _from_workers(stream, workers: int) -> Iterator[batch_lib.Batch]:
   try:
     yield from stream
   except RuntimeError as error:
@@ -128,7 +128,7 @@ def batch_at(
   seed: int,
   process: int = 0,
   processes: int = 1,
-) -> dict[str, np.ndarray]:
+) -> batch_lib.Batch:
   """The batch of one step; arguments and result as in `batches`."""
   steps = _stream(packed, batch, seq_len, n_future, seed, process, processes)
   return steps[step]
@@ -166,6 +166,5 @@ class _Windows:
   def __len__(self) -> int:
     return self._packed.windows(self._shape[0])
 
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    tokens, segments = self._packed.window(index, *self._shape)
-    return {"tokens": tokens, "segments": segments}
+  def __getitem__(self, index: int) -> batch_lib.Batch:
+    return self._packed.window(index, *self._shape)

@@ -5,11 +5,14 @@ heads          the loss over the heads: formula, checkpointed, serial
 cross_entropy  fused with the unembedding, in blocks of positions
 """
 
-from mtp_jax.loss.batch import future_targets, token_loss
+from mtp_jax.loss.batch import Settings, future_targets, token_loss
+from mtp_jax.loss.cross_entropy import Targets
 from mtp_jax.loss.heads import IMPLEMENTATIONS, checkpointed, formula, serial
 
 __all__ = [
   "IMPLEMENTATIONS",
+  "Settings",
+  "Targets",
   "checkpointed",
   "formula",
   "future_targets",

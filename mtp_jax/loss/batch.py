@@ -1,87 +1,113 @@
 """The loss of a batch: its targets, then trunk and heads."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
+from mtp_jax.data import batch as batch_lib
+from mtp_jax.loss import cross_entropy
 from mtp_jax.loss import heads as head_losses
-from mtp_jax.model import attention, layers, model
+from mtp_jax.model import attention, model
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How a loss is computed. None of it changes the result beyond rounding.
+
+  Attributes:
+    implementation: a key of IMPLEMENTATIONS.
+    block, shards: see `serial`.
+    rows: on a mesh, the sharding of the batch axis. XLA would otherwise split
+      z's width as FSDP splits the parameters', and sum every block's logits
+      over all devices.
+    kernel: of the attention, see `layers.training_context`.
+  """
+
+  implementation: str = "serial"
+  block: int = 256
+  shards: int = 1
+  rows: jax.sharding.NamedSharding | None = None
+  kernel: attention.Kernel = attention.xla
 
 
 def future_targets(
-  tokens: jax.Array, segments: jax.Array, n_future: int
-) -> jax.Array:
-  """Targets of every head: row i holds token t+1+i, or -1.
+  batch: batch_lib.Batch, n_future: int
+) -> cross_entropy.Targets:
+  """Targets of every head: row i holds token t+1+i, or -1, and its weight.
 
   Args:
-    tokens: [B, T+N] int32: windows that carry N tokens after their end.
-    segments: [B, T+N] int32 document numbers, 0 where there is no document.
+    batch: windows of T+N tokens.
     n_future: N.
 
   Returns:
-    int32 [N, B, T]; -1 where t and t+1+i are not in the same document.
+    tokens [N, B, T] int32, -1 where t and t+1+i are not in the same document;
+    weight [N, B, T] float32.
 
   Raises:
-    ValueError: windows too short for N, or segments of another shape.
+    ValueError: windows too short for N, or arrays of different shapes.
   """
+  tokens, segments, weight = batch.tokens, batch.segments, batch.weight
   T = tokens.shape[1] - n_future
   if T < 1:
     raise ValueError(
       f"windows of {tokens.shape[1]} tokens hold no position for {n_future} "
       "future tokens"
     )
-  if segments.shape != tokens.shape:
-    raise ValueError(f"segments {segments.shape}, but tokens {tokens.shape}")
+  for name in ("segments", "weight"):
+    shape = getattr(batch, name).shape
+    if shape != tokens.shape:
+      raise ValueError(f"{name} {shape}, but tokens {tokens.shape}")
   here = segments[:, :T]
 
   def one(i):
     there = slice(1 + i, 1 + i + T)
     inside = (segments[:, there] == here) & (here > 0)
-    return jnp.where(inside, tokens[:, there], -1)
+    return jnp.where(inside, tokens[:, there], -1), weight[:, there]
 
-  return jnp.stack([one(i) for i in range(n_future)])
+  rows = zip(*(one(i) for i in range(n_future)), strict=True)
+  return cross_entropy.Targets(*map(jnp.stack, rows))
 
 
 def token_loss(
   net: model.Model,
-  tokens: jax.Array,
-  segments: jax.Array,
-  targets: jax.Array,
+  batch: batch_lib.Batch,
+  targets: cross_entropy.Targets,
   scale: jax.Array,
-  *,
-  loss: str = "serial",
-  block: int = 256,
-  shards: int = 1,
-  rows: jax.sharding.NamedSharding | None = None,
-  kernel: attention.Kernel = attention.xla,
+  settings: Settings = Settings(),
 ) -> tuple[jax.Array, jax.Array]:
   """Trunk and loss of a batch.
 
   Args:
     net: the model.
-    tokens: [B, T] int32.
-    segments: [B, T] int32 document numbers.
-    targets: [N, B, T] from `future_targets`.
-    scale: [N], e.g. weights / number of targets.
-    loss: a key of head_losses.IMPLEMENTATIONS.
-    block, shards: see `serial`.
-    rows: on a mesh, the sharding of z's batch axis. XLA would otherwise split
-      z's width as FSDP splits the parameters', and sum every block's logits
-      over all devices.
-    kernel: of the attention, see `layers.training_context`.
+    batch: windows of T+N tokens.
+    targets: of the batch, from `future_targets`.
+    scale: [N], such as each head's weight over `targets.weights()[0]`.
+    settings: how it is computed.
 
   Returns:
-    (scaled total, summed nats per head [N]).
+    (total, nll [N]) as of `serial`.
 
   Raises:
-    ValueError: no such loss, or shapes that do not fit each other.
+    ValueError: no such implementation, or shapes that do not fit each other.
   """
-  if loss not in head_losses.IMPLEMENTATIONS:
+  name, rows = settings.implementation, settings.rows
+  if name not in head_losses.IMPLEMENTATIONS:
     known = ", ".join(head_losses.IMPLEMENTATIONS)
-    raise ValueError(f"no loss {loss!r}; choose one of {known}")
-  ctx = layers.training_context(segments, net.cfg, kernel)
-  z = net.run_trunk(tokens, ctx)
+    raise ValueError(f"no loss {name!r}; choose one of {known}")
+  inputs = net.read(batch.tokens, batch.segments, kernel=settings.kernel)
   if rows is not None:
-    z = jax.lax.with_sharding_constraint(z, rows)
-  call = head_losses.IMPLEMENTATIONS[loss]
+    z, embedded = jax.lax.with_sharding_constraint(
+      (inputs.z, inputs.embedded), rows
+    )
+    inputs = inputs._replace(z=z, embedded=embedded)
+  call = head_losses.IMPLEMENTATIONS[name]
   with jax.named_scope("heads"):
-    return call(net.heads, z, ctx, targets, scale, block=block, shards=shards)
+    return call(
+      net.heads,
+      inputs,
+      targets,
+      scale,
+      block=settings.block,
+      shards=settings.shards,
+    )

@@ -10,9 +10,21 @@ with the three matrix products that the gradient needs anyway.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+class Targets(NamedTuple):
+  """What heads are to predict: of all heads, or of one without axis N."""
+
+  tokens: jax.Array  # [N, B, T] int32, negative where there is none
+  weight: jax.Array  # [N, B, T] float32, of each target's nats in the loss
+
+  def weights(self) -> jax.Array:
+    """[N] float32: the sum of the weights of each head's targets."""
+    return jnp.where(self.tokens >= 0, self.weight, 0.0).sum((-2, -1))
 
 
 def project(hidden: jax.Array, unembed: jax.Array) -> jax.Array:
@@ -39,18 +51,19 @@ def token_nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def cross_entropy(
-  hidden: jax.Array, unembed: jax.Array, targets: jax.Array, block: int
+  hidden: jax.Array, unembed: jax.Array, targets: Targets, block: int
 ) -> jax.Array:
   """Summed cross-entropy of one head, fused with its unembedding.
 
-  Equals token_nll(project(hidden, unembed), targets).sum(), but only `block`
+  Equals (nll * targets.weight).sum() with
+  nll = token_nll(project(hidden, unembed), targets.tokens), but only `block`
   positions' logits are alive at once, in the backward pass too. The matrix
   products run in `hidden`'s dtype, softmax and sums in float32.
 
   Args:
     hidden: [B, T, D].
     unembed: [D, V].
-    targets: [B, T] int32, negative where there is none.
+    targets: tokens and weight [B, T]; constants, without gradient.
     block: positions of each sequence whose logits are alive at once, at most.
 
   Returns:
@@ -60,9 +73,10 @@ def cross_entropy(
 
   def one(nll, xs):
     h, target = xs
-    return nll + token_nll(project(h, u), target).sum(), None
+    here = token_nll(project(h, u), target.tokens) * target.weight
+    return nll + here.sum(), None
 
-  xs = _in_blocks(hidden, block), _in_blocks(targets, block, fill=-1)
+  xs = in_blocks(hidden, block), targets_in_blocks(targets, block)
   return jax.lax.scan(one, jnp.zeros(()), xs)[0]
 
 
@@ -86,7 +100,7 @@ cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 def value_and_grads(
   hidden: jax.Array,
   unembed: jax.Array,
-  targets: jax.Array,
+  targets: Targets,
   scale: jax.Array,
   d_unembed: jax.Array,
   block: int,
@@ -100,7 +114,7 @@ def value_and_grads(
   Args:
     hidden: [B, T, D].
     unembed: [D, V].
-    targets: [B, T] int32, negative where there is none.
+    targets: tokens and weight [B, T].
     scale: float32 scalar, a factor of the gradients, not of the value.
     d_unembed: float32 [R, D, V], R a divisor of B.
     block: positions of each sequence whose logits are alive at once, at most.
@@ -121,11 +135,12 @@ def value_and_grads(
     exps = jnp.exp(logits - top)
     total = exps.sum(-1, keepdims=True)
     # A mask, not a gather: it fuses, and partitions over a sharded V.
-    hit = jnp.arange(V) == target[..., None]
-    valid = target[..., None] >= 0
+    hit = jnp.arange(V) == target.tokens[..., None]
+    valid, weight = target.tokens[..., None] >= 0, target.weight[..., None]
     picked = jnp.where(hit, logits, 0.0).sum(-1, keepdims=True)
-    nll += jnp.where(valid, jnp.log(total) + top - picked, 0.0).sum()
-    d_logits = (exps / total - hit) * jnp.where(valid, scale, 0.0)
+    here = (jnp.log(total) + top - picked) * weight
+    nll += jnp.where(valid, here, 0.0).sum()
+    d_logits = (exps / total - hit) * jnp.where(valid, scale * weight, 0.0)
     d_logits = d_logits.astype(h.dtype)
     d_h = jnp.einsum(
       "BTV,DV->BTD", d_logits, u, preferred_element_type=jnp.float32
@@ -138,14 +153,23 @@ def value_and_grads(
     )
     return (nll, d_u), d_h.astype(h.dtype)
 
-  xs = _in_blocks(hidden, block), _in_blocks(targets, block, fill=-1)
+  xs = in_blocks(hidden, block), targets_in_blocks(targets, block)
   (nll, d_unembed), d_hidden = jax.lax.scan(one, (jnp.zeros(()), d_unembed), xs)
   d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(B, -1, D)[:, :T]
   return nll, d_hidden, d_unembed
 
 
-def _in_blocks(x, block, fill=0):
+def targets_in_blocks(targets: Targets, block: int) -> Targets:
+  """Targets [B, T] -> [blocks, B, T/blocks], as `in_blocks`."""
+  return Targets(
+    in_blocks(targets.tokens, block, fill=-1), in_blocks(targets.weight, block)
+  )
+
+
+def in_blocks(x: jax.Array, block: int, fill=0) -> jax.Array:
   """[B, T, ...] -> [blocks, B, T/blocks, ...]: T is cut, for B is sharded.
+
+  At most `block` positions each; what is added to fill the last is `fill`.
 
   Blocks are of even size, so that little is padded. There are at least two:
   XLA dissolves a loop of one turn, and then keeps the terms of `d_unembed`

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtp_jax import config
-from mtp_jax.model import heads, layers
+from mtp_jax.model import attention, heads, layers
 
 
 class Model(nnx.Module):
@@ -50,23 +50,47 @@ class Model(nnx.Module):
     with jax.named_scope("trunk"):  # for profiles and `experiments.plan`
       return jax.lax.scan(layer, self.look_up(tokens), self.trunk)[0]
 
+  def read(
+    self,
+    tokens: jax.Array,
+    segments: jax.Array,
+    length: int | None = None,
+    kernel: attention.Kernel = attention.xla,
+  ) -> heads.Inputs:
+    """What the heads read at the first T positions of windows.
+
+    Args:
+      tokens: [B, T'] int32. T' may be T; where the heads read tokens, it is at
+        least T+N-1: head i reads token t+i-1.
+      segments: [B, T'] int32 document numbers.
+      length: T; None: T' - N, of windows that carry the targets of all heads.
+      kernel: of the attention, see `layers.training_context`.
+    """
+    N = self.cfg.n_future
+    T = tokens.shape[1] - N if length is None else length
+    ctx = layers.training_context(segments[:, :T], self.cfg, kernel)
+    z, embedded = self.run_trunk(tokens[:, :T], ctx), None
+    if self.heads.kind.reads_tokens:
+      embedded = self.look_up(tokens[:, : T + N - 1])
+    return heads.Inputs(z, ctx, embedded)
+
   def __call__(
     self, tokens: jax.Array, segments: jax.Array | None = None
   ) -> jax.Array:
     """Logits of every head at every position.
 
     Args:
-      tokens: [B, T] int32.
-      segments: [B, T] int32 document numbers; None is one document.
+      tokens: [B, T] int32; [B, T+N-1] where the heads read tokens.
+      segments: document numbers of the tokens, int32; None: one document.
 
     Returns:
       float32 [N, B, T, V]: row i scores token t+1+i. This is the naive form
       that keeps all logits alive; training uses `loss`, decoding `decode`.
     """
     segments = jnp.ones_like(tokens) if segments is None else segments
-    ctx = layers.training_context(segments, self.cfg)
-    z = self.run_trunk(tokens, ctx)
-    return self.heads.logits(self.heads(z, ctx))
+    ahead = (self.cfg.n_future - 1) * self.heads.kind.reads_tokens
+    inputs = self.read(tokens, segments, tokens.shape[1] - ahead)
+    return self.heads.logits(self.heads(inputs))
 
 
 def count_parameters(cfg: config.Model) -> dict[str, int]:

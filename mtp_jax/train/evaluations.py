@@ -8,9 +8,10 @@ import numpy as np
 from absl import logging
 
 from mtp_jax import config, tokenizer
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pipeline
 from mtp_jax.decode import generate, prepare
-from mtp_jax.evaluate import held_out
+from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import model
 from mtp_jax.train import logs, processes, report
 from mtp_jax.train import step as step_lib
@@ -28,10 +29,9 @@ def check(
   """
   rows = cfg.data.batch // cfg.train.accumulate
   length = cfg.data.seq_len + cfg.model.n_future
-  window = jax.ShapeDtypeStruct((rows, length), np.int32)
   kernel = step_lib.attention_kernel(cfg.model, mesh)
-  score = functools.partial(held_out.score, kernel=kernel)
-  jax.eval_shape(score, net, window, window)
+  score = functools.partial(head_measures.score, kernel=kernel)
+  jax.eval_shape(score, net, batch_lib.abstract(rows, length))
 
 
 class Evaluations:
@@ -53,7 +53,7 @@ class Evaluations:
     mesh: jax.sharding.Mesh,
     codec: tokenizer.Tokenizer,
     packed: pipeline.Packed,
-    batch: Callable[[int], dict[str, jax.Array]],
+    batch: Callable[[int], batch_lib.Batch],
     writer: logs.Writer,
     progress: report.Progress,
   ):
@@ -112,7 +112,7 @@ class Evaluations:
     return [self._batch(i) for i in range(self._cfg.train.eval_batches * parts)]
 
   def _measure(self, step, net, batches):
-    found = held_out.measure(net, batches, kernel=self._kernel)
+    found = head_measures.measure(net, batches, kernel=self._kernel)
     values = per_head(found["nats"], self._packed)
     accuracy = found["accuracy"]
     values |= {f"accuracy_{i}": x for i, x in enumerate(accuracy, 1)}
@@ -129,8 +129,8 @@ class Evaluations:
   def _read_prompt(self):
     """The first half window of the held-out text."""
     length = max(1, self._cfg.data.seq_len // 2)
-    tokens, segments = self._packed.window(0, length, 0)
-    return tokens[segments > 0]  # a small split is padded to the window
+    row = self._packed.window(0, length, 0)
+    return row.tokens[row.segments > 0]  # a small split is padded to the window
 
   def _sample(self, step, net, prompt):
     """Continues the prompt."""

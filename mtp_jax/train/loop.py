@@ -243,12 +243,12 @@ class _Run:
 
   def _place(self, batch):
     where, (_, blocks) = sharding.batch_sharding(self.mesh), self.block
-    return {
-      name: jax.make_array_from_process_local_data(
+    return jax.tree.map(
+      lambda rows: jax.make_array_from_process_local_data(
         where, rows, (len(rows) * blocks, rows.shape[1])
-      )
-      for name, rows in batch.items()
-    }
+      ),
+      batch,
+    )
 
   def _held_out_batch(self, index):
     # As many rows at once as a step holds: the whole batch might not fit.

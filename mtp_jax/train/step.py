@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mtp_jax import config, loss, sharding
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.model import attention, model
 from mtp_jax.train import optim
 
@@ -46,17 +47,22 @@ def abstract_state(cfg: config.Config, mesh: jax.sharding.Mesh) -> State:
 
 
 def train_step(
-  state: State, batch: dict, *, cfg: config.Config, mesh: jax.sharding.Mesh
+  state: State,
+  batch: batch_lib.Batch,
+  *,
+  cfg: config.Config,
+  mesh: jax.sharding.Mesh,
 ) -> tuple[State, dict[str, jax.Array]]:
   """One update; skipped, and counted, where loss or gradient is not finite.
 
-  The loss is the sum over heads of their weighted nats, divided by the number
-  of next-token targets in the batch: all terms weigh the same, as in the
-  paper. `train.accumulate` microbatches give the same step in less memory.
+  The loss is the sum over heads of their weighted nats, divided by the sum of
+  the weights of the batch's next-token targets: all terms weigh the same, as in
+  the paper. It is 0 where that sum is 0. `train.accumulate` microbatches give
+  the same step in less memory.
 
   Args:
     state: donated by `compile_step`.
-    batch: tokens and segments, [B, T+N] int32.
+    batch: windows of T+N tokens.
     cfg: the run's settings.
     mesh: where state and batch lie.
 
@@ -67,23 +73,50 @@ def train_step(
   Reference: the paper, section 2; table S13 and its caption for AdamW.
   """
   N, parts = cfg.model.n_future, cfg.train.accumulate
-  targets = loss.future_targets(batch["tokens"], batch["segments"], N)
-  counts = (targets >= 0).sum((1, 2))
-  weights = jnp.array(cfg.train.head_weights or (1.0,) * N, jnp.float32)
-  scale = weights / jnp.maximum(counts[0], 1)
-  gradient = functools.partial(_gradient, state.model, scale, cfg, mesh)
+  targets = loss.future_targets(batch, N)
+  weights = targets.weights()
+  counts = jnp.where(weights > 0, weights, 1.0)  # nothing is divided by 0
+  head_weights = jnp.array(cfg.train.head_weights or (1.0,) * N, jnp.float32)
+  scale = head_weights / counts[0]
+  settings = loss.Settings(
+    implementation=cfg.train.loss,
+    block=cfg.train.loss_block,
+    shards=mesh.shape["data"],
+    rows=sharding.batch_sharding(mesh),
+    kernel=attention_kernel(cfg.model, mesh),
+  )
+
+  def gradient(batch, targets):
+    """(total, nats [N], gradient) of some rows."""
+
+    def objective(net):
+      heads = net.heads
+      if not heads.kind.own_unembed:
+        # Every head reads it: collected once, before their loop.
+        unembed = sharding.gathered(heads.unembed, mesh)
+        net = net.replace(heads=heads.replace(unembed=unembed))
+      return loss.token_loss(net, batch, targets, scale, settings)
+
+    (total, nats), grads = jax.value_and_grad(objective, has_aux=True)(
+      state.model
+    )
+    return total, nats, grads
 
   if parts == 1:
-    total, nats, grads = gradient(batch["tokens"], batch["segments"])
+    total, nats, grads = gradient(batch, targets)
   else:
 
     def one(sums, rows):
       return jax.tree.map(jnp.add, sums, gradient(*rows)), None
 
-    rows = [
-      jnp.moveaxis(x.reshape(-1, parts, x.shape[-1]), 1, 0)
-      for x in (batch["tokens"], batch["segments"])
-    ]
+    def split(x, axis):  # [..., B, T] -> [parts, ..., B / parts, T]
+      shape = *x.shape[:axis], parts, -1, x.shape[-1]
+      return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+    rows = (
+      jax.tree.map(functools.partial(split, axis=0), batch),
+      jax.tree.map(functools.partial(split, axis=1), targets),
+    )
     zeros = jax.tree.map(jnp.zeros_like, state.model)
     sums = jnp.zeros(()), jnp.zeros((N,)), zeros
     (total, nats, grads), _ = jax.lax.scan(one, sums, rows)
@@ -100,7 +133,7 @@ def train_step(
   bad = jnp.where(good, 0, state.bad + 1)
   found = {
     "loss": total,
-    "nats": nats / jnp.maximum(counts, 1),
+    "nats": nats / counts,
     "grad_norm": norm,
     "learning_rate": optim.schedule(cfg.optim, cfg.train.steps)(
       state.step - state.skipped
@@ -109,34 +142,6 @@ def train_step(
     "skipped": state.skipped + ~good,
   }
   return State(net, opt, state.step + 1, bad, found["skipped"]), found
-
-
-def _gradient(net, scale, cfg, mesh, tokens, segments):
-  """(scaled loss, summed nats [N], gradient) of rows [b, T+N]."""
-  N, T = cfg.model.n_future, cfg.data.seq_len
-  targets = loss.future_targets(tokens, segments, N)
-
-  def objective(net):
-    heads = net.heads
-    if not heads.kind.own_unembed:
-      # Every head reads it: collected once, before their loop.
-      unembed = sharding.gathered(heads.unembed, mesh)
-      net = net.replace(heads=heads.replace(unembed=unembed))
-    return loss.token_loss(
-      net,
-      tokens[:, :T],
-      segments[:, :T],
-      targets,
-      scale,
-      loss=cfg.train.loss,
-      block=cfg.train.loss_block,
-      shards=mesh.shape["data"],
-      rows=sharding.batch_sharding(mesh),
-      kernel=attention_kernel(cfg.model, mesh),
-    )
-
-  (total, nats), grads = jax.value_and_grad(objective, has_aux=True)(net)
-  return total, nats, grads
 
 
 def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):

@@ -12,6 +12,7 @@ import optax
 from experiments.engineering.accelerator import record, scales
 from experiments.measure import compare, study, timing
 from mtp_jax import config, loss
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.decode import generate, prepare
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import attention, model
@@ -119,7 +120,7 @@ def losses(scale: scales.Scale) -> dict:
   tokens = np.random.default_rng(0).integers(
     scale.checked.vocab, size=(B, T + N), dtype=np.int32
   )
-  segments = 1 + np.cumsum(tokens == 3, 1, dtype=np.int32)
+  batch = batch_lib.of(tokens, 1 + np.cumsum(tokens == 3, 1, dtype=np.int32))
 
   def gradient(dtype, name):
     low = dtype == "bfloat16"  # no kernel but XLA's takes float32
@@ -127,13 +128,14 @@ def losses(scale: scales.Scale) -> dict:
     def total(net):
       found = loss.token_loss(
         net,
-        tokens[:, :T],
-        segments[:, :T],
-        loss.future_targets(jnp.asarray(tokens), jnp.asarray(segments), N),
+        batch,
+        loss.future_targets(batch, N),
         jnp.full((N,), 1 / (B * T)),
-        loss=name,
-        block=max(T // 4, 1),
-        kernel=attention.choose("auto" if low else "xla", platform),
+        loss.Settings(
+          implementation=name,
+          block=max(T // 4, 1),
+          kernel=attention.choose("auto" if low else "xla", platform),
+        ),
       )
       return found[0]
 

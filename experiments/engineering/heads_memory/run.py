@@ -23,7 +23,8 @@ from experiments.engineering.heads_memory import report, rivals, scales
 from experiments.measure import flops, study, timing
 from experiments.startup import options, program
 from mtp_jax import config, loss
-from mtp_jax.model import layers, model
+from mtp_jax.data import batch as batch_lib
+from mtp_jax.model import model
 from mtp_jax.train import optim
 
 FOLDER = pathlib.Path(__file__).with_name("results")
@@ -36,13 +37,13 @@ _OUTPUT = options.define_output("Folder of the results.", str(FOLDER))
 
 
 def implementations(scale: scales.Scale) -> dict:
-  """Name -> function of (heads, z, ctx, targets, scale, key) to the total."""
+  """Name -> function of (heads, inputs, targets, scale, key) to the total."""
 
   def ours(name):
-    def total(heads, z, ctx, targets, weights, key):
+    def total(heads, inputs, targets, weights, key):
       del key  # nothing is drawn
       call = loss.IMPLEMENTATIONS[name]
-      return call(heads, z, ctx, targets, weights, block=scale.block)[0]
+      return call(heads, inputs, targets, weights, block=scale.block)[0]
 
     return total
 
@@ -75,14 +76,13 @@ def gradient(call, net, tokens, key):
   """Loss and gradient of the whole model, nats per token."""
   N = net.cfg.n_future
   T = tokens.shape[1] - N
-  segments = jnp.ones_like(tokens)
-  targets = loss.future_targets(tokens, segments, N)
+  batch = batch_lib.of(tokens)
+  targets = loss.future_targets(batch, N)
   weights = jnp.full((N,), 1 / (tokens.shape[0] * T))
 
   def total(net):
-    ctx = layers.training_context(segments[:, :T], net.cfg)
-    z = net.run_trunk(tokens[:, :T], ctx)
-    return call(net.heads, z, ctx, targets, weights, key)
+    inputs = net.read(batch.tokens, batch.segments)
+    return call(net.heads, inputs, targets, weights, key)
 
   return jax.value_and_grad(total)(net)
 

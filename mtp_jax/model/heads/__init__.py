@@ -2,6 +2,6 @@
 
 from mtp_jax.model.heads.kinds import KINDS, Kind
 from mtp_jax.model.heads.linear import Linear
-from mtp_jax.model.heads.stack import Heads
+from mtp_jax.model.heads.stack import Heads, Inputs
 
-__all__ = ["KINDS", "Heads", "Kind", "Linear"]
+__all__ = ["KINDS", "Heads", "Inputs", "Kind", "Linear"]

@@ -27,11 +27,15 @@ class Kind:
     feeds: 0: every head reads z. 1: head i's output is what head i+1 reads.
       -1: what head i-1 reads.
     own_unembed: each head has its own unembedding; else all share one.
+    reads_tokens: head i (from 1) also reads the embedding e of token t+i-1, the
+      last one before its target. Its layer has a method `join`, and is called
+      as `layer(layer.join(x, e), ctx)`, e like x [B, T, D].
   """
 
   layer: type | None = layers.Block
   feeds: int = 0
   own_unembed: bool = False
+  reads_tokens: bool = False
 
   def order(self, n_future: int) -> list[int] | None:
     """Heads (from 0) in the order in which each feeds the next.

@@ -1,5 +1,8 @@
 """N heads of one kind, with what they share."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -7,6 +10,15 @@ from flax import nnx
 from mtp_jax import config
 from mtp_jax.model import layers
 from mtp_jax.model.heads import kinds
+
+
+class Inputs(NamedTuple):
+  """What the heads read in one pass over whole windows; see `Model.read`."""
+
+  z: jax.Array  # [B, T, D] trunk output
+  ctx: layers.Context  # that the trunk ran in
+  # [B, T+N-1, D] embeddings of the windows' tokens; None: the kind reads none.
+  embedded: jax.Array | None = None
 
 
 class Heads(nnx.Module):
@@ -49,38 +61,111 @@ class Heads(nnx.Module):
     """A copy with other `layers`, `norm` or `unembed`."""
     return layers.replace(self, **parts)
 
-  def run(self, layer, x: jax.Array, ctx: layers.Context) -> jax.Array:
-    """One head's layer on x [B, T, D], under the config's remat policy."""
+  def __call__(self, inputs: Inputs) -> jax.Array:
+    """Hidden states that the unembedding reads, [N, B, T, D].
+
+    All heads' states are alive at once; `one_by_one` avoids that.
+    """
+    N, z = self.cfg.n_future, inputs.z
+
+    def one(xs):
+      layer, i = xs
+      return self.run(layer, z, inputs.ctx, *self.tokens_read(inputs, i))
+
+    if self.layers is None:
+      hidden = jnp.broadcast_to(z, (N, *z.shape))
+    elif self.order is None:
+      # Not `vmap`: cuDNN's attention cannot be mapped with documents' mask.
+      hidden = jax.lax.map(one, (self.layers, jnp.arange(N)))
+    else:
+      states = self._chain(inputs, self.order)
+      hidden = jnp.stack([states[i] for i in range(N)])
+    return self.normalise(hidden)
+
+  def first(self, inputs: Inputs) -> jax.Array:
+    """Head 1's hidden states [B, T, D], without heads that it does not need."""
+    order = self.order or [0]
+    needed = order[: order.index(0) + 1]
+    return self.normalise(self._chain(inputs, needed)[0])
+
+  def one_by_one(
+    self,
+    fun: Callable[[jax.Array, jax.Array, Any], Any],
+    inputs: Inputs,
+    xs: Any,
+    wrap: Callable[[Callable], Callable] = lambda one: one,
+  ) -> Any:
+    """`fun(hidden, unembed, x)` of every head, of which one at a time is alive.
+
+    Args:
+      fun: takes a head's hidden states [B, T, D], its unembedding [D, V], and
+        its part of `xs`.
+      inputs: what the heads read.
+      xs: a pytree of arrays with a leading axis N.
+      wrap: of the loop's body, such as `jax.checkpoint`.
+
+    Returns:
+      The results of `fun`, stacked along a leading axis N.
+    """
+    chain = self.order is not None
+
+    def one(state, xs):
+      layer, own, i, x = xs
+      read = self.tokens_read(inputs, i)
+      state = self.run(layer, state if chain else inputs.z, inputs.ctx, *read)
+      unembed = self.unembed[...] if own is None else own
+      found = fun(self.normalise(state), unembed, x)
+      return state if chain else None, found
+
+    xs = self.layers, self.own_unembed, jnp.arange(self.cfg.n_future), xs
+    backwards = self.kind.feeds < 0
+    start = inputs.z if chain else None
+    return jax.lax.scan(wrap(one), start, xs, reverse=backwards)[1]
+
+  def run(self, layer, x: jax.Array, ctx: layers.Context, *read) -> jax.Array:
+    """One head's layer on x [B, T, D], under the config's remat policy.
+
+    Args:
+      layer: from `layer`, or None.
+      x: z, or the state of the head before it in the chain.
+      ctx: of the pass.
+      *read: from `tokens_read`.
+    """
     if layer is None:
       return x
-    call = layers.rematerialise(lambda f, x: f(x, ctx), self.cfg.remat)
-    return call(layer, x)
+    call = layers.rematerialise(
+      lambda layer, x, *read: self.apply(layer, x, ctx, *read), self.cfg.remat
+    )
+    return call(layer, x, *read)
+
+  def apply(self, layer, x: jax.Array, ctx: layers.Context, *read) -> jax.Array:
+    """`run` without rematerialisation."""
+    if layer is None:
+      return x
+    return layer(layer.join(x, *read) if read else x, ctx)
+
+  def tokens_read(self, inputs: Inputs, i: int | jax.Array) -> tuple:
+    """The embeddings [B, T, D] that head i (from 0) reads, in a tuple of one.
+
+    The tuple is empty where the kind reads no tokens.
+    """
+    if not self.kind.reads_tokens:
+      return ()
+    T = inputs.z.shape[1]
+    return (jax.lax.dynamic_slice_in_dim(inputs.embedded, i, T, 1),)
 
   def normalise(self, x: jax.Array) -> jax.Array:
     """The norm before the unembedding, on x [..., D]."""
     return layers.rms_norm(x, self.norm[...], self.cfg.norm_eps)
 
-  def __call__(self, z: jax.Array, ctx: layers.Context) -> jax.Array:
-    """Hidden states that the unembedding reads: z [B, T, D] -> [N, B, T, D].
-
-    All heads' states are alive at once; `loss.serial` avoids that.
-    """
-    if self.layers is None:
-      hidden = jnp.broadcast_to(z, (self.cfg.n_future, *z.shape))
-    elif self.order is None:
-      # Not `vmap`: cuDNN's attention cannot be mapped with documents' mask.
-      hidden = jax.lax.map(lambda f: self.run(f, z, ctx), self.layers)
-    else:
-      states = {}
-      for i in self.order:
-        z = self.run(self.layer(i), z, ctx)
-        states[i] = z
-      hidden = jnp.stack([states[i] for i in range(self.cfg.n_future)])
-    return self.normalise(hidden)
-
   def layer(self, i: int):
     """Head i's own layer (i from 0), or None."""
     return jax.tree.map(lambda a: a[i], self.layers)
+
+  @property
+  def own_unembed(self) -> jax.Array | None:
+    """[N, D, V] if each head has its own unembedding, None if they share it."""
+    return self.unembed[...] if self.kind.own_unembed else None
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """[N, B, T, D] -> float32 [N, B, T, V], the heads' own unembeddings."""
@@ -91,3 +176,11 @@ class Heads(nnx.Module):
       self.unembed.astype(hidden.dtype),
       preferred_element_type=jnp.float32,
     )
+
+  def _chain(self, inputs, order):
+    """States [B, T, D] by head, each head in `order` reading the one before."""
+    states, x = {}, inputs.z
+    for i in order:
+      read = self.tokens_read(inputs, i)
+      states[i] = x = self.run(self.layer(i), x, inputs.ctx, *read)
+    return states

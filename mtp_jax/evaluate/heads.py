@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax import loss
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.loss import cross_entropy
-from mtp_jax.model import attention, layers, model
+from mtp_jax.model import attention, model
 
 
 def measure(
   net: model.Model,
-  batches: Iterable[dict],
+  batches: Iterable[batch_lib.Batch],
   *,
   block: int = 64,
   kernel: attention.Kernel = attention.xla,
@@ -31,7 +32,7 @@ def measure(
 
   Args:
     net: the model.
-    batches: dicts of tokens and segments, each [B, T+N] int32, T >= N.
+    batches: windows of T+N tokens, T >= N.
     block: positions whose logits are alive at once.
     kernel: of the attention, see `layers.training_context`.
 
@@ -40,33 +41,34 @@ def measure(
     accuracy [N]: share of targets that are the head's first choice.
     greedy, sampled: tokens per forward pass, the bonus token included, from 1
       to N; see `score`.
+    Means are weighted as the loss is; 0 where all weights are 0.
 
   Raises:
     ValueError: no batches, or windows shorter than N.
   """
   sums = None
   for batch in batches:
-    new = score(
-      net, batch["tokens"], batch["segments"], block=block, kernel=kernel
-    )
+    new = score(net, batch, block=block, kernel=kernel)
     sums = new if sums is None else jax.tree.map(jnp.add, sums, new)
   if sums is None:
     raise ValueError("there is no batch to measure on")
   s = jax.device_get(sums)
-  targets = np.maximum(s["targets"], 1)
+
+  def mean(sum_, count):
+    return sum_ / np.where(count > 0, count, 1)
+
   return {
-    "nats": s["nats"] / targets,
-    "accuracy": s["hits"] / targets,
-    "greedy": s["greedy_tokens"] / max(s["greedy_passes"], 1),
-    "sampled": s["sampled_tokens"] / max(s["sampled_passes"], 1),
+    "nats": mean(s["nats"], s["targets"]),
+    "accuracy": mean(s["hits"], s["targets"]),
+    "greedy": mean(s["greedy_tokens"], s["greedy_passes"]),
+    "sampled": mean(s["sampled_tokens"], s["sampled_passes"]),
   }
 
 
 @functools.partial(jax.jit, static_argnames=("block", "kernel"))
 def score(
   net: model.Model,
-  tokens: jax.Array,
-  segments: jax.Array,
+  batch: batch_lib.Batch,
   *,
   block: int = 64,
   kernel: attention.Kernel = attention.xla,
@@ -76,77 +78,88 @@ def score(
   A draft of head i at t is accepted where it is head 1's own first choice at
   t+i-1 (greedy), or with probability sum_x min(p_1(x), p_i(x)) (sampled at
   temperature 1, as lossless speculative sampling accepts; the path before it
-  is taken to be the text's).
+  is taken to be the text's). A stretch of tokens of weight 0 is a prompt: no
+  pass drafts in it, and the next one begins at its last token.
+
+  Heads run one after another. Head 1's states stay, and its logits are computed
+  once more beside each head's, so that no [N, B, T, D] or [B, T, V] array
+  exists.
 
   Args:
     net: the model.
-    tokens: [B, T+N] int32.
-    segments: [B, T+N] int32 document numbers, 0 for none.
+    batch: windows of T+N tokens.
     block: positions whose logits are alive at once, for one head beside
       head 1.
     kernel: of the attention; one program per kernel.
 
   Returns:
-    float32 sums: nats, hits and targets [N]; tokens and passes of the greedy
-    and of the sampled walk.
+    float32 sums: nats, hits and targets [N], each target counted with its
+    weight; tokens and passes of the greedy and of the sampled walk.
 
   Raises:
     ValueError: windows shorter than N.
   """
   N = net.cfg.n_future
-  B, T = tokens.shape[0], tokens.shape[1] - N
+  B, T = batch.tokens.shape[0], batch.tokens.shape[1] - N
   if T < N:
     raise ValueError(
       f"evaluation needs windows of at least {N} tokens for {N} heads, not "
       f"{T}: raise data.seq_len or lower model.n_future"
     )
-  targets = loss.future_targets(tokens, segments, N)
-  ctx = layers.training_context(segments[:, :T], net.cfg, kernel)
-  hidden = net.heads(net.run_trunk(tokens[:, :T], ctx), ctx)
-  block = min(block, T)
-  pad = -T % block
-  hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, pad + N - 1), (0, 0)))
-  padded = jnp.pad(targets, ((0, 0), (0, 0), (0, pad)), constant_values=-1)
+  targets = loss.future_targets(batch, N)
+  inputs = net.read(batch.tokens, batch.segments, kernel=kernel)
+  first = jnp.pad(net.heads.first(inputs), ((0, 0), (0, N - 1), (0, 0)))
+  own_unembed = net.heads.own_unembed
+  judge = net.heads.unembed[...] if own_unembed is None else own_unembed[0]
 
-  def logits(head, at, size):
-    u = net.heads.unembed
-    u = u[head] if u.ndim == 3 else u[...]
-    h = jax.lax.dynamic_slice_in_dim(hidden[head], at, size, 1)
-    return cross_entropy.project(h, u.astype(h.dtype))
+  def log_p(hidden, unembed):
+    unembed = unembed.astype(hidden.dtype)
+    return jax.nn.log_softmax(cross_entropy.project(hidden, unembed))
 
-  def one_block(_, at):
-    first = jax.nn.log_softmax(logits(0, at, block + N - 1))
+  def one_head(hidden, unembed, xs):
+    i, target = xs
+    judging = jax.lax.dynamic_slice_in_dim(first, i, T, 1)
 
-    def one_head(i):
-      own = jax.nn.log_softmax(logits(i, at, block))
-      judge = jax.lax.dynamic_slice_in_dim(first, i, block, 1)
-      target = jax.lax.dynamic_slice_in_dim(padded[i], at, block, 1)
+    def one_block(_, xs):
+      hidden, judging, target, weight = xs
+      own, judged = log_p(hidden, unembed), log_p(judging, judge)
       picked = jnp.take_along_axis(own, jnp.maximum(target, 0)[..., None], -1)
       choice = own.argmax(-1)
-      return {
-        "nats": -jnp.where(target >= 0, picked[..., 0], 0.0).sum(),
-        "hits": (choice == target).sum(),
-        "greedy": choice == judge.argmax(-1),
-        "sampled": jnp.exp(jnp.minimum(own, judge)).sum(-1),
+      return None, {
+        "nats": -jnp.where(target >= 0, picked[..., 0] * weight, 0.0).sum(),
+        "hits": jnp.where(choice == target, weight, 0.0).sum(),
+        "greedy": choice == judged.argmax(-1),
+        "sampled": jnp.exp(jnp.minimum(own, judged)).sum(-1),
       }
 
-    return None, jax.lax.map(one_head, jnp.arange(N))
+    xs = (
+      cross_entropy.in_blocks(hidden, block),
+      cross_entropy.in_blocks(judging, block),
+      *cross_entropy.targets_in_blocks(target, block),
+    )
+    found = jax.lax.scan(one_block, None, xs)[1]
+    sums = {name: found[name].sum() for name in ("nats", "hits")}
+    for name in ("greedy", "sampled"):  # [blocks, B, T / blocks] -> [B, T]
+      sums[name] = jnp.moveaxis(found[name], 0, 1).reshape(B, -1)[:, :T]
+    return sums
 
-  found = jax.lax.scan(one_block, None, jnp.arange(0, T + pad, block))[1]
-  sums = {name: found[name].sum(0) for name in ("nats", "hits")}
-  sums["targets"] = (targets >= 0).sum((1, 2))
+  found = net.heads.one_by_one(one_head, inputs, (jnp.arange(N), targets))
+  sums = {name: found[name] for name in ("nats", "hits")}
+  sums["targets"] = targets.weights()
 
-  # A draft counts where its place is inside the window and the document.
+  # A draft counts where its place and the next token's are inside the window,
+  # the document and the stretch with weights.
+  scored = (targets.tokens >= 0) & (targets.weight > 0)
   seen = jnp.arange(T) + jnp.arange(N)[:, None] < T
-  inside = (targets >= 0) & seen[:, None]
-  fresh = jnp.concatenate(
-    [jnp.ones((B, 1), bool), segments[:, 1:T] != segments[:, : T - 1]], 1
+  inside = scored & scored[0] & seen[:, None]
+  documents, begins = batch.segments, jnp.ones((B, 1), bool)
+  fresh = (documents[:, 1:T] != documents[:, : T - 1]) | (
+    scored[0, :, 1:] & ~scored[0, :, :-1]
   )
-  full = (jnp.arange(T) <= T - N) & (targets[0] >= 0)
+  fresh = jnp.concatenate([begins, fresh], 1)
+  full = (jnp.arange(T) <= T - N) & scored[0]
   for name in ("greedy", "sampled"):
-    accept = jnp.moveaxis(found[name], 0, 2)  # blocks beside their positions
-    accept = accept.reshape(N, B, T + pad)[..., :T] * inside
-    passes, written = walk(accept[1:], fresh, full)
+    passes, written = walk((found[name] * inside)[1:], fresh, full)
     sums[f"{name}_tokens"], sums[f"{name}_passes"] = written, passes
   return jax.tree.map(lambda x: x.astype(jnp.float32), sums)
 
@@ -159,7 +172,8 @@ def walk(
   Args:
     accept: [N-1, B, T] probability that the draft of head i+2 made at t is
       accepted once the ones before it are.
-    fresh: [B, T] where a document begins: a pass drafts there for certain.
+    fresh: [B, T] where a document begins, or a prompt ends: a pass drafts there
+      for certain.
     full: [B, T] positions that count.
 
   Returns:

@@ -1,0 +1,52 @@
+"""What a step trains on: windows of packed text."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """B windows of T positions, with the N tokens after the end of each.
+
+  A single window has no axis B.
+
+  Attributes:
+    tokens: [B, T+N] int32.
+    segments: [B, T+N] int32: the number of each token's document, 0 for none.
+    weight: [B, T+N] float32, not negative: of each token in the loss of the
+      heads that predict it. A token of weight 0 is read, but not learnt.
+  """
+
+  tokens: jax.Array | np.ndarray
+  segments: jax.Array | np.ndarray
+  weight: jax.Array | np.ndarray
+
+
+def of(
+  tokens: jax.Array | np.ndarray,
+  segments: jax.Array | np.ndarray | None = None,
+  weight: jax.Array | np.ndarray | None = None,
+) -> Batch:
+  """A Batch of tokens [B, T+N].
+
+  By default a row is one document, and every token has weight 1.
+  """
+  if segments is None:
+    segments = np.ones(tokens.shape, np.int32)
+  if weight is None:
+    weight = np.ones(tokens.shape, np.float32)
+  return Batch(tokens, segments, weight)
+
+
+def abstract(
+  rows: int, length: int, sharding: jax.sharding.Sharding | None = None
+) -> Batch:
+  """Shapes and dtypes of a Batch of `rows` windows of `length` = T+N tokens."""
+
+  def array(dtype):
+    return jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding)
+
+  return Batch(array(np.int32), array(np.int32), array(np.float32))
