@@ -16,6 +16,7 @@ NAMES = [
   "mtp_jax.Config",
   "mtp_jax.tokenizer.Bytes",
   "mtp_jax.data.pipeline.batches",
+  "mtp_jax.loss.heads.serial",
   "mtp_jax.train.optim.schedule",
   "mtp_jax.train.step.compile_step",
 ]

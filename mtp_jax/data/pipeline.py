@@ -72,10 +72,10 @@ def batches(
     ... )
     >>> shape = dict(batch=2, seq_len=4, n_future=2, seed=0)
     >>> batch = next(pipeline.batches(split, **shape, start=10))
-    >>> batch["tokens"].shape
+    >>> batch.tokens.shape
     (2, 6)
     >>> again = pipeline.batch_at(split, 10, **shape)
-    >>> np.array_equal(batch["tokens"], again["tokens"])
+    >>> np.array_equal(batch.tokens, again.tokens)
     True
   """
   steps = _stream(packed, batch, seq_len, n_future, seed, process, processes)

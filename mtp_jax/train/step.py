@@ -157,6 +157,7 @@ def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
   Example:
     >>> import jax.numpy as jnp, mtp_jax
     >>> from mtp_jax import sharding
+    >>> from mtp_jax.data import batch
     >>> from mtp_jax.train import step
     >>> cfg = mtp_jax.Config().replace(
     ...   model={"width": 16, "mlp": 32, "head": "unembedding"},
@@ -165,8 +166,9 @@ def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
     >>> mesh = sharding.make_mesh(cfg.mesh)
     >>> train_step = step.compile_step(cfg, mesh)
     >>> tokens = jnp.ones((2, 4 + cfg.model.n_future), jnp.int32)
-    >>> batch = {"tokens": tokens, "segments": tokens}
-    >>> state, metrics = train_step(step.init_state(cfg, mesh), batch)
+    >>> state, metrics = train_step(
+    ...   step.init_state(cfg, mesh), batch.of(tokens)
+    ... )
     >>> metrics["nats"].shape  # one loss per head, nats per token
     (4,)
   """
