@@ -273,7 +273,10 @@ def _check(heads, inputs, targets, scale, shards):
       )
   if heads.kind.reads_tokens:
     if inputs.embedded is None:
-      raise ValueError(f"{kind} heads read tokens: inputs.embedded is None")
+      raise ValueError(
+        f"{kind} heads read tokens, but inputs.embedded is None: take the "
+        "inputs from Model.read"
+      )
     if inputs.embedded.shape[1] != T + N - 1:
       raise ValueError(
         f"{kind} heads read {T + N - 1} tokens over z {inputs.z.shape}, but "
