@@ -80,6 +80,20 @@ MUTANTS = [
     "test_cross_entropy.py",
   ),
   Mutant(
+    "a target's weight not in the gradient",
+    "mtp_jax/loss/cross_entropy.py",
+    "jnp.where(valid, scale * weight, 0.0)",
+    "jnp.where(valid, scale, 0.0)",
+    "test_loss.py::test_weights",
+  ),
+  Mutant(
+    "the embedding's gradient of the last head only",
+    "mtp_jax/loss/heads.py",
+    "d_embedded = jax.tree.map(jnp.add, d_embedded, d_token)",
+    "d_embedded = d_token",
+    "test_reading.py::test_equals_the_formula",
+  ),
+  Mutant(
     "head order reversed",
     "mtp_jax/model/heads/kinds.py",
     '"anticausal": Kind(feeds=-1)',
@@ -266,8 +280,8 @@ MUTANTS = [
   Mutant(
     "microbatches averaged twice",
     "mtp_jax/train/step.py",
-    "scale = weights / jnp.maximum(counts[0], 1)",
-    "scale = weights / jnp.maximum(counts[0] * parts, 1)",
+    "scale = head_weights / counts[0]",
+    "scale = head_weights / (counts[0] * parts)",
     "test_train.py::test_microbatches_give_the_same_step",
   ),
   Mutant(
