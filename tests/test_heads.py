@@ -99,7 +99,7 @@ def test_kinds(kind, z, ctx):
 
   @jax.jit
   def both(made, z):
-    hidden = made(z, ctx)
+    hidden = made(heads.Inputs(z, ctx))
     return hidden, made.logits(hidden)
 
   hidden, logits = both(made, z)
@@ -110,6 +110,25 @@ def test_kinds(kind, z, ctx):
   np.testing.assert_allclose(logits, want_logits, **CLOSE)
   # Every two heads differ, or an order could not show.
   assert min(abs(logits[i] - logits[i - 1]).max() for i in range(N)) > 0.1
+
+
+def test_the_choices_of_the_config_are_the_table():
+  """A transformer layer per head counts among a model's layers."""
+  assert config.HEAD_KINDS == {
+    name: int(kind.layer is layers.Block) for name, kind in heads.KINDS.items()
+  }
+
+
+def test_first_is_head_1_and_a_copy_leaves_the_original(z, ctx):
+  for kind in config.HEAD_KINDS:
+    made, inputs = filled(kind), heads.Inputs(z, ctx)
+    first = jax.jit(lambda made, inputs=inputs: made.first(inputs))(made)
+    np.testing.assert_allclose(first, made(inputs)[0], **CLOSE)
+  before = made.norm
+  other = made.replace(norm=None)
+  assert other.norm is None and made.norm is before
+  with pytest.raises(ValueError, match="Heads has no attribute 'norms'"):
+    made.replace(norms=None)
 
 
 def test_order():
@@ -136,12 +155,11 @@ def test_order():
 def test_whom_a_layer_moves(kind, moved, z, ctx):
   """Row i: the heads whose output changes with layer i."""
   made = filled(kind)
-  run = jax.jit(lambda made: made(z, ctx))
+  run = jax.jit(lambda made: made(heads.Inputs(z, ctx)))
   before = run(made)
   for i in range(N):
-    other = jax.tree.map(lambda a: a, made)
-    other.layers = jax.tree.map(
-      lambda a, i=i: a.at[i].multiply(1.5), made.layers
+    other = made.replace(
+      layers=jax.tree.map(lambda a, i=i: a.at[i].multiply(1.5), made.layers)
     )
     change = np.abs(run(other) - before).max((1, 2, 3))
     assert np.flatnonzero(change > 1e-3).tolist() == moved[i]
@@ -150,7 +168,7 @@ def test_whom_a_layer_moves(kind, moved, z, ctx):
 def test_one_head_is_the_last_layer_of_an_ordinary_model(z, ctx):
   """With N = 1 the three transformer kinds are the same thing."""
   outs = [
-    jax.jit(lambda f: f(z, ctx))(filled(kind, n_future=1))
+    jax.jit(lambda f: f(heads.Inputs(z, ctx)))(filled(kind, n_future=1))
     for kind in ("parallel", "causal", "anticausal")
   ]
   for out in outs[1:]:
@@ -196,7 +214,7 @@ def test_logits_are_float32(z, ctx):
 
     @jax.jit
     def run(made, z):
-      hidden = made(z, ctx)
+      hidden = made(heads.Inputs(z, ctx))
       return hidden, made.logits(hidden)
 
     hidden, logits = run(made, z.astype(jnp.bfloat16))
@@ -213,7 +231,7 @@ def test_logits_are_float32(z, ctx):
 def test_remat_changes_no_number(kind, z, ctx):
   def gradient(remat):
     made = filled(kind, remat=remat)
-    total = jax.value_and_grad(lambda f: jnp.sin(f(z, ctx)).sum())
+    total = jax.value_and_grad(lambda f: jnp.sin(f(heads.Inputs(z, ctx))).sum())
     return jax.tree.leaves(jax.jit(total)(made))
 
   want = gradient("none")
