@@ -126,7 +126,7 @@ def test_weights(name):
   got, want = head_measures.measure(net, [batch], block=4), slowly(net, batch)
   for measure, value in want.items():
     np.testing.assert_allclose(got[measure], value, rtol=2e-5, err_msg=measure)
-  assert (want["greedy"] > 1) == batch.weight.any()
+  assert (want["sampled"] > 1) == batch.weight.any()
 
 
 def test_batches_are_averaged_by_their_weights():

@@ -305,8 +305,10 @@ def test_sums_over_heads_are_float32():
   cfg = settings("linear", n_future=many, dtype="bfloat16")
   _, inputs, targets, _ = case("linear", "bfloat16")
   heads = build(cfg).heads
-  heads.layers = jax.tree.map(
-    lambda a: jnp.broadcast_to(a[:1], a.shape), heads.layers
+  heads = heads.replace(
+    layers=jax.tree.map(
+      lambda a: jnp.broadcast_to(a[:1], a.shape), heads.layers
+    )
   )
   targets = jax.tree.map(
     lambda a: jnp.broadcast_to(a[:1], (many, B, T)), targets
