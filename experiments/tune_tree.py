@@ -14,7 +14,9 @@ from absl import flags
 from experiments.measure import study
 from experiments.startup import options, program, terminal
 from mtp_jax.data import blocks, pipeline
-from mtp_jax.decode import choose, network, prepare, tuned
+from mtp_jax.decode import autotune, tuned
+from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import window as window_lib
 from mtp_jax.train import workdir
 
 _WORKDIR = options.define_path("workdir", None, "Folder of a training run.")
@@ -49,8 +51,8 @@ def main(_: list[str]) -> None:
   except ValueError as error:
     raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
   net, _, _ = workdir.load(_WORKDIR.value)
-  decoder = prepare.decoder(net, codec.vocab)
-  found = tuned.build(choose.acceptance(decoder, prompts, max_new=new), sizes)
+  decoder = decoder_lib.lay_out(net, codec.vocab)
+  found = tuned.build(autotune.acceptance(decoder, prompts, max_new=new), sizes)
   path = _WORKDIR.value / "tree.json"
   study.write_json(path, found)
   show(found)
@@ -63,7 +65,7 @@ def _sizes(texts: list[str]) -> list[int]:
     sizes = [int(text) for text in texts]
   except ValueError:
     sizes = []
-  most = network.CHUNK
+  most = window_lib.CHUNK
   sound = sizes and all(2 <= size <= most for size in sizes)
   if not sound or len(set(sizes)) < len(sizes):
     raise ValueError(

@@ -325,14 +325,14 @@ def test_the_toss_decides_by_the_chance():
 
 def keep_p(monkeypatch):
   """After a fall the law stays head 1's."""
-  monkeypatch.setattr(accept, "_left", lambda p, q, x: p)
+  monkeypatch.setattr(accept, "_residual", lambda p, q, x: p)
 
 
 def keep_q(monkeypatch):
   """A fallen candidate stays among what its siblings are drawn from."""
   right = accept._normalise
   monkeypatch.setattr(
-    accept, "_left", lambda p, q, x: right(jnp.maximum(p - q, 0), p)
+    accept, "_residual", lambda p, q, x: right(jnp.maximum(p - q, 0), p)
   )
   monkeypatch.setattr(accept, "_normalise", lambda p, otherwise: otherwise)
 
@@ -345,7 +345,9 @@ def leave_q_short(monkeypatch):
 
 def leave_p_short(monkeypatch):
   """What is left of p does not sum to 1; a draw would not show it."""
-  monkeypatch.setattr(accept, "_left", lambda p, q, x: jnp.maximum(p - q, 0))
+  monkeypatch.setattr(
+    accept, "_residual", lambda p, q, x: jnp.maximum(p - q, 0)
+  )
 
 
 @pytest.mark.parametrize(
@@ -409,7 +411,7 @@ def write_two(tree, world, rule, seed):
   judged = judged._replace(seen=jnp.tile(world.seen, (ROWS, 1)))
   node, free = map(np.asarray, decide(rule, judged, both[ROWS:]))
   depth, rows = tree.depth[node], np.arange(ROWS)
-  window = np.asarray(judged.window)
+  window = np.asarray(judged.tokens)
   # Of texts with one token only the second comes by ordinary decoding.
   law = world.follows(rule.sampler)[1].reshape(V, V, -1).sum(-1)[free]
   draw = np.random.default_rng(seed).random((ROWS, 1))
@@ -502,12 +504,12 @@ def judge(tree, tokens, logits, drafts=None):
     [root, jnp.asarray(tokens)[:, tree.depth[1:] - 1, tree.rank[1:]]], 1
   )
   logits = jnp.asarray(logits)
-  return accept.Judged(window, logits, logits.argmax(-1), drafts, None)
+  return accept.Verification(window, logits, logits.argmax(-1), drafts, None)
 
 
 @functools.partial(jax.jit, static_argnames="tree")
 def decide(rule, tree, judged, seed=0):
-  node, free = rule.accept(tree, judged, keys(seed, len(judged.window)))
+  node, free = rule.accept(tree, judged, keys(seed, len(judged.tokens)))
   assert node.dtype == jnp.int32 and free.dtype == jnp.int32
   return node, free
 
@@ -773,7 +775,7 @@ def test_forced_drafts_cost_what_their_rule_does():
   logits = jnp.asarray(rng.normal(size=(5, 3, 7)), jnp.float32)
   rule = accept.Lossless(sampler(temperature=0.8, penalty=1.5))
   forced = accept.Forced(1, rule)
-  assert forced.sampler is rule.sampler
+  assert forced.uses_seen() and rule.uses_seen()
   seen = jnp.zeros((5, 7), bool)
   drafts = forced.propose(logits[:, 1:], 1, seen, keys(0, 5))
   for got, want in zip(
@@ -781,7 +783,7 @@ def test_forced_drafts_cost_what_their_rule_does():
   ):
     np.testing.assert_array_equal(got, want)
   window = jnp.pad(drafts.tokens[..., 0], ((0, 0), (1, 0)))
-  judged = accept.Judged(window, logits, logits.argmax(-1), drafts, seen)
+  judged = accept.Verification(window, logits, logits.argmax(-1), drafts, seen)
   node, free = forced.accept(tree, judged, keys(1, 5))
   assert node.tolist() == [1] * 5
   want = rule.accept(tree, judged, keys(1, 5))[1]
@@ -811,7 +813,7 @@ def test_best_candidates_are_the_heads_own():
   logits = jnp.asarray(logits, jnp.float32)
   for rule in (accept.GREEDY, accept.TopK(2), TYPICAL[0], accept.Forced(1)):
     drafts = rule.propose(logits, 5, None, None)
-    assert drafts.law is None and rule.sampler is None
+    assert drafts.probabilities is None and not rule.uses_seen()
     want = np.argsort(-np.asarray(logits), -1, kind="stable")[..., :5]
     np.testing.assert_array_equal(drafts.tokens, want)
 
@@ -825,11 +827,11 @@ def test_lossless_candidates_come_from_the_filtered_law():
   propose = jax.jit(lambda rule: rule.propose(logits, 3, seen, keys(0, 3)))
   drawn = propose(accept.Lossless(one))
   # The two programs may round otherwise.
-  np.testing.assert_allclose(drawn.law, law, rtol=1e-6)
+  np.testing.assert_allclose(drawn.probabilities, law, rtol=1e-6)
   chances = np.take_along_axis(np.asarray(law), np.asarray(drawn.tokens), -1)
   assert (chances > 0).all()
   best = propose(accept.Lossless(one, False))
-  assert best.law is None
+  assert best.probabilities is None
   want = np.argsort(-np.asarray(law), -1, kind="stable")[..., :3]
   np.testing.assert_array_equal(best.tokens, want)
   # The penalty moves them: they are not the heads' own.

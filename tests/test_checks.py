@@ -4,11 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.decode import accept, checks, choose, prepare, serve
+from mtp_jax.decode import accept, autotune, checks, serve
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
-from tests.test_blockwise import Mock
-from tests.test_network import create, shape
+from tests.test_loop import Mock
+from tests.test_window import create, shape
 
 NO_INTEGERS = [2.0, 2.5, True, np.bool_(True), "2", None, [2], np.float32(2)]
 
@@ -114,13 +115,16 @@ def test_settings_are_refused_before_any_work(settings):
     (lambda: tree_lib.from_paths([[0.5]]), "rank=0.5 is not an integer"),
     (lambda: tree_lib.build([[0.5]], 2.0), "size=2.0 is not an integer"),
     (lambda: tree_lib.build([0.5], 2), "these are not chances"),
-    (lambda: choose.choose(None, [[1]], batch=0, max_new=3), "batch=0 is too"),
     (
-      lambda: decode.generate(object(), [[1]], heads=2, max_new=3),
-      "decoder that prepare.decoder.* not an object of type object",
+      lambda: autotune.choose(None, [[1]], batch=0, max_new=3),
+      "batch=0 is too",
     ),
     (
-      lambda: choose.seconds_per_pass(None, [], batch=1, length=0),
+      lambda: decode.generate(object(), [[1]], heads=2, max_new=3),
+      "decoder that decoder.lay_out.* not an object of type object",
+    ),
+    (
+      lambda: autotune.seconds_per_pass(None, [], autotune.Load(1, 0)),
       "length=0 is too small",
     ),
   ],
@@ -141,18 +145,19 @@ def test_other_functions_refuse_alike(call, words):
 )
 def test_a_decoder_refuses_alike(settings, words):
   with pytest.raises(ValueError, match=words):
-    prepare.decoder(create(shape("linear")), **settings)
+    decoder_lib.lay_out(create(shape("linear")), **settings)
 
 
 X64 = """
 import jax
 import numpy as np
-from mtp_jax.decode import accept, prepare, sampling, serve
+from mtp_jax.decode import accept, sampling, serve
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
-from tests.test_network import create, shape
+from tests.test_window import create, shape
 
-decoder = prepare.decoder(create(shape(
+decoder = decoder_lib.lay_out(create(shape(
   "parallel", width=8, mlp=8, layers=3, attn_heads=2, kv_heads=1, n_future=2)))
 TREE = tree_lib.from_paths([[0], [1]])
 drawn = accept.Lossless(sampling.Sampler(np.float64(0.9), 9, 0.9, 0.01, 1.1))

@@ -15,7 +15,8 @@ from experiments.engineering.decode_speed import run
 from experiments.measure import compare, limits
 from mtp_jax import config, tokenizer
 from mtp_jax.data import pack, pipeline
-from mtp_jax.decode import choose, generate, prepare
+from mtp_jax.decode import autotune, generate
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.train import workdir
 from tests import parameters
@@ -41,7 +42,7 @@ def make(head):
   ],
 )
 def test_bytes_of_a_pass(head, heads, blocks, unembeddings, caches):
-  decoder = prepare.decoder(make(head))
+  decoder = decoder_lib.lay_out(make(head))
   got = limits.bytes_per_pass(decoder, tree_lib.chain(heads), 7, 100)
   weights = blocks * BLOCK + unembeddings * 4 * D * V + 4 * D
   assert got == weights + 7 * 100 * caches * CACHED
@@ -89,9 +90,9 @@ def trained(monkeypatch, tmp_path):
   monkeypatch.setattr(pipeline, "pack", lambda data, codec: (None, packed))
   # A random model's drafts are never right, and no tree would be built.
   chances = np.array([[0.4, 0.2, 0.1], [0.3, 0.1, 0.1]])
-  monkeypatch.setattr(choose, "acceptance", lambda *args, **kwargs: chances)
-  monkeypatch.setattr(choose, "SIZES", (5,))
-  monkeypatch.setattr(choose, "TURN", 0.0)
+  monkeypatch.setattr(autotune, "acceptance", lambda *args, **kwargs: chances)
+  monkeypatch.setattr(autotune, "SIZES", (5,))
+  monkeypatch.setattr(autotune, "CALL", 0.0)
   monkeypatch.setattr(limits, "bandwidth", lambda: 1e9)
   flags.FLAGS.mark_as_parsed()
   return tmp_path
@@ -208,13 +209,13 @@ def test_a_llama_says_what_head_1_says(head):
   from experiments.engineering.decode_speed import peer
 
   net = make(head)
-  llama = peer.export(prepare.decoder(net))
+  llama = peer.export(decoder_lib.lay_out(net))
   tokens = np.random.default_rng(0).integers(0, V, (2, 11))
   with torch.no_grad():
     got = llama(torch.tensor(tokens)).logits.numpy()
   np.testing.assert_allclose(got, np.asarray(net(tokens)[0]), atol=2e-5)
   with pytest.raises(ValueError, match="looks back over 7 tokens"):
-    peer.export(prepare.decoder(net, sliding_window=7))
+    peer.export(decoder_lib.lay_out(net, sliding_window=7))
 
 
 def test_names():

@@ -16,7 +16,8 @@ from experiments import generate
 from experiments.startup import interrupts, program, terminal
 from mtp_jax import config, tokenizer
 from mtp_jax.checkpoint import checkpoints
-from mtp_jax.decode import accept, blockwise, prepare, sampling, stream
+from mtp_jax.decode import accept, loop, sampling, stream
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.train import workdir
@@ -57,7 +58,7 @@ def expected(loaded, prompt, **settings):
   net, _, codec = loaded
   ids = [codec.bos, *codec.encode(prompt)]
   return decode.generate(
-    prepare.decoder(net), [ids], stop=codec.eos, **settings
+    decoder_lib.lay_out(net), [ids], stop=codec.eos, **settings
   )
 
 
@@ -114,7 +115,7 @@ def test_drafts_by_a_tuned_tree(call, loaded, tmp_path):
 def test_a_window_writes_on_without_end(call, loaded):
   """Far past what the cache holds."""
   out = call(prompt="a" * 300, sliding_window=5, max_new=400)
-  decoder = prepare.decoder(loaded[0], sliding_window=5)
+  decoder = decoder_lib.lay_out(loaded[0], sliding_window=5)
   ids = [loaded[2].bos, *loaded[2].encode("a" * 300)]
   want = decode.generate(
     decoder, [ids], heads=2, max_new=400, stop=loaded[2].eos
@@ -156,14 +157,14 @@ def test_line_after_line_is_continued(call, type_in):
 
 
 def test_ctrl_c_stops_a_text_and_then_the_program(call, type_in, monkeypatch):
-  advance = blockwise.advance_jit
+  advance = loop.advance_jit
 
   def interrupted(*arguments):
-    monkeypatch.setattr(blockwise, "advance_jit", advance)
+    monkeypatch.setattr(loop, "advance_jit", advance)
     raise KeyboardInterrupt
 
   want = call(prompt="b").out
-  monkeypatch.setattr(blockwise, "advance_jit", interrupted)
+  monkeypatch.setattr(loop, "advance_jit", interrupted)
   type_in("a\nb\n", terminal=True)
   reader, writer = socket.socketpair()
   writer.setblocking(False)
@@ -199,7 +200,9 @@ def test_several_samples_are_the_servers(call, loaded):
   net, _, codec = loaded
   ids = [codec.bos, *codec.encode("ab")]
   settings = {"heads": 2, "max_new": 19, "stop": codec.eos, "rule": rule}
-  want = decode.generate(prepare.decoder(net), [ids] * 3, seed=4, **settings)
+  want = decode.generate(
+    decoder_lib.lay_out(net), [ids] * 3, seed=4, **settings
+  )
   out = call(prompt="ab", temperature=1.5, seed=4, num_samples=3)
   texts = [codec.decode(t) for t in want.tokens]
   assert out.out == "".join(f"{text}\0" for text in texts)

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax.decode import accept, blockwise, choose, prepare, sampling, serve
+from mtp_jax.decode import accept, autotune, loop, sampling, serve
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
-from tests.test_blockwise import TREE, Broken, Mock, mock_text
+from tests.test_loop import TREE, Broken, Mock, mock_text
 
 SIZES = (5, 1, 13, 29, 2, 17, 3, 3, 11, 16, 7)
 PROMPTS = [np.random.default_rng(n).integers(0, 13, n).tolist() for n in SIZES]
@@ -52,10 +53,10 @@ def test_no_row_waits_while_a_prompt_does(monkeypatch):
   turns = []
 
   class Counting(Mock):
-    def absorb(self, cache, tokens, start, *, tree=None, keep=None):
-      if keep is None:
+    def forward(self, cache, tokens, start, *, tree=None, valid=None):
+      if valid is None:
         jax.debug.callback(lambda: turns.append(1))
-      return super().absorb(cache, tokens, start, tree=tree)
+      return super().forward(cache, tokens, start, tree=tree)
 
   jax.tree_util.register_dataclass(Counting, ["wanted"], ["vocab", "n_future"])
   mock = Counting(np.ones((1, 79), int), 13, 5)
@@ -74,13 +75,13 @@ def test_no_row_waits_while_a_prompt_does(monkeypatch):
 
 @pytest.mark.parametrize("long", [False, True])
 def test_the_cache_grows_when_a_text_fills_it(monkeypatch, long):
-  grown, grow = [], blockwise.grow
+  grown, grow = [], loop.grow
 
-  def counted(network, state):
-    grown.append(network.room(state.cache))
-    return grow(network, state)
+  def counted(decoder, state):
+    grown.append(decoder.capacity(state.cache))
+    return grow(decoder, state)
 
-  monkeypatch.setattr(blockwise, "grow", counted)
+  monkeypatch.setattr(loop, "grow", counted)
   mock = Mock(np.broadcast_to(np.arange(900) % 5 + 1, (1, 900)), 13, 5)
   texts = [mock_text(p, 13, 600, STOP) for p in PROMPTS]
   some = [i for i, text in enumerate(texts) if long or len(text) < 400]
@@ -94,7 +95,7 @@ def test_the_cache_grows_when_a_text_fills_it(monkeypatch, long):
 
 
 def test_other_prompts_compile_nothing_new(mock):
-  programs = prompts_lib.read_jit, serve._turn, serve._take
+  programs = prompts_lib.read_jit, serve._decode, serve._take
 
   def compiled(prompts):
     serve.generate_all(mock, prompts, slots=4, heads=3, max_new=MAX_NEW)
@@ -110,9 +111,9 @@ def test_other_prompts_compile_nothing_new(mock):
 def test_samples_share_one_reading(mock, monkeypatch):
   read, calls = prompts_lib.read_jit, []
 
-  def counted(network, tokens, lengths, **sizes):
+  def counted(decoder, tokens, lengths, **sizes):
     calls.append(len(tokens))
-    return read(network, tokens, lengths, **sizes)
+    return read(decoder, tokens, lengths, **sizes)
 
   monkeypatch.setattr(prompts_lib, "read_jit", counted)
   rule = accept.Lossless(sampling.Sampler(temperature=3.0))
@@ -133,15 +134,18 @@ def test_samples_share_one_reading(mock, monkeypatch):
 def test_auto_takes_what_choose_finds(mock, monkeypatch):
   asked = {}
 
-  def chosen(network, prompts, **settings):
+  def chosen(decoder, prompts, **settings):
     asked.update(settings, prompts=len(prompts))
-    return choose.Option(TREE, 1.0, 1.0)
+    return autotune.Option(TREE, 1.0, 1.0)
 
-  monkeypatch.setattr(choose, "choose", chosen)
-  got = serve.generate_all(mock, PROMPTS, slots=3, heads="auto", max_new=9)
+  monkeypatch.setattr(autotune, "choose", chosen)
+  rule = accept.TopK(1)
+  got = serve.generate_all(
+    mock, PROMPTS, slots=3, heads="auto", max_new=9, rule=rule
+  )
   assert got.tree == TREE
   assert asked["batch"] == asked["prompts"] == 3
-  assert asked["rule"] is accept.GREEDY
+  assert asked["rule"] is rule
 
 
 @pytest.mark.parametrize(
@@ -189,9 +193,9 @@ def test_a_row_that_is_not_finite_does_not_spoil_the_others():
 
 
 def test_a_ring_serves_too():
-  from tests.test_network import create, shape
+  from tests.test_window import create, shape
 
-  decoder = prepare.decoder(create(shape("parallel")), sliding_window=8)
+  decoder = decoder_lib.lay_out(create(shape("parallel")), sliding_window=8)
   tree = tree_lib.from_paths([[0], [1], [0, 0]])
   prompts = [[t + 7 for t in p] for p in PROMPTS]
   settings = {"heads": tree, "max_new": 31}

@@ -25,8 +25,8 @@ from experiments.measure import compare, study, timing
 from experiments.startup import options, program, terminal
 from mtp_jax import tokenizer
 from mtp_jax.data import pipeline
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as generate_lib
-from mtp_jax.decode import prepare
 from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.train import loop, workdir
 
@@ -94,7 +94,7 @@ def score(net, cfg, held) -> dict:
 
 def decode(net, codec, prompts, new: int) -> list[dict]:
   """One entry per number of heads: tokens, passes, seconds, agreement."""
-  decoder = prepare.decoder(net, codec.vocab)
+  decoder = decoder_lib.lay_out(net, codec.vocab)
   counts = range(1, net.cfg.n_future + 1)
 
   def generate(heads):

@@ -10,9 +10,10 @@ import numpy as np
 from absl import logging
 
 from experiments.measure import limits, timing
-from mtp_jax.decode import accept, blockwise, generate, network
+from mtp_jax.decode import generate, interface, loop
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.decode import window as window_lib
 
 EPSILON = 1e-4  # top-two margin of logits below which a tie may fall either way
 
@@ -35,7 +36,7 @@ class Work:
 
 
 def one_batch(
-  decoder: network.Network,
+  decoder: window_lib.Transformer,
   trees: Sequence[tree_lib.Tree],
   work: Work,
   *,
@@ -85,17 +86,15 @@ def one_batch(
 
 def decode(decoder, tree, groups, new):
   """(results, [seconds of the prompts, of the rest]) over all groups."""
-  found, seconds, rule = [], np.zeros(2), accept.GREEDY
+  found, seconds = [], np.zeros(2)
+  settings = interface.check_settings(decoder, heads=tree, max_new=new)
   for group in groups:
     begin = time.perf_counter()
     tokens, lengths = prompts_lib.pad(group, decoder.vocab)
-    state = generate.start(decoder, tokens, lengths, tree=tree, max_new=new)
+    state = generate.start(decoder, tokens, lengths, settings)
     jax.block_until_ready(state)
     middle = time.perf_counter()
-    while not state.done.all():
-      state = blockwise.run(decoder, rule, state)
-      if not state.done.all():
-        state = blockwise.grow(decoder, state)
+    state = loop.finish(decoder, settings.rule, state)
     seconds += middle - begin, time.perf_counter() - middle
     found.append(generate.Result(generate.collect(state, lengths), tree))
   return found, seconds

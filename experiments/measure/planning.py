@@ -5,12 +5,12 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 
 from experiments.measure import aot, flops, schedule
 from mtp_jax import config, sharding
 from mtp_jax.data import batch as batch_lib
-from mtp_jax.decode import accept, blockwise, prepare, prompts
+from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import interface, loop
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import cost, model
 from mtp_jax.train import step as step_lib
@@ -125,29 +125,16 @@ def decoding(
   if tree is None:
     tree = tree_lib.chain(cfg.decode.heads or cfg.model.n_future)
   decoder = jax.eval_shape(
-    lambda key: prepare.decoder(model.Model(cfg.model, key), platform="tpu"),
+    lambda key: decoder_lib.lay_out(model.Model(cfg.model, key), on="tpu"),
     jax.random.key(0),
   )
   rules = {k: v for k, v in sharding.RULES.items() if v != "data"}
   where = sharding.shardings(decoder, mesh, rules)
   row = sharding.batch_sharding(mesh)
   kv = jax.NamedSharding(mesh, jax.P("data", "model"))
-  rule = accept.Greedy()
-
-  def begin(decoder):
-    prompt = prompts.read(
-      decoder,
-      jnp.zeros((batch, 1), jnp.int32),
-      jnp.ones((batch,), jnp.int32),
-      heads=tree.heads,
-      slots=cache_len,
-    )
-    key = jnp.zeros((batch, 2), jnp.uint32)
-    return blockwise.begin(
-      rule, prompt, tree=tree, size=cache_len, max_new=1, stop=-1, key=key
-    )
-
-  state = jax.eval_shape(begin, decoder)
+  settings = interface.check_settings(decoder, heads=tree, max_new=1)
+  rule = settings.rule
+  state = loop.abstract_state(decoder, settings, batch=batch, slots=cache_len)
   places = dataclasses.replace(
     jax.tree.map(lambda _: row, state),
     cache=jax.tree.map(lambda _: kv, state.cache),
@@ -157,9 +144,9 @@ def decoding(
     (decoder, state),
     (where, places),
   )
-  lowered = jax.jit(
-    blockwise.advance, donate_argnums=2, out_shardings=places
-  ).lower(decoder, rule, state)
+  lowered = jax.jit(loop.advance, donate_argnums=2, out_shardings=places).lower(
+    decoder, rule, state
+  )
   held = {"parameters": decoder, "cache": state.cache}
   return _plan(
     f"decoding pass of {tree.heads} heads and {tree.size} tokens",
@@ -169,7 +156,7 @@ def decoding(
     batch * tree.size,
     held,
     aot.compile_program(lowered, options),
-    flops.count(blockwise.advance, decoder, rule, state),
+    flops.count(loop.advance, decoder, rule, state),
   )
 
 

@@ -17,16 +17,8 @@ from experiments.measure import study
 from experiments.startup import interrupts, terminal
 from mtp_jax import tokenizer
 from mtp_jax.checkpoint import storage
-from mtp_jax.decode import (
-  accept,
-  blockwise,
-  checks,
-  network,
-  prepare,
-  sampling,
-  stream,
-  tuned,
-)
+from mtp_jax.decode import accept, checks, interface, sampling, stream, tuned
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.model import model
 from mtp_jax.train import report, workdir
 
@@ -74,7 +66,7 @@ def run(request: Request) -> None:
   prompt = None if interactive else _ids(codec, _prompt(request))
 
   net, _, _, step = workdir.load_step(request.workdir, request.step)
-  decoder = prepare.decoder(
+  decoder = decoder_lib.lay_out(
     net, codec.vocab, sliding_window=request.sliding_window
   )
   drafts, size = settings["heads"], sum(a.size for a in jax.tree.leaves(net))
@@ -106,7 +98,7 @@ def keep_compiled_programs() -> None:
 class _Writer:
   """Writes the texts of a prompt as they come, `end` after each of them."""
 
-  decoder: network.Network
+  decoder: interface.Decoder
   codec: tokenizer.Tokenizer
   settings: dict  # of `stream.stream`
   stops: list[str]
@@ -159,7 +151,9 @@ def _continue_lines(writer: _Writer, seed: int) -> None:
 def _settings(request: Request, cfg, codec, rule, tree) -> dict:
   """Arguments of `stream.stream`, checked against a decoder without weights."""
   make = functools.partial(
-    prepare.decoder, vocab=codec.vocab, sliding_window=request.sliding_window
+    decoder_lib.lay_out,
+    vocab=codec.vocab,
+    sliding_window=request.sliding_window,
   )
   decoder = jax.eval_shape(
     lambda key: make(model.Model(cfg.model, key)), jax.random.key(0)
@@ -167,21 +161,21 @@ def _settings(request: Request, cfg, codec, rule, tree) -> dict:
   heads = cfg.decode.heads if request.heads is None else request.heads
   max_new = cfg.decode.max_new if request.max_new is None else request.max_new
   tree = tree or heads or cfg.model.n_future
-  found = {
-    "heads": blockwise.plan(decoder, rule, tree, max_new=max_new),
+  samples = checks.integer("num_samples", request.num_samples, 1)
+  settings = {
     "max_new": max_new,
     "stop": [codec.eos, *request.stop_id],
     "rule": rule,
-    "samples": checks.integer("num_samples", request.num_samples, 1),
   }
-  checks.seed(request.seed)
-  checks.stop_ids(found["stop"], codec.vocab)
-  if found["samples"] > 1 and rule is accept.GREEDY:
+  checked = interface.check_settings(
+    decoder, heads=tree, seed=request.seed, **settings
+  )
+  if samples > 1 and rule is accept.GREEDY:
     raise ValueError(
-      f"--num_samples={found['samples']}: greedy decoding writes the same text "
+      f"--num_samples={samples}: greedy decoding writes the same text "
       "each time; give a --temperature"
     )
-  return found
+  return settings | {"heads": checked.tree, "samples": samples}
 
 
 def _rule(request: Request) -> accept.Greedy | accept.Lossless:

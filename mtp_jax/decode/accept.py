@@ -27,23 +27,25 @@ class Drafts(NamedTuple):
 
   tokens: jax.Array  # [B, D, R] int32, in the order of their ranks
   # [B, D, V] the draft distribution they were sampled from, or None.
-  law: jax.Array | None = None
+  probabilities: jax.Array | None = None
 
 
-class Judged(NamedTuple):
+class Verification(NamedTuple):
   """What a rule decides from: a tree's tokens and head 1's logits there."""
 
-  window: jax.Array  # [B, M] tokens of the nodes
+  tokens: jax.Array  # [B, M] of the nodes
   logits: jax.Array  # [B, M, V] float32: head 1 after each node
   best: jax.Array  # [B, M] its first choices
-  drafts: Drafts
+  drafts: Drafts | None  # None: there are none, before the first ones
   seen: jax.Array | None  # [B, V] tokens of the text so far, root included
 
 
 class _Best:
   """Proposes each head's best candidates; draws nothing."""
 
-  sampler = None
+  def uses_seen(self) -> bool:
+    """Whether the rule asks which tokens the text holds."""
+    return False
 
   def propose(self, logits, count, seen, keys) -> Drafts:
     """Candidates [B, D, count] from the heads' logits [B, D, V]."""
@@ -61,10 +63,14 @@ class Greedy(_Best):
   Reference: the paper, section 3.2; Stern et al. 2018.
   """
 
-  def accept(self, tree, judged: Judged, keys) -> tuple[jax.Array, jax.Array]:
+  def accept(
+    self, tree, verification: Verification, keys
+  ) -> tuple[jax.Array, jax.Array]:
     """(last accepted node [B], bonus token [B] after it)."""
-    node = deepest(tree, judged.window == judged.best[:, tree.parent])
-    return node, _at(judged.best, node)
+    node = deepest(
+      tree, verification.tokens == verification.best[:, tree.parent]
+    )
+    return node, _at(verification.best, node)
 
 
 GREEDY = Greedy()
@@ -93,14 +99,14 @@ class TopK(_Best):
     if not 1 <= checks.integer("block", self.block) <= len(tree.spine):
       raise ValueError(f"block={self.block} is outside 1..{len(tree.spine)}")
 
-  def accept(self, tree, judged, keys):
+  def accept(self, tree, verification, keys):
     """(last accepted node [B], bonus token [B]: head 1's best after it)."""
-    k = min(self.k, judged.logits.shape[-1])
-    least = jax.lax.top_k(judged.logits, k)[0][..., -1]
-    stands = _scores(tree, judged) >= least[:, tree.parent]
-    stands = stands.at[:, tree.spine[: self.block]].set(True)
-    node = deepest(tree, stands)
-    return node, _at(judged.best, node)
+    k = min(self.k, verification.logits.shape[-1])
+    least = jax.lax.top_k(verification.logits, k)[0][..., -1]
+    accepted = _scores(tree, verification) >= least[:, tree.parent]
+    accepted = accepted.at[:, tree.spine[: self.block]].set(True)
+    node = deepest(tree, accepted)
+    return node, _at(verification.best, node)
 
 
 @jax.tree_util.register_dataclass
@@ -126,21 +132,21 @@ class Typical(_Best):
         raise ValueError(f"{name}={getattr(self, name)} has to be above 0")
     sampling.Sampler(temperature=self.temperature).check()
 
-  def accept(self, tree, judged, keys):
+  def accept(self, tree, verification, keys):
     """(last accepted node [B], bonus token [B], drawn with `keys` [B])."""
     epsilon, delta, temperature = (
       jnp.asarray(x, jnp.float32)
       for x in (self.epsilon, self.delta, self.temperature)
     )
-    log_p = jax.nn.log_softmax(judged.logits / temperature)
+    log_p = jax.nn.log_softmax(verification.logits / temperature)
     p = jnp.exp(log_p)
     entropy = -jnp.where(p > 0, p * log_p, 0).sum(-1)
     least = jnp.minimum(epsilon, delta * jnp.exp(-entropy))
-    chosen = _scores(tree, judged._replace(logits=log_p))
+    chosen = _scores(tree, verification._replace(logits=log_p))
     chosen = jnp.where(tree.depth > 0, chosen, 0)
     path = jnp.where(tree.sees, chosen[:, None], 0).sum(-1)
-    stands = jnp.exp(chosen) > least[:, tree.parent]
-    node = deepest(tree, stands, path)
+    accepted = jnp.exp(chosen) > least[:, tree.parent]
+    node = deepest(tree, accepted, path)
     p, least = _at(p, node), _at(least, node)[:, None]
     typical = (p > least) | (p == p.max(-1, keepdims=True))
     return node, sampling.draw(jnp.where(typical, p, 0), keys)
@@ -162,14 +168,13 @@ class Forced:
   count: int
   rule: Any = GREEDY
 
-  @property
-  def sampler(self):
-    """The sampler of `rule`, or None."""
-    return self.rule.sampler
+  def uses_seen(self) -> bool:
+    """As `rule` does."""
+    return self.rule.uses_seen()
 
   def check(self, tree):
     """Raises ValueError: a bad `rule`, or more drafts than the tree's spine."""
-    check_rule(self.rule, tree)
+    self.rule.check(tree)
     most = len(tree.spine) - 1
     if not 0 <= checks.integer("count", self.count) <= most:
       raise ValueError(f"count={self.count} is outside 0..{most}")
@@ -178,9 +183,9 @@ class Forced:
     """As `rule` proposes."""
     return self.rule.propose(logits, count, seen, keys)
 
-  def accept(self, tree, judged, keys):
+  def accept(self, tree, verification, keys):
     """(first choice [B] at depth `count`, bonus token [B] of `rule`)."""
-    _, token = self.rule.accept(tree, judged, keys)
+    _, token = self.rule.accept(tree, verification, keys)
     # Clipped for the prompt's pass, which drafts nothing.
     count = jnp.minimum(self.count, len(tree.spine) - 1)
     node = jnp.asarray(tree.spine)[count]
@@ -210,6 +215,10 @@ class Lossless:
   sampler: sampling.Sampler = sampling.Sampler()
   drawn: bool = dataclasses.field(default=True, metadata={"static": True})
 
+  def uses_seen(self) -> bool:
+    """Whether the sampler has a repetition penalty."""
+    return self.sampler.penalty is not None
+
   def check(self, tree):
     """Raises ValueError: a sampler's number, or siblings that skip a rank."""
     if not isinstance(self.sampler, sampling.Sampler):
@@ -230,35 +239,24 @@ class Lossless:
     Logits are [B, D, V]; `seen` [B, V] counts for the repetition penalty.
     """
     seen = None if seen is None else seen[:, None]
-    law = self.sampler.probabilities(logits, seen)
+    q = self.sampler.probabilities(logits, seen)
     if not self.drawn:
-      return Drafts(sampling.best(law, count))
-    return Drafts(sampling.draw_distinct(law, count, keys), law)
+      return Drafts(sampling.best(q, count))
+    return Drafts(sampling.draw_distinct(q, count, keys), q)
 
-  def accept(self, tree, judged, keys):
+  def accept(self, tree, verification, keys):
     """(last accepted node [B], bonus token [B] drawn from the residual)."""
-    luck = jax.vmap(jax.random.split)(keys)
+    keys = jax.vmap(jax.random.split)(keys)  # [B, 2]: to accept, and to draw
     shape = tree.drafts, tree.width
     u = jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(
-      luck[:, 0]
+      keys[:, 0]
     )
 
     def target(node, seen):
-      return self.sampler.probabilities(_at(judged.logits, node), seen)
+      return self.sampler.probabilities(_at(verification.logits, node), seen)
 
-    node, p, _ = walk(tree, judged.drafts, target, u, judged.seen)
-    return node, sampling.draw(p, luck[:, 1])
-
-
-def check_rule(rule: Any, tree: tree_lib.Tree) -> None:
-  """Raises ValueError where `rule` is not a rule, or has a bad number."""
-  methods = [getattr(rule, n, None) for n in ("propose", "accept", "check")]
-  if isinstance(rule, type) or not all(map(callable, methods)):
-    raise ValueError(
-      f"rule={rule!r:.60} is not a rule; give one of mtp_jax.decode.accept, "
-      "such as accept.GREEDY or accept.Lossless()"
-    )
-  rule.check(tree)
+    node, p, _ = walk(tree, verification.drafts, target, u, verification.seen)
+    return node, sampling.draw(p, keys[:, 1])
 
 
 def walk(
@@ -290,45 +288,45 @@ def walk(
   p = target(node, seen)
   chances = jnp.full(u.shape, jnp.nan, u.dtype)
   for d in range(tree.drafts):
-    q = None if drafts.law is None else drafts.law[:, d]
+    q = None if drafts.probabilities is None else drafts.probabilities[:, d]
     here, stepped = node, jnp.zeros_like(walking)
     for r in range(tree.width):
       if not (tree.child[tree.depth == d, r] >= 0).any():
         break
       child = jnp.asarray(tree.child)[here, r]
-      asked = walking & ~stepped & (child >= 0)
+      tried = walking & ~stepped & (child >= 0)
       x = drafts.tokens[:, d, r]
       q_x = 1.0 if q is None else q[rows, x]
       ratio = jnp.where(q_x > 0, p[rows, x] / jnp.where(q_x > 0, q_x, 1), 0)
       chances = chances.at[:, d, r].set(
-        jnp.where(asked, jnp.minimum(ratio, 1), jnp.nan)
+        jnp.where(tried, jnp.minimum(ratio, 1), jnp.nan)
       )
-      stands = asked & (u[:, d, r] < ratio)
-      falls = (asked & ~stands)[:, None]
-      node, stepped = jnp.where(stands, child, node), stepped | stands
+      accepted = tried & (u[:, d, r] < ratio)
+      rejected = (tried & ~accepted)[:, None]
+      node, stepped = jnp.where(accepted, child, node), stepped | accepted
       if seen is not None:
-        seen = seen.at[rows, x].max(stands)
-      p = jnp.where(falls, _left(p, q, x), p)
+        seen = seen.at[rows, x].max(accepted)
+      p = jnp.where(rejected, _residual(p, q, x), p)
       if q is not None:
-        q = jnp.where(falls, _normalise(q.at[rows, x].set(0), q), q)
+        q = jnp.where(rejected, _normalise(q.at[rows, x].set(0), q), q)
     p = jnp.where(stepped[:, None], target(node, seen), p)
     walking = stepped
   return node, p, chances
 
 
 def deepest(
-  tree: tree_lib.Tree, stands: jax.Array, score: jax.Array | None = None
+  tree: tree_lib.Tree, accepted: jax.Array, score: jax.Array | None = None
 ) -> jax.Array:
   """The deepest node [B] that is accepted with all its ancestors.
 
   Args:
     tree: the topology.
-    stands: [B, M] bool: whether each node alone is accepted; the root always
+    accepted: [B, M] bool: whether each node alone is accepted; the root always
       is.
     score: [B, M] decides between nodes of one depth; else the first.
   """
-  stands = stands.at[:, 0].set(True)
-  whole = (stands[:, None] | ~jnp.asarray(tree.sees)).all(-1)
+  accepted = accepted.at[:, 0].set(True)
+  whole = (accepted[:, None] | ~jnp.asarray(tree.sees)).all(-1)
   depth = jnp.where(whole, jnp.asarray(tree.depth), -1)
   if score is None:
     return depth.argmax(-1).astype(jnp.int32)
@@ -336,13 +334,13 @@ def deepest(
   return jnp.where(last, score, -jnp.inf).argmax(-1).astype(jnp.int32)
 
 
-def _scores(tree, judged):
+def _scores(tree, verification):
   """[B, M] logit of each node's token after its parent."""
-  rows = jnp.arange(judged.window.shape[0])[:, None]
-  return judged.logits[rows, tree.parent, judged.window]
+  rows = jnp.arange(verification.tokens.shape[0])[:, None]
+  return verification.logits[rows, tree.parent, verification.tokens]
 
 
-def _left(p, q, x):
+def _residual(p, q, x):
   """The residual distribution after draft x was rejected."""
   if q is None:
     return _normalise(p.at[jnp.arange(len(p)), x].set(0), p)

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.decode import accept, blockwise, checks
 from mtp_jax.decode import cache as cache_lib
+from mtp_jax.decode import checks, interface, loop
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
 
@@ -99,15 +100,11 @@ class Result:
 
 
 def generate(
-  network,
+  decoder: interface.Decoder,
   prompts: Sequence[Sequence[int]],
   *,
-  heads: int | tree_lib.Tree,
-  max_new: int,
-  stop: int | Sequence[int] | None = None,
-  rule=accept.GREEDY,
-  seed: int = 0,
   cache_len: int | None = None,
+  **settings: Any,
 ) -> Result:
   """Continues every prompt, all of them in one batch.
 
@@ -116,77 +113,59 @@ def generate(
   rounds differently from a pass over one, so a near-tie of two tokens may be
   decided differently.
 
+    texts = generate.generate(decoder, [[1, 2, 3], [4]], heads=4, max_new=99)
+    texts.tokens[0], texts.tokens_per_forward
+
   Args:
-    network: from `prepare.decoder(model)`.
+    decoder: from `decoder.lay_out(model)`.
     prompts: sequences of token ids, of any lengths.
-    heads: k, from 1 (ordinary decoding) to N, or a tree of drafts.
-    max_new: most tokens to write per prompt.
-    stop: id of the end token, or several of them, for all rows; None: every
-      text has max_new tokens.
-    rule: from `accept`; decides which drafts are accepted.
-    seed: of the rules that draw, from 0 to 2**32 - 1; row i's text depends on
-      (seed, i) alone.
     cache_len: positions of the cache; None: as many as turn out to be needed,
       the cache growing by half with the texts.
+    **settings: of `interface.check_settings`: heads and max_new; if wanted
+      stop, rule and seed.
 
   Raises:
-    ValueError: an empty prompt, an id outside the vocabulary, heads outside
-      1..N, max_new below 1, a rule's bad number, or a prompt that with
-      max_new and a window exceeds cache_len. Afterwards: logits that are not
-      finite; names the text.
+    ValueError: a bad setting, an empty prompt, an id outside the vocabulary,
+      or a prompt that with max_new and a window exceeds cache_len. Afterwards:
+      logits that are not finite; names the text.
   """
   if cache_len is not None:
     cache_len = checks.integer("cache_len", cache_len)
-  tree = blockwise.plan(network, rule, heads, max_new=max_new)
+  checked = interface.check_settings(decoder, **settings)
+  reserve = int(checked.max_new) + checked.tree.size
   tokens, lengths = prompts_lib.pad(
-    prompts, network.vocab, cache_len=cache_len, reserve=max_new + tree.size
+    prompts, decoder.vocab, cache_len=cache_len, reserve=reserve
   )
-  state = start(
-    network,
-    tokens,
-    lengths,
-    tree=tree,
-    max_new=max_new,
-    stop=stop,
-    rule=rule,
-    seed=seed,
-    cache_len=cache_len,
-  )
-  while True:
-    state = blockwise.run(network, rule, state)
-    if state.done.all():
-      texts = collect(state, lengths)
-      finite(enumerate(texts))
-      return Result(texts, tree)
-    state = blockwise.grow(network, state)
+  state = start(decoder, tokens, lengths, checked, cache_len=cache_len)
+  state = loop.finish(decoder, checked.rule, state)
+  texts = collect(state, lengths)
+  finite(enumerate(texts))
+  return Result(texts, checked.tree)
 
 
 def start(
-  network,
+  decoder: interface.Decoder,
   tokens: jax.Array,
   lengths: jax.Array,
+  settings: interface.Settings,
   *,
-  tree: tree_lib.Tree,
-  max_new: int,
-  stop: int | Sequence[int] | None = None,
-  rule=accept.GREEDY,
-  seed: int = 0,
   samples: int = 1,
   cache_len: int | None = None,
-) -> blockwise.State:
-  """Prompts read and begun, by `prompts.read` and `blockwise.begin`.
+) -> loop.State:
+  """Prompts read and begun, by `prompts.read` and `loop.begin`.
 
   Args:
-    tokens, lengths: from `prompts.pad`; the rest as for `generate`.
+    decoder: from `decoder.lay_out(model)`.
+    tokens, lengths: from `prompts.pad`.
+    settings: from `interface.check_settings`.
     samples: texts per prompt, in neighbouring rows. They share one reading.
+    cache_len: positions of the cache; None: it may grow.
 
   Raises:
-    ValueError: a bad stop, seed or samples, or a cache_len that a last window
-      would leave.
+    ValueError: samples below 1, or a cache_len that a last window would leave.
   """
-  stop = checks.stop_ids(stop, network.vocab)
-  seed = checks.seed(seed)
   samples = checks.integer("samples", samples, 1)
+  tree, max_new = settings.tree, int(settings.max_new)
   B, P = tokens.shape
   needed = P + max_new + tree.size  # a last window may reach past the end
   if cache_len is not None and cache_len < needed:
@@ -196,19 +175,12 @@ def start(
     )
   size, slots = sizes(P, tree, max_new, cache_len)
   prompt = prompts_lib.read_jit(
-    network, tokens, lengths, heads=tree.heads, slots=slots
+    decoder, tokens, lengths, heads=tree.heads, slots=slots
   )
   if samples > 1:
     prompt = jax.tree.map(lambda a: jnp.repeat(a, samples, 0), prompt)
-  return blockwise.begin_jit(
-    rule,
-    prompt,
-    tree=tree,
-    size=size,
-    max_new=jnp.int32(max_new),
-    stop=stop,
-    key=blockwise.row_keys(seed, np.arange(B * samples)),
-  )
+  key = loop.row_keys(settings.seed, np.arange(B * samples))
+  return loop.begin_jit(decoder, settings, prompt, size=size, key=key)
 
 
 def sizes(
@@ -226,22 +198,16 @@ def sizes(
   return size, min(size, cache_lib.ladder(width + tree.size))
 
 
-FIELDS = (
-  "tokens",
-  "length",
-  "written_in",
-  "logprob",
-  "margin",
-  "nodes",
-  "ranks",
-)  # of a state that a `Text` is made from
+def parts(state: loop.State) -> tuple:
+  """What texts are made from: tokens, lengths and statistics of all rows."""
+  return state.tokens, state.length, state.statistics
 
 
-def collect(state: blockwise.State, lengths: Sequence[int]) -> list[Text]:
+def collect(state: loop.State, lengths: Sequence[int]) -> list[Text]:
   """Copies a state's texts to the host; `lengths` [B] are the prompts'."""
-  host = jax.device_get({n: getattr(state, n) for n in FIELDS})
+  host = jax.device_get(parts(state))
   return [
-    text({n: a[b] for n, a in host.items()}, length)
+    text(jax.tree.map(lambda a, b=b: a[b], host), length)
     for b, length in enumerate(lengths)
   ]
 
@@ -262,16 +228,17 @@ def finite(texts: Iterable[tuple[int, Text]]) -> None:
     )
 
 
-def text(row: dict[str, np.ndarray], length: int) -> Text:
-  """The text of one row's `FIELDS`, after a prompt of `length` tokens."""
-  new = slice(length, row["length"])
+def text(row: tuple, length: int) -> Text:
+  """The text of one row of `parts`, after a prompt of `length` tokens."""
+  tokens, end, counts = row
+  new = slice(length, end)
   return Text(
-    tokens=row["tokens"][new],
-    per_pass=np.bincount(row["written_in"][new])[1:],
-    logprob=row["logprob"][new],
-    margin=row["margin"][new],
-    nodes=row["nodes"],
-    ranks=row["ranks"],
+    tokens=tokens[new],
+    per_pass=np.bincount(counts.written_in[new])[1:],
+    logprob=counts.logprob[new],
+    margin=counts.margin[new],
+    nodes=counts.nodes,
+    ranks=counts.ranks,
   )
 
 

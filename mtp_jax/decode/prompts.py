@@ -7,19 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.decode import network as network_lib
+from mtp_jax.decode import window as window_lib
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """Prompts that have been read, and what every head says after them."""
+  """Prompts that have been read, and what head 1 says after them."""
 
   tokens: jax.Array  # [B, P]
   length: jax.Array  # [B]
   logits: jax.Array  # [B, V] head 1
-  drafts: jax.Array  # [B, k-1, V] heads 2..k
-  cache: tuple
+  window: window_lib.Window  # of each prompt's last token; holds the cache
 
 
 def pad(
@@ -72,62 +71,64 @@ def width(longest: int) -> int:
 
 
 def read(
-  network, tokens: jax.Array, lengths: jax.Array, *, heads: int, slots: int
+  decoder, tokens: jax.Array, lengths: jax.Array, *, heads: int, slots: int
 ) -> Prompt:
-  """Reads prompts, at most `network.CHUNK` tokens per pass.
+  """Reads prompts, at most `window.CHUNK` tokens per pass.
 
   As many passes as the longest prompt needs, whatever P is: prompts of all
   lengths up to P share one program, and no array grows with P squared.
 
   Args:
-    network: a `network.Network`, or whatever has its methods.
-    tokens: [B, P] int32 prompts from `prompts.pad`.
+    decoder: an `interface.Decoder`.
+    tokens: [B, P] int32 prompts from `pad`.
     lengths: [B] int32, at least 1.
     heads: k.
     slots: positions of the cache.
   """
   B, P = tokens.shape
-  width = min(P, network_lib.CHUNK)
+  width = min(P, window_lib.CHUNK)
   last = lengths - 1
 
-  def absorb(cache, turn):
-    # The last window is shifted left to end at P. Where it overlaps the one
-    # before, it computes the same keys and values again.
-    start = jnp.minimum(turn * width, P - width)
-    window = jax.lax.dynamic_slice_in_dim(tokens, start, width, 1)
+  def forward(cache, i):
+    # The last window is shifted left so that it ends at P. Where it overlaps
+    # the one before, it computes the same keys and values again.
+    start = jnp.minimum(i * width, P - width)
+    chunk = jax.lax.dynamic_slice_in_dim(tokens, start, width, 1)
     starts = jnp.full((B,), start, jnp.int32)
-    return network.absorb(
-      cache, window, starts, keep=jnp.maximum(lengths - start, 0)
-    )
+    valid = jnp.maximum(lengths - start, 0)
+    return decoder.forward(cache, chunk, starts, valid=valid)
 
-  def turn(i, carry):
+  def one_pass(i, carry):
     cache, states = carry
-    memory = absorb(cache, i)
-    place = last - memory.start
-    here = ((place >= 0) & (place < width))[:, None, None]
-    place = jnp.clip(place, 0, width - 1)[:, None, None]
+    window = forward(cache, i)
+    place = last - window.start
+    ends_here = ((place >= 0) & (place < width))[:, None, None]
+    here = window.at(jnp.clip(place, 0, width - 1)[:, None])
     states = jax.tree.map(
-      lambda old, new: jnp.where(here, jnp.take_along_axis(new, place, 1), old),
+      lambda old, new: jnp.where(ends_here, new, old),
       states,
-      memory.states,
+      (here.inputs, here.outputs),
     )
-    return memory.cache, states
+    return window.cache, states
 
-  cache = network.empty_cache(B, slots, heads)
-  memory = jax.eval_shape(absorb, cache, 0)
+  cache = decoder.empty_cache(B, slots, heads)
+  window = jax.eval_shape(forward, cache, 0)
   states = jax.tree.map(
-    lambda s: jnp.zeros((B, 1, *s.shape[2:]), s.dtype), memory.states
+    lambda s: jnp.zeros((B, 1, *s.shape[2:]), s.dtype),
+    (window.inputs, window.outputs),
   )
-  turns = (lengths.max() + width - 1) // width
-  cache, states = jax.lax.fori_loop(0, turns, turn, (cache, states))
-  memory = dataclasses.replace(
-    memory, cache=cache, states=states, start=last.astype(jnp.int32)
+  passes = (lengths.max() + width - 1) // width
+  cache, states = jax.lax.fori_loop(0, passes, one_pass, (cache, states))
+  inputs, outputs = states
+  window = dataclasses.replace(
+    window,
+    cache=cache,
+    start=last.astype(jnp.int32),
+    inputs=inputs,
+    outputs=outputs,
   )
-  logits = network.predict(memory, 0, jnp.zeros((B, 1), jnp.int32))[:, 0]
-  drafts = jnp.zeros((B, 0, logits.shape[-1]), logits.dtype)
-  if heads > 1:
-    drafts = network.draft(memory, heads)
-  return Prompt(tokens, lengths, logits, drafts, cache)
+  logits = decoder.logits(window, 0, jnp.zeros((B, 1), jnp.int32))[:, 0]
+  return Prompt(tokens, lengths, logits, window)
 
 
 read_jit = jax.jit(read, static_argnames=("heads", "slots"))

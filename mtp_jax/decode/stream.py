@@ -3,11 +3,11 @@
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from mtp_jax.decode import accept, blockwise, generate, prompts
-from mtp_jax.decode import tree as tree_lib
+from mtp_jax.decode import generate, interface, loop, prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,38 +20,34 @@ class Pass:
 
 
 def stream(
-  network,
+  decoder: interface.Decoder,
   prompt: Sequence[int],
   *,
-  heads: int | tree_lib.Tree,
-  max_new: int,
-  stop: int | Sequence[int] | None = None,
-  rule=accept.GREEDY,
-  seed: int = 0,
   samples: int = 1,
+  **settings: Any,
 ) -> Iterator[Pass]:
   """The prompt's pass, then each further one, as it is finished.
 
   The texts equal those of `generate.generate` of the prompt `samples` times;
-  the prompt is read once. All arguments as there.
+  the prompt is read once.
+
+    for each in stream.stream(decoder, [1, 2, 3], heads=4, max_new=99):
+      print(each.tokens[0])
+
+  Args:
+    decoder: from `decoder.lay_out(model)`.
+    prompt: token ids.
+    samples: texts to write.
+    **settings: of `interface.check_settings`: heads and max_new; if wanted
+      stop, rule and seed.
 
   Raises:
     ValueError: as `generate.generate`, in the first step; samples below 1.
       In the step in which it happens: logits that are not finite.
   """
-  tree = blockwise.plan(network, rule, heads, max_new=max_new)
-  tokens, lengths = prompts.pad([prompt], network.vocab)
-  state = generate.start(
-    network,
-    tokens,
-    lengths,
-    tree=tree,
-    max_new=max_new,
-    stop=stop,
-    rule=rule,
-    seed=seed,
-    samples=samples,
-  )
+  checked = interface.check_settings(decoder, **settings)
+  tokens, lengths = prompts.pad([prompt], decoder.vocab)
+  state = generate.start(decoder, tokens, lengths, checked, samples=samples)
   begin, first, passes = [len(prompt)] * samples, True, 0
   while True:
     texts = generate.collect(state, begin)
@@ -61,12 +57,9 @@ def stream(
     if done.all():
       return
     begin = [b + len(t.tokens) for b, t in zip(begin, texts, strict=True)]
-    first = not passes
-    room = network.room(state.cache)
-    needed = int(np.asarray(state.length)[~done].max()) - 1 + tree.size
-    if room is not None and needed > room:
-      state, first = blockwise.grow(network, state), True
-    state = blockwise.advance_jit(network, rule, state)
+    roomy = loop.make_room(decoder, state)
+    first = not passes or roomy is not state
+    state = loop.advance_jit(decoder, checked.rule, roomy)
     passes += 1
 
 

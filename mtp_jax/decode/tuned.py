@@ -17,7 +17,7 @@ def build(chances: np.ndarray, sizes: Sequence[int]) -> dict:
   [[0], [1], [0, 0]]
 
   Args:
-    chances: [D, R] of each head's candidates, from `choose.acceptance`.
+    chances: [D, R] of each head's candidates, from `autotune.acceptance`.
     sizes: numbers of nodes.
 
   Returns:

@@ -5,7 +5,7 @@ made at position t writes 1 + a(t) tokens, a(t) the accepted drafts, and the
 next one drafts at t + 1 + a(t). Following that walk over a text, with head 1
 verifying the other heads' drafts against the text itself, gives tokens per
 forward pass; on a text that the model itself wrote greedily it gives exactly
-what `decode.blockwise` then counts.
+what `decode.loop` then counts.
 """
 
 import functools

@@ -10,7 +10,8 @@ from absl import logging
 from mtp_jax import config, tokenizer
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pipeline
-from mtp_jax.decode import generate, prepare
+from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import generate
 from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import model
 from mtp_jax.train import logs, processes, report
@@ -135,7 +136,7 @@ class Evaluations:
   def _sample(self, step, net, prompt):
     """Continues the prompt."""
     written = generate.generate(
-      prepare.decoder(net, self._codec.vocab),
+      decoder_lib.lay_out(net, self._codec.vocab),
       [prompt],
       heads=self._cfg.decode.heads or self._cfg.model.n_future,
       max_new=self._cfg.train.sample_tokens,

@@ -17,7 +17,8 @@ from experiments.engineering.accelerator import exactness, record, scales
 from experiments.measure import compare, limits, steps, study
 from mtp_jax import config, sharding, tokenizer
 from mtp_jax.data import pipeline
-from mtp_jax.decode import choose, prepare
+from mtp_jax.decode import autotune
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import cost, model
 from mtp_jax.train import loop, workdir
@@ -184,14 +185,14 @@ def decode(
 
   def load():
     net, cfg, codec = workdir.load(folder)
-    decoder = prepare.decoder(net, codec.vocab)
+    decoder = decoder_lib.lay_out(net, codec.vocab)
     length = min(PROMPT, cfg.data.seq_len // 2)
     new = cfg.data.seq_len - length
     count = max(scale.batches)
     every = held.excerpts(2 * count, length, cfg.data.seq_len, per_document=8)
     order = np.random.default_rng(0).permutation(2 * count)
     tuning, prompts = np.split(np.array(every)[order], 2)
-    chances = choose.acceptance(decoder, tuning[:8], max_new=new)
+    chances = autotune.acceptance(decoder, tuning[:8], max_new=new)
     trees = [tree_lib.chain(k) for k in (1, 2, 4, 8) if k <= decoder.n_future]
     trees += [tree_lib.build(chances, size) for size in (16, 64)]
     trees = list(dict.fromkeys(trees))  # small chances give small trees

@@ -12,8 +12,10 @@ import numpy as np
 
 from experiments.engineering.accelerator import record, scales
 from experiments.measure import compare, flops, limits, timing
-from mtp_jax.decode import accept, blockwise, network, prepare, prompts
+from mtp_jax.decode import accept, interface, loop
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.decode import window as window_lib
 from mtp_jax.model import model
 
 
@@ -33,7 +35,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
 
   def make():
     like = jax.eval_shape(
-      lambda key: prepare.decoder(model.Model(work.model, key)),
+      lambda key: decoder_lib.lay_out(model.Model(work.model, key)),
       jax.random.key(0),
     )
     # Not by the model's own constructor: all its draws in one program take a
@@ -70,12 +72,12 @@ class Program:
 
   run: Callable
   rule: accept.Forced
-  state: blockwise.State  # shapes
+  state: loop.State  # shapes
   row: dict  # of the results
 
 
 def build(
-  decoder: network.Network,
+  decoder: window_lib.Transformer,
   work: scales.Decoding,
   trees: Sequence[tree_lib.Tree],
   programs: dict[tuple[tree_lib.Tree, int], Program],
@@ -92,8 +94,11 @@ def build(
 
   def one(tree, batch):
     rule = accept.Forced(len(tree.spine) - 1)
-    state = abstract_state(decoder, rule, tree, batch, slots)
-    run = blockwise.run.lower(decoder, rule, state).compile()
+    settings = interface.check_settings(
+      decoder, heads=tree, max_new=1, rule=rule
+    )
+    state = loop.abstract_state(decoder, settings, batch=batch, slots=slots)
+    run = loop.run_jit.lower(decoder, rule, state).compile()
     temporary = run.memory_analysis().temp_size_in_bytes
     row = {
       "size": tree.size,
@@ -103,7 +108,7 @@ def build(
       # A pass reads the whole cache, what is not written yet included.
       "bytes": limits.bytes_per_pass(decoder, tree, batch, slots),
       "flops": flops.count(
-        lambda d, s: blockwise.advance(d, rule, s), decoder, state
+        lambda d, s: loop.advance(d, rule, s), decoder, state
       ),
     }
     return Program(run, rule, state, row)
@@ -126,7 +131,7 @@ def build(
 
 
 def passes(
-  decoder: network.Network,
+  decoder: window_lib.Transformer,
   work: scales.Decoding,
   trees: Sequence[tree_lib.Tree],
   batch: int,
@@ -182,36 +187,8 @@ def rates(row: dict, seconds: list[float], batch: int, device: dict) -> dict:
   return found
 
 
-def abstract_state(
-  decoder: network.Network, rule, tree: tree_lib.Tree, batch: int, slots: int
-) -> blockwise.State:
-  """Shapes of a decoding state whose cache and text hold `slots` positions."""
-  vocab = decoder.cfg.vocab
-
-  def of(*shape, dtype=np.int32):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-  prompt = prompts.Prompt(
-    tokens=of(batch, 1),
-    length=of(batch),
-    logits=of(batch, vocab, dtype=np.float32),
-    drafts=of(batch, tree.drafts, vocab, dtype=np.float32),
-    cache=jax.eval_shape(
-      lambda d: d.empty_cache(batch, slots, tree.heads), decoder
-    ),
-  )
-  return jax.eval_shape(
-    functools.partial(blockwise.begin, tree=tree, size=slots),
-    rule,
-    prompt,
-    max_new=of(),
-    stop=of(1),
-    key=of(batch, 2, dtype=np.uint32),
-  )
-
-
 def timed(
-  program: Program, decoder: network.Network, work: scales.Decoding
+  program: Program, decoder: window_lib.Transformer, work: scales.Decoding
 ) -> float:
   """Seconds of a pass of one turn that starts at `work.length` tokens.
 
@@ -234,8 +211,9 @@ def timed(
   taken, state = timing.timed(
     functools.partial(program.run, decoder, program.rule, state)
   )
-  if set(np.asarray(state.passes)) != {work.passes}:
-    raise ValueError(f"{state.passes} passes instead of {work.passes}")
+  passes = np.asarray(state.statistics.passes)
+  if set(passes) != {work.passes}:
+    raise ValueError(f"{passes} passes instead of {work.passes}")
   return taken / work.passes
 
 

@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments.measure import study, timing
 from experiments.startup import options, program
-from mtp_jax.decode import network
+from mtp_jax.decode import window as window_lib
 
 _CONFIG = options.define_config()
 _BEFORE = options.define_path("before", None, "Checkout to compare with.")
@@ -48,7 +48,7 @@ def main(_: list[str]) -> None:
     for w in map(int, _WIDTHS.value)
     if b * w <= _MOST.value
   ]
-  windows.append((1, network.CHUNK))
+  windows.append((1, window_lib.CHUNK))
   workers = {name: _start(folder, cfg) for name, folder in folders.items()}
   rows = [
     {"batch": b, "width": w, "seconds": {name: [] for name in workers}}

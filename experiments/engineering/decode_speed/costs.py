@@ -19,7 +19,8 @@ from absl import flags
 
 from experiments.measure import limits, study
 from experiments.startup import options, program
-from mtp_jax.decode import cache, choose, prepare
+from mtp_jax.decode import autotune, cache
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
@@ -51,13 +52,14 @@ def main(_: list[str]) -> None:
 
 def by_width(net, bandwidth: float) -> list[dict]:
   """A row per batch and chain of heads."""
-  decoder, rows = prepare.decoder(net), []
+  decoder, rows = decoder_lib.lay_out(net), []
   most = net.cfg.n_future
   chains = sorted({1, most} | {1 << i for i in range(most.bit_length())})
   trees = [tree_lib.chain(k) for k in chains if k <= most]
   for batch in map(int, _BATCHES.value):
-    seconds = choose.seconds_per_pass(
-      decoder, trees, batch=batch, length=_LENGTH.value, repeats=_REPEATS.value
+    load = autotune.Load(batch, _LENGTH.value)
+    seconds = autotune.seconds_per_pass(
+      decoder, trees, load, repeats=_REPEATS.value
     )
     for tree, s in zip(trees, seconds, strict=True):
       read = limits.bytes_per_pass(decoder, tree, batch, _LENGTH.value)
@@ -78,17 +80,15 @@ def by_cache(net, bandwidth: float) -> list[dict]:
   rows, ordinary = [], tree_lib.chain(1)
   batch = _CACHE_BATCH.value
   for dtype in _DTYPES.value:
-    decoder = prepare.decoder(net, cache_dtype=dtype)
+    decoder = decoder_lib.lay_out(net, cache_dtype=dtype)
     for part, grown in itertools.product((8, 2, 1), (True, False)):
       # Room for the passes themselves.
-      length = _CACHE_LEN.value // part - choose.PASSES - 2
-      (s,) = choose.seconds_per_pass(
-        decoder,
-        [ordinary],
-        batch=batch,
-        length=length,
-        repeats=_REPEATS.value,
-        cache_len=None if grown else _CACHE_LEN.value,
+      length = _CACHE_LEN.value // part - autotune.PASSES - 2
+      load = autotune.Load(
+        batch, length, cache_len=None if grown else _CACHE_LEN.value
+      )
+      (s,) = autotune.seconds_per_pass(
+        decoder, [ordinary], load, repeats=_REPEATS.value
       )
       read = limits.bytes_per_pass(decoder, ordinary, batch, length)
       rows.append(

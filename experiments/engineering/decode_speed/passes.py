@@ -15,9 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax import config
-from mtp_jax.decode import cache, network, prepare
+from mtp_jax.decode import cache
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
+
+try:
+  from mtp_jax.decode import decoder as decoder_lib
+  from mtp_jax.decode import window as window_lib
+
+  lay_out, CHUNK = decoder_lib.lay_out, window_lib.CHUNK
+except ImportError:  # a checkout before these modules had their names
+  from mtp_jax.decode import network, prepare
+
+  lay_out, CHUNK = prepare.decoder, network.CHUNK
 
 TURN = 0.3  # seconds of passes that are timed at once
 MOST = 64  # of them at most
@@ -35,7 +45,7 @@ def main() -> None:
 
   net = jax.eval_shape(lambda: model.Model(cfg, jax.random.key(0)))
   net = jax.tree.map(fill, net)
-  decoder, turns, caches = prepare.decoder(net), {}, {}
+  decoder, turns, caches = lay_out(net), {}, {}
   del net
   for line in sys.stdin:
     window = tuple(map(int, line.split()))
@@ -54,7 +64,7 @@ class Turn:
     self, decoder, batch: int, width: int, length: int, caches: dict
   ):
     self.decoder, self.length, self.caches = decoder, length, caches
-    tree = None if width == network.CHUNK else topology(width)
+    tree = None if width == CHUNK else topology(width)
     self.window = jnp.zeros((batch, width), jnp.int32)
     self.key = batch, cache.ladder(length + MOST + width)
     if self.key not in caches:
@@ -92,13 +102,17 @@ def passes(decoder, cache, window, start, count, tree):
   at = jnp.arange(window.shape[1])[-1:] if tree is None else None
   at = jnp.arange(tree.size) if at is None else at
   at = jnp.broadcast_to(at, (len(window), len(at)))
+  names = "forward", "logits", "keep_path"
+  if not hasattr(decoder, "forward"):  # an older checkout's
+    names = "absorb", "predict", "commit"
+  forward, logits, keep_path = (getattr(decoder, name) for name in names)
 
   def one(i, carry):
     cache, window = carry
-    memory = decoder.absorb(cache, window, start + i, tree=tree)
-    best = decoder.predict(memory, 0, at).argmax(-1).astype(jnp.int32)
+    memory = forward(cache, window, start + i, tree=tree)
+    best = logits(memory, 0, at).argmax(-1).astype(jnp.int32)
     if tree is not None:
-      memory = decoder.commit(memory, jnp.zeros_like(start))
+      memory = keep_path(memory, jnp.zeros_like(start))
     return memory.cache, jnp.broadcast_to(best, window.shape)
 
   return jax.lax.fori_loop(0, count, one, (cache, window))

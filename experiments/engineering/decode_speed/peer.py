@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtp_jax.decode import cpu, network, prompts
+from mtp_jax.decode import cpu, prompts
+from mtp_jax.decode import window as window_lib
 from mtp_jax.model import heads as heads_lib
 from mtp_jax.model import layers
 
@@ -25,7 +26,7 @@ except ImportError as error:
 
 
 def export(
-  decoder: network.Network, attention: str = "sdpa"
+  decoder: window_lib.Transformer, attention: str = "sdpa"
 ) -> transformers.LlamaForCausalLM:
   """The same ordinary decoder as a Hugging Face Llama, in memory.
 
@@ -34,7 +35,7 @@ def export(
   beyond `decoder.vocab`, a padded vocabulary's, are left out.
 
   Args:
-    decoder: from `prepare.decoder`, without a sliding window.
+    decoder: from `decoder.lay_out`, without a sliding window.
     attention: transformers' attn_implementation.
 
   Returns:

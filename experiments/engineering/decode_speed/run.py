@@ -4,7 +4,7 @@
     --workdirs=runs/bytes,runs/pieces
 
 Continues held-out prompts at several batch sizes with every topology that
-`decode.choose` tries and a chain of 3, all of them in alternating turns, and
+`decode.autotune` tries and a chain of 3, all of them in alternating turns, and
 writes for each: tokens per forward, seconds, speedup, efficiency (speedup over
 tokens per forward) beside its limit from the bytes that a pass reads, and
 whether the texts are ordinary decoding's. The trees are built on other
@@ -31,7 +31,8 @@ from experiments.measure import compare, limits, study
 from experiments.startup import options, program
 from mtp_jax.checkpoint import storage
 from mtp_jax.data import pipeline
-from mtp_jax.decode import choose, prepare
+from mtp_jax.decode import autotune
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.train import workdir
 
@@ -75,7 +76,7 @@ def main(_: list[str]) -> None:
 def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
   """Everything about one model, so far: once more after each batch size."""
   jax.clear_caches()  # of another model: see below
-  decoder = prepare.decoder(net, codec.vocab)
+  decoder = decoder_lib.lay_out(net, codec.vocab)
   new = cfg.data.seq_len - _PROMPT_LEN.value
   counts = _PROMPTS.value // 2, _PROMPTS.value, _SERVED.value
   every = held.excerpts(
@@ -83,8 +84,8 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
   )
   every = [every[i] for i in np.random.default_rng(0).permutation(sum(counts))]
   tuning, prompts, served = np.split(every, np.cumsum(counts)[:2])
-  chances = choose.acceptance(decoder, tuning, max_new=new)
-  automatic = choose.topologies(chances)
+  chances = autotune.acceptance(decoder, tuning, max_new=new)
+  automatic = autotune.topologies(chances)
   trees = sorted({*automatic, tree_lib.chain(3)}, key=_order)
   trees = [t for t in trees if t.heads <= decoder.n_future]
   result = {
@@ -110,13 +111,8 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
       bandwidth=bandwidth,
       others=_others(decoder),
     )
-    expected = choose.options(
-      decoder,
-      chances,
-      batch=batch,
-      length=_PROMPT_LEN.value + new // 2,
-      trees=trees,
-    )
+    load = autotune.Load(batch, _PROMPT_LEN.value + new // 2)
+    expected = autotune.options(decoder, chances, load, trees=trees)
     for option in expected:
       row = rows[compare.name(option.tree)]
       row["predicted_tokens_per_second"] = option.tokens_per_second * batch
@@ -126,7 +122,7 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
     result["served"][str(batch)] = serving.measure(
       decoder,
       expected,
-      choose.best([o for o in expected if o.tree in automatic]),
+      autotune.best([o for o in expected if o.tree in automatic]),
       served[:count],
       slots=batch,
       new=new,

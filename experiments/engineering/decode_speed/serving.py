@@ -6,13 +6,13 @@ import statistics
 from absl import logging
 
 from experiments.measure import compare, timing
-from mtp_jax.decode import choose, serve
+from mtp_jax.decode import autotune, serve
 
 
 def measure(
   decoder,
-  options: list[choose.Option],
-  chosen: choose.Option,
+  options: list[autotune.Option],
+  chosen: autotune.Option,
   prompts,
   *,
   slots: int,
@@ -25,8 +25,9 @@ def measure(
   decoding, every chain, what 'auto' takes, and the smallest built tree.
 
   Args:
-    decoder: from `prepare.decoder`.
-    options: from `choose.options` at this batch, ordinary decoding among them.
+    decoder: from `decoder.lay_out`.
+    options: from `autotune.options` at this batch, ordinary decoding among
+      them.
     chosen: the one that 'auto' takes.
     prompts: to continue by `new` tokens each.
     slots: rows at once.

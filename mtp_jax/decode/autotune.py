@@ -12,16 +12,17 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from mtp_jax.decode import accept, blockwise, checks, generate
+from mtp_jax.decode import accept, checks, generate, interface, loop
 from mtp_jax.decode import tree as tree_lib
 
 CANDIDATES = 10  # ranks of a head's candidates that are counted
 SIZES = (8, 16, 32, 64)  # nodes of the trees that are tried
-TURN = 0.2  # seconds of passes that are timed at once
+CALL = 0.2  # seconds of passes that are timed at once
 PASSES = 64  # of them at most
 GAIN = 1.1  # times ordinary decoding's speed that drafts have to promise
 
@@ -40,48 +41,62 @@ class Option:
     return self.tokens_per_forward / self.seconds
 
 
+@dataclasses.dataclass(frozen=True)
+class Load:
+  """What the passes that are timed work on."""
+
+  batch: int  # rows B
+  length: int  # tokens in each row's cache
+  cache_len: int | None = None  # its positions; None: as many as are needed
+
+
 def choose(
-  network,
+  decoder: interface.Decoder,
   prompts: Sequence[Sequence[int]],
   *,
   batch: int,
-  max_new: int,
-  stop: int | Sequence[int] | None = None,
-  rule=accept.GREEDY,
-  seed: int = 0,
+  **settings: Any,
 ) -> Option:
-  """What `best` makes of `options` for prompts like these."""
+  """What `best` makes of `options` for prompts like these.
+
+    option = autotune.choose(decoder, prompts, batch=8, max_new=128)
+    generate.generate(decoder, prompts, heads=option.tree, max_new=128)
+
+  Args:
+    decoder: from `decoder.lay_out(model)`.
+    prompts: sequences of token ids; they are decoded once.
+    batch: rows B of the decoding to come.
+    **settings: of `interface.check_settings`, without heads.
+  """
   batch = checks.integer("batch", batch, 1)  # before prompts are decoded
-  chances = acceptance(
-    network, prompts, max_new=max_new, stop=stop, rule=rule, seed=seed
-  )
-  length = max(map(len, prompts)) + max_new // 2
-  found = options(network, chances, batch=batch, length=length, rule=rule)
-  return best(found)
+  rule = settings.get("rule", accept.GREEDY)
+  chances = acceptance(decoder, prompts, **settings)
+  length = max(map(len, prompts)) + settings["max_new"] // 2
+  load = Load(batch, length)
+  return best(options(decoder, chances, load, rule=rule))
 
 
-def best(found: Sequence[Option]) -> Option:
+def best(options: Sequence[Option]) -> Option:
   """The fastest option, or ordinary decoding if none is `GAIN` times as fast.
 
   Every row is taken to be at work all the time, as `serve.generate_all`
   keeps them: in a batch that ends with its slowest row, drafts gain less.
   """
-  ordinary = next(o for o in found if not o.tree.drafts)
-  fastest = max(found, key=lambda option: option.tokens_per_second)
+  ordinary = next(o for o in options if not o.tree.drafts)
+  fastest = max(options, key=lambda option: option.tokens_per_second)
   gain = fastest.tokens_per_second / ordinary.tokens_per_second
   return fastest if gain >= GAIN else ordinary
 
 
 def acceptance(
-  network,
-  prompts: Sequence[Sequence[int]],
-  *,
-  max_new: int,
-  stop: int | Sequence[int] | None = None,
-  rule=accept.GREEDY,
-  seed: int = 0,
+  decoder: interface.Decoder, prompts: Sequence[Sequence[int]], **settings: Any
 ) -> np.ndarray:
   """Chances [N-1, R] for `tree.build`, counted on some prompts' texts.
+
+  Args:
+    decoder: from `decoder.lay_out(model)`.
+    prompts: sequences of token ids.
+    **settings: of `interface.check_settings`, without heads.
 
   Returns:
     Row i, column r: how often the rank-r candidate of head i+2 was right where
@@ -89,17 +104,9 @@ def acceptance(
     rule wrote: with rules that draw, candidates beyond the first are
     underrated, since a tree would have tried them too.
   """
-  tree = tree_lib.chain(network.n_future, min(CANDIDATES, network.vocab))
-  found = generate.generate(
-    network,
-    prompts,
-    heads=tree,
-    max_new=max_new,
-    stop=stop,
-    rule=rule,
-    seed=seed,
-  )
-  return np.nan_to_num(found.ranks)
+  tree = tree_lib.chain(decoder.n_future, min(CANDIDATES, decoder.vocab))
+  result = generate.generate(decoder, prompts, heads=tree, **settings)
+  return np.nan_to_num(result.ranks)
 
 
 def topologies(chances: np.ndarray) -> list[tree_lib.Tree]:
@@ -113,28 +120,24 @@ def topologies(chances: np.ndarray) -> list[tree_lib.Tree]:
 
 
 def options(
-  network,
+  decoder: interface.Decoder,
   chances: np.ndarray,
+  load: Load,
   *,
-  batch: int,
-  length: int,
   trees: Sequence[tree_lib.Tree] | None = None,
-  rule=accept.GREEDY,
+  rule: interface.Rule = accept.GREEDY,
 ) -> list[Option]:
   """Every topology with its expected tokens and its measured seconds.
 
   Args:
-    network: the decoder.
+    decoder: the model.
     chances: from `acceptance`.
-    batch: rows B.
-    length: tokens in each row's cache.
+    load: rows, and tokens in their caches.
     trees: to choose from; None: `topologies(chances)`.
     rule: whose work a pass does, from `accept`.
   """
   trees = topologies(chances) if trees is None else trees
-  seconds = seconds_per_pass(
-    network, trees, batch=batch, length=length, rule=rule
-  )
+  seconds = seconds_per_pass(decoder, trees, load, rule=rule)
   return [
     Option(tree, tree_lib.expected(tree, chances), s)
     for tree, s in zip(trees, seconds, strict=True)
@@ -142,62 +145,56 @@ def options(
 
 
 def seconds_per_pass(
-  network,
+  decoder: interface.Decoder,
   trees: Sequence[tree_lib.Tree],
+  load: Load,
   *,
-  batch: int,
-  length: int,
   repeats: int = 5,
-  cache_len: int | None = None,
-  rule=accept.GREEDY,
+  rule: interface.Rule = accept.GREEDY,
 ) -> list[float]:
-  """Seconds of one pass of each tree: medians over turns that alternate.
+  """Seconds of one pass of each tree: medians over calls that alternate.
 
-  A turn is one call of about `TURN` seconds, with 8 to `PASSES` passes. The
-  first passes after a prompt are slower, and would dominate a shorter call.
+  A call has 8 to `PASSES` passes and takes about `CALL` seconds. The first
+  passes after a prompt are slower, and would dominate a shorter call.
 
   Args:
-    network: the decoder.
+    decoder: the model.
     trees: topologies.
-    batch: rows B.
-    length: tokens in each row's cache, before the passes.
-    repeats: turns of each tree.
-    cache_len: positions of the cache; None: as many as the tokens need.
+    load: rows, and tokens in their caches before the passes.
+    repeats: calls of each tree.
     rule: whose cost a pass includes; no draft is accepted.
 
   Raises:
     ValueError: batch, length or repeats below 1.
   """
-  batch = checks.integer("batch", batch, 1)
-  length = checks.integer("length", length, 1)
+  batch = checks.integer("batch", load.batch, 1)
+  length = checks.integer("length", load.length, 1)
   repeats = checks.integer("repeats", repeats, 1)
   rule = accept.Forced(0, rule)
   tokens = np.zeros((batch, length), np.int32)
   lengths = np.full((batch,), length, np.int32)
 
-  def turn(tree, passes):
+  def call(tree, passes):
+    settings = interface.check_settings(
+      decoder, heads=tree, max_new=PASSES + 1, rule=rule
+    )
     state = generate.start(
-      network,
-      tokens,
-      lengths,
-      tree=tree,
-      max_new=PASSES + 1,
-      rule=rule,
-      cache_len=cache_len,
+      decoder, tokens, lengths, settings, cache_len=load.cache_len
     )
     state = dataclasses.replace(state, end=state.length + passes)
     jax.block_until_ready(state)
     begin = time.perf_counter()
-    state = jax.block_until_ready(blockwise.run(network, rule, state))
-    # Fewer than asked for where they filled the cache.
-    return (time.perf_counter() - begin) / int(state.passes.max())
+    state = jax.block_until_ready(loop.run_jit(decoder, rule, state))
+    # Fewer passes than asked for, where they filled the cache.
+    seconds = time.perf_counter() - begin
+    return seconds / int(state.statistics.passes.max())
 
   passes = []
   for tree in trees:
-    turn(tree, 8)  # compiles
-    passes.append(min(max(8, int(TURN / turn(tree, 8))), PASSES))
+    call(tree, 8)  # compiles
+    passes.append(min(max(8, int(CALL / call(tree, 8))), PASSES))
   times = [
-    [turn(*each) for each in zip(trees, passes, strict=True)]
+    [call(*each) for each in zip(trees, passes, strict=True)]
     for _ in range(repeats)
   ]
   return [statistics.median(column) for column in zip(*times, strict=True)]

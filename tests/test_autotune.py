@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from mtp_jax.decode import accept, blockwise, choose, sampling
+from mtp_jax.decode import accept, autotune, loop, sampling
 from mtp_jax.decode import tree as tree_lib
-from tests.test_blockwise import Mock, mock_text
+from tests.test_loop import Mock, mock_text
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]]
 CHANCES = np.array([[0.6, 0.2, 0.1], [0.5, 0.2, 0.1], [0.4, 0.1, 0.1]])
@@ -14,7 +14,7 @@ CHANCES = np.array([[0.6, 0.2, 0.1], [0.5, 0.2, 0.1], [0.4, 0.1, 0.1]])
 def test_acceptance_counts_ranks_where_the_drafts_before_were_right():
   wanted = np.random.default_rng(0).integers(1, 5, (3, 79))
   mock = Mock(wanted, 13, 4)
-  got = choose.acceptance(mock, PROMPTS, max_new=31)
+  got = autotune.acceptance(mock, PROMPTS, max_new=31)
   counts = np.zeros((3, 2))
   for b, prompt in enumerate(PROMPTS):
     length = len(prompt) + 1
@@ -27,11 +27,11 @@ def test_acceptance_counts_ranks_where_the_drafts_before_were_right():
           break
       length += min(right, end - length)
   np.testing.assert_allclose(got[:, :2], (counts.T / counts.sum(1)).T)
-  assert not got[:, 2:].any() and got.shape == (3, choose.CANDIDATES)
+  assert not got[:, 2:].any() and got.shape == (3, autotune.CANDIDATES)
 
 
 def test_what_is_tried():
-  trees = choose.topologies(CHANCES)
+  trees = autotune.topologies(CHANCES)
   assert trees[:3] == [tree_lib.chain(k) for k in (1, 2, 4)]
   assert [t.size for t in trees[3:]] == [
     8,
@@ -39,7 +39,7 @@ def test_what_is_tried():
     32,
     40,
   ]  # of 3 ranks there are no more
-  assert choose.topologies(np.zeros((0, 3))) == [tree_lib.chain(1)]
+  assert autotune.topologies(np.zeros((0, 3))) == [tree_lib.chain(1)]
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_what_is_tried():
 def test_the_fastest_wins(monkeypatch, cost, wins):
   rules = []
 
-  def seconds(network, trees, *, rule, **_):
+  def seconds(decoder, trees, load, *, rule):
     rules.append(rule)
     return [cost(t.size) for t in trees]
 
-  monkeypatch.setattr(choose, "seconds_per_pass", seconds)
-  monkeypatch.setattr(choose, "acceptance", lambda *_, **__: CHANCES)
+  monkeypatch.setattr(autotune, "seconds_per_pass", seconds)
+  monkeypatch.setattr(autotune, "acceptance", lambda *_, **__: CHANCES)
   rule = accept.TopK(2)
-  best = choose.choose(None, PROMPTS, batch=3, max_new=9, rule=rule)
+  best = autotune.choose(None, PROMPTS, batch=3, max_new=9, rule=rule)
   assert rules == [rule]  # its passes are timed
   assert best.tree.size == wins
   assert best.tokens_per_second == pytest.approx(
@@ -69,16 +69,16 @@ def test_the_fastest_wins(monkeypatch, cost, wins):
 
 
 def test_ordinary_decoding_is_left_for_a_clear_gain_only():
-  ordinary = choose.Option(tree_lib.chain(1), 1.0, 1.0)
+  ordinary = autotune.Option(tree_lib.chain(1), 1.0, 1.0)
   for speed, wins in ((0.9, False), (1.09, False), (1.11, True)):
-    drafts = choose.Option(tree_lib.chain(3), 2.0, 2.0 / speed)
-    assert (choose.best([ordinary, drafts]) is drafts) == wins
+    drafts = autotune.Option(tree_lib.chain(3), 2.0, 2.0 / speed)
+    assert (autotune.best([ordinary, drafts]) is drafts) == wins
 
 
 def test_one_head_has_nothing_to_choose():
   mock = Mock(np.ones((3, 79), int), 13, 1)
-  assert choose.acceptance(mock, PROMPTS, max_new=9).shape == (0, 10)
-  assert choose.choose(mock, PROMPTS, batch=3, max_new=9).tree.size == 1
+  assert autotune.acceptance(mock, PROMPTS, max_new=9).shape == (0, 10)
+  assert autotune.choose(mock, PROMPTS, batch=3, max_new=9).tree.size == 1
 
 
 def test_expected_tokens_are_those_of_decoding():
@@ -87,7 +87,7 @@ def test_expected_tokens_are_those_of_decoding():
 
   wanted = np.random.default_rng(1).integers(1, 5, (3, 279))
   mock = Mock(wanted, 13, 4)
-  chances = choose.acceptance(mock, PROMPTS, max_new=200)
+  chances = autotune.acceptance(mock, PROMPTS, max_new=200)
   got = decode.generate(mock, PROMPTS, heads=4, max_new=200)
   assert tree_lib.expected(tree_lib.chain(4), chances) == pytest.approx(
     got.tokens_per_forward, rel=0.02
@@ -97,32 +97,32 @@ def test_expected_tokens_are_those_of_decoding():
 def test_seconds_are_measured(monkeypatch):
   """Of turns that are long enough, in caches that need not hold them."""
   mock = Mock(np.ones((2, 79), int), 13, 4)
-  trees, turns, rules = choose.topologies(CHANCES)[:5:2], [], []
-  run = blockwise.run
+  trees, turns, rules = autotune.topologies(CHANCES)[:5:2], [], []
+  run = loop.run_jit
 
-  def counted(network, rule, state):
-    state = run(network, rule, state)
-    turns.append((state.tree, int(state.passes.max())))
+  def counted(decoder, rule, state):
+    state = run(decoder, rule, state)
+    turns.append((state.tree, int(state.statistics.passes.max())))
     rules.append(rule)
     return state
 
-  monkeypatch.setattr(blockwise, "run", counted)
-  settings = {"batch": 2, "length": 19, "repeats": 3}
-  found = choose.seconds_per_pass(mock, trees, **settings)
+  monkeypatch.setattr(loop, "run", counted)
+  load = autotune.Load(2, 19)
+  found = autotune.seconds_per_pass(mock, trees, load, repeats=3)
   assert len(found) == len(trees) and min(found) > 0
   timed = turns[2 * len(trees) :]  # each was compiled and tried before
   assert [tree for tree, _ in timed] == trees * 3
-  assert {passes for _, passes in timed} == {choose.PASSES}  # a mock is quick
-  monkeypatch.setattr(choose, "TURN", 0.0)
+  assert {passes for _, passes in timed} == {autotune.PASSES}  # a mock is quick
+  monkeypatch.setattr(autotune, "CALL", 0.0)
   turns.clear()
-  choose.seconds_per_pass(mock, trees, **settings)
+  autotune.seconds_per_pass(mock, trees, load, repeats=3)
   assert {passes for _, passes in turns} == {8}
   assert rules[-1].rule is accept.GREEDY
   drawn = accept.Lossless(sampling.Sampler(penalty=1.5))
-  choose.options(mock, CHANCES, batch=2, length=19, trees=trees, rule=drawn)
+  autotune.options(mock, CHANCES, load, trees=trees, rule=drawn)
   assert rules[-1].rule is drawn  # its work is timed
   # 512 + 256 positions: fewer than 64 passes fit behind 740 tokens.
-  monkeypatch.setattr(choose, "TURN", 9.0)
-  settings["length"] = 740
-  assert choose.seconds_per_pass(mock, trees[:1], **settings)[0] > 0
+  monkeypatch.setattr(autotune, "CALL", 9.0)
+  load = autotune.Load(2, 740)
+  assert autotune.seconds_per_pass(mock, trees[:1], load, repeats=3)[0] > 0
   assert turns[-1][1] == 768 - 740

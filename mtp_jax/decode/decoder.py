@@ -1,7 +1,13 @@
 """A trained model laid out for decoding: layers apart, cast, split.
 
-Training stacks layers and keeps float32; a decoding pass reads every weight
+Training stacks layers and keeps float32. A decoding pass reads every weight
 once, so a stack's slices and casts would cost as much as the pass itself.
+
+  from mtp_jax import workdir
+  from mtp_jax.decode import decoder as decoder_lib
+
+  net, _, codec = workdir.load("runs/demo")
+  decoder = decoder_lib.lay_out(net, codec.vocab)
 """
 
 import jax
@@ -9,20 +15,20 @@ from flax import nnx
 
 from mtp_jax import sharding
 from mtp_jax.decode import cache as cache_lib
-from mtp_jax.decode import checks, cpu, int8, network
+from mtp_jax.decode import checks, cpu, int8
+from mtp_jax.decode import window as window_lib
 from mtp_jax.model import model
 
 
-def decoder(
+def lay_out(
   net: model.Model,
   vocab: int | None = None,
   *,
   sliding_window: int | None = None,
   cache_dtype: str | None = None,
   draft_dtype: str | None = None,
-  mesh: jax.sharding.Mesh | None = None,
-  platform: str | None = None,
-) -> network.Network:
+  on: jax.sharding.Mesh | str | None = None,
+) -> window_lib.Transformer:
   """Lays a trained model out for decoding; call it once, outside the loop.
 
   Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU large
@@ -41,16 +47,17 @@ def decoder(
     draft_dtype: keep what only heads 2..N use, their layers and unembedding,
       in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
       own; drafts may be accepted less often.
-    mesh: tensor parallel over its axis 'model', rows over 'data'.
-    platform: that the decoder runs on; None: `jax.default_backend()`.
+    on: where the decoder runs. A mesh: tensor parallel over its axis 'model',
+      rows over 'data'. Or the name of a platform; None:
+      `jax.default_backend()`.
 
   Raises:
     ValueError: the model has fewer ids than `vocab`, or none are wanted; a
-      sliding_window below 1; an unknown dtype;
-      draft_dtype where head 1 reads the other heads (anticausal), or int8
-      on a mesh; sizes that the mesh does not divide.
+      sliding_window below 1; an unknown dtype; draft_dtype where head 1 reads
+      the other heads (anticausal), or int8 on a mesh; sizes that the mesh does
+      not divide.
   """
-  cfg = net.cfg
+  cfg, mesh = net.cfg, on if isinstance(on, jax.sharding.Mesh) else None
   vocab = checks.integer("vocab", cfg.vocab if vocab is None else vocab, 1)
   cache_dtype = cfg.dtype if cache_dtype is None else cache_dtype
   if vocab > cfg.vocab:
@@ -64,7 +71,6 @@ def decoder(
       f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
       "model head 1 reads what the other heads wrote"
     )
-
   if draft_dtype == "int8" and mesh is not None:
     raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
 
@@ -72,10 +78,9 @@ def decoder(
     return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
 
   net = _map(cast, net)
+  transpose = mesh is None and (on or jax.default_backend()) == "cpu"
 
-  turn = mesh is None and (platform or jax.default_backend()) == "cpu"
-
-  def lay_out(layer, dtype=cfg.dtype):
+  def arrange(layer, dtype=cfg.dtype):
     """Its matrices in a dtype, transposed where that is faster."""
 
     def one(p):
@@ -85,7 +90,7 @@ def decoder(
       if dtype == "int8":
         return p.replace(int8.matrix(w))
       w = w.astype(dtype)
-      large = turn and w.size >= cpu.LARGE
+      large = transpose and w.size >= cpu.LARGE
       return p.replace(cpu.matrix(w, _inputs(p)) if large else w)
 
     return _map(one, layer)
@@ -93,10 +98,10 @@ def decoder(
   def unstack(tree, size):
     return (jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
 
-  def all_laid_out(layers):
+  def arrange_all(layers):
     first, *drafting = layers
-    rest = (lay_out(layer, draft_dtype or cfg.dtype) for layer in drafting)
-    return lay_out(first), *rest
+    rest = (arrange(layer, draft_dtype or cfg.dtype) for layer in drafting)
+    return arrange(first), *rest
 
   own = cfg.head == "unembedding"
   unembed = net.heads.unembed
@@ -104,19 +109,19 @@ def decoder(
     unembed = unstack(unembed, cfg.n_future)
   else:  # a second one, for drafts, where they are in another dtype
     unembed = [unembed] * (2 if draft_dtype else 1)
-  made = network.Network(
+  decoder = window_lib.Transformer(
     embed=net.embed,
-    trunk=tuple(map(lay_out, unstack(net.trunk, cfg.trunk_layers))),
-    heads=all_laid_out(unstack(net.heads.layers, cfg.n_future)),
+    trunk=tuple(map(arrange, unstack(net.trunk, cfg.trunk_layers))),
+    heads=arrange_all(unstack(net.heads.layers, cfg.n_future)),
     norm=net.heads.norm,
-    unembed=all_laid_out(unembed),
+    unembed=arrange_all(unembed),
     cfg=cfg,
     vocab=vocab,
     sliding_window=sliding_window,
     cache_dtype=cache_dtype,
     mesh=mesh,
   )
-  return made if mesh is None else _place(made, mesh)
+  return decoder if mesh is None else _place(decoder, mesh)
 
 
 def _inputs(p: nnx.Param) -> int:
@@ -125,8 +130,8 @@ def _inputs(p: nnx.Param) -> int:
 
 
 def _place(
-  decoder: network.Network, mesh: jax.sharding.Mesh
-) -> network.Network:
+  decoder: window_lib.Transformer, mesh: jax.sharding.Mesh
+) -> window_lib.Transformer:
   """Weights over 'model'; split over 'data', every pass would gather them."""
   model_size = mesh.shape["model"]
   if decoder.cfg.kv_heads % model_size:

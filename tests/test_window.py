@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from mtp_jax import config
-from mtp_jax.decode import accept, blockwise, cpu, network, prepare, prompts
+from mtp_jax.decode import accept, cpu, interface, loop
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.decode import window as window_lib
 from mtp_jax.model import heads, layers, model
 
 # Logits are of order 1 and sums of at most 64 float32 products, each rounded
@@ -49,7 +51,7 @@ def create(cfg):
   return jax.tree_util.tree_map_with_path(fill, net)
 
 
-decoder_of = jax.jit(prepare.decoder)
+decoder_of = jax.jit(decoder_lib.lay_out)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -73,8 +75,8 @@ def tokens():
 @functools.partial(jax.jit, static_argnames="heads")
 def read(decoder, cache, window, start, at, *, heads):
   """One pass: the cache, and logits [k, B, W', V] of k heads at `at`."""
-  memory = decoder.absorb(cache, window, start)
-  logits = [decoder.predict(memory, i, at) for i in range(heads)]
+  memory = decoder.forward(cache, window, start)
+  logits = [decoder.logits(memory, i, at) for i in range(heads)]
   return memory.cache, jnp.stack(logits)
 
 
@@ -135,7 +137,7 @@ def test_one_place_equals_the_whole_window(net, tokens):
 
 def test_padding_ids_are_never_written(net, tokens):
   """A padded vocabulary's other columns are cut off, for every head."""
-  whole, cut = decoder_of(net), prepare.decoder(net, 19)
+  whole, cut = decoder_of(net), decoder_lib.lay_out(net, 19)
   assert (whole.vocab, cut.vocab) == (31, 19)
   window = tokens[:, :7] % 19
   found = [
@@ -146,7 +148,7 @@ def test_padding_ids_are_never_written(net, tokens):
   np.testing.assert_allclose(cut, whole, rtol=0, atol=ATOL)
   assert np.isneginf(found[1][..., 19:]).all()
   with pytest.raises(ValueError, match="vocab 99 exceeds .* 31 ids"):
-    prepare.decoder(net, 99)
+    decoder_lib.lay_out(net, 99)
 
 
 def test_a_smaller_start_rolls_back(net, tokens):
@@ -222,7 +224,7 @@ def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
   ones."""
   seen = []
   for platform in (None, "gpu", "tpu"):
-    decoder = prepare.decoder(net, platform=platform)
+    decoder = decoder_lib.lay_out(net, on=platform)
     weight = decoder.trunk[0].wo.get_value()
     assert isinstance(weight, cpu.Matrix) == (platform is None)
     cache = decoder.empty_cache(B, S, 3)
@@ -233,7 +235,7 @@ def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
   size = net.trunk.wo[0].size
   for large, turned in ((size, True), (size + 1, False)):
     monkeypatch.setattr(cpu, "LARGE", large)
-    weight = prepare.decoder(net).trunk[0].wo.get_value()
+    weight = decoder_lib.lay_out(net).trunk[0].wo.get_value()
     assert isinstance(weight, cpu.Matrix) == turned
 
 
@@ -243,16 +245,16 @@ def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
 @functools.partial(jax.jit, static_argnames="tree")
 def read_tree(decoder, cache, window, start, *, tree):
   """Logits [B, M, V] of head 1 at every node, and the memory."""
-  memory = decoder.absorb(cache, window, start, tree=tree)
+  memory = decoder.forward(cache, window, start, tree=tree)
   every = jnp.broadcast_to(jnp.arange(tree.size), window.shape)
-  return memory, decoder.predict(memory, 0, every)
+  return memory, decoder.logits(memory, 0, every)
 
 
 @functools.partial(jax.jit, static_argnames="heads")
 def commit(decoder, memory, node, *, heads=3):
   """What `node` [B] leaves, and the drafts [B, k-1, V] behind it."""
-  memory = decoder.commit(memory, node)
-  return memory.cache, decoder.draft(memory, heads)
+  memory = decoder.keep_path(memory, node)
+  return memory.cache, decoder.draft(memory, heads, None)[0]
 
 
 @pytest.mark.parametrize(
@@ -326,10 +328,10 @@ def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
   def advance(tree):
     window = np.zeros((B, tree.size), np.int32)
     cache = decoder.empty_cache(B, S, tree.heads)
-    memory = decoder.absorb(cache, window, LENGTHS, tree=tree)
-    decoder.predict(memory, 0, places(tree.size))
-    memory = decoder.commit(memory, ZERO)
-    return decoder.draft(memory, tree.heads) if tree.drafts else memory
+    memory = decoder.forward(cache, window, LENGTHS, tree=tree)
+    decoder.logits(memory, 0, places(tree.size))
+    memory = decoder.keep_path(memory, ZERO)
+    return decoder.draft(memory, tree.heads, None) if tree.drafts else memory
 
   jax.eval_shape(lambda: advance(TREE))
   assert widths == {"project_kv": written, "mix": run}
@@ -343,18 +345,18 @@ def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
 @pytest.mark.parametrize("kind", ["parallel", "causal"])
 def test_a_head_that_has_not_read_the_drafts_is_not_asked(kind):
   decoder = decoder_of(create(shape(kind)))
-  window, waits = np.zeros((B, 7), np.int32), "head 1 reads drafts once"
+  window, waits = np.zeros((B, 7), np.int32), "head 1 reads drafts after"
 
   def ask(heads):
     cache = decoder.empty_cache(B, S, heads)
-    memory = decoder.absorb(cache, window, LENGTHS, tree=TREE)
+    memory = decoder.forward(cache, window, LENGTHS, tree=TREE)
     with pytest.raises(ValueError, match=waits):
-      decoder.predict(memory, 1, places(7))
+      decoder.logits(memory, 1, places(7))
     with pytest.raises(ValueError, match=waits):
-      decoder.draft(memory, 3)
-    kept = decoder.commit(memory, ZERO)
+      decoder.draft(memory, 3, None)
+    kept = decoder.keep_path(memory, ZERO)
     with pytest.raises(ValueError, match="head 3, but the cache is for 3"):
-      decoder.predict(kept, 3, places(1))
+      decoder.logits(kept, 3, places(1))
 
   jax.eval_shape(lambda: ask(3))
 
@@ -384,22 +386,22 @@ def banded(net, tokens, window):
 )
 def test_a_ring_equals_a_band(net, tokens, tree, monkeypatch):
   """Windows and prompts that wrap round, rows at odds, nothing beyond sight."""
-  monkeypatch.setattr(network, "CHUNK", 7)  # a ring of 13 positions
-  decoder = prepare.decoder(net, sliding_window=6)
+  monkeypatch.setattr(window_lib, "CHUNK", 7)  # a ring of 13 positions
+  decoder = decoder_lib.lay_out(net, sliding_window=6)
   want = np.asarray(banded(net, tokens, 6))
   cache = decoder.empty_cache(B, S, 3)
-  assert cache[0][0].shape[2] == 13 and decoder.room(cache) is None
+  assert cache[0][0].shape[2] == 13 and decoder.capacity(cache) is None
 
   @jax.jit
-  def absorb(cache, window, start, keep):
-    memory = decoder.absorb(cache, window, start, keep=keep)
+  def forward(cache, window, start, keep):
+    memory = decoder.forward(cache, window, start, valid=keep)
     every = jnp.broadcast_to(jnp.arange(7), window.shape)
-    logits = [decoder.predict(memory, i, every) for i in range(3)]
+    logits = [decoder.logits(memory, i, every) for i in range(3)]
     return memory.cache, jnp.stack(logits)
 
   for s in range(0, 21, 7):
     keep = np.clip(LENGTHS - s, 0, 7)
-    cache, got = absorb(cache, tokens[:, s : s + 7], ZERO + s, keep)
+    cache, got = forward(cache, tokens[:, s : s + 7], ZERO + s, keep)
     for b in range(B):
       np.testing.assert_allclose(
         got[:, b, : keep[b]],
@@ -440,18 +442,18 @@ DEEP = [[0], [1], [0, 0], [1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0, 0]]
 def test_drafts_deeper_than_the_window(tree, window):
   """A node sees the tokens before it on its path, not the nodes before it."""
   net = create(shape("parallel", n_future=5, layers=6))
-  decoder = prepare.decoder(net, sliding_window=window)
+  decoder = decoder_lib.lay_out(net, sliding_window=window)
   tokens = np.random.default_rng(3).integers(0, 31, (B, 16)).astype(np.int32)
-  memory = decoder.absorb(
-    decoder.empty_cache(B, S, 5), tokens, ZERO, keep=LENGTHS
+  memory = decoder.forward(
+    decoder.empty_cache(B, S, 5), tokens, ZERO, valid=LENGTHS
   )
   drafts = np.random.default_rng(window).integers(0, 31, (B, tree.size))
-  memory = decoder.absorb(
+  memory = decoder.forward(
     memory.cache, drafts.astype(np.int32), LENGTHS, tree=tree
   )
-  judged = decoder.predict(memory, 0, places(tree.size))
+  judged = decoder.logits(memory, 0, places(tree.size))
   node = np.full(B, tree.size - 1, np.int32)  # a deepest one
-  drafted = decoder.draft(decoder.commit(memory, node), 5)
+  drafted = decoder.draft(decoder.keep_path(memory, node), 5, None)[0]
   texts = np.zeros((tree.size, B, 21), np.int32)
   for m, b in np.ndindex(tree.size, B):
     path = drafts[b, tree.path[m][: tree.depth[m] + 1]]
@@ -472,9 +474,9 @@ def test_smaller_caches(net, tokens):
   want, sizes = np.asarray(uncached(net, tokens))[:, :, :16], {}
   errors = {}
   for dtype in ("float32", "bfloat16", "int8"):
-    decoder = jax.jit(functools.partial(prepare.decoder, cache_dtype=dtype))(
-      net
-    )
+    decoder = jax.jit(
+      functools.partial(decoder_lib.lay_out, cache_dtype=dtype)
+    )(net)
     cache = decoder.empty_cache(B, S, 3)
     sizes[dtype] = sum(a.nbytes for a in jax.tree.leaves(cache))
     _, got = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
@@ -490,7 +492,7 @@ def test_smaller_caches(net, tokens):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
-  lower = functools.partial(prepare.decoder, draft_dtype=dtype)
+  lower = functools.partial(decoder_lib.lay_out, draft_dtype=dtype)
   if net.cfg.head == "anticausal":
     with pytest.raises(ValueError, match="would change the text"):
       lower(net)
@@ -517,7 +519,7 @@ def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
 )
 def test_settings_that_there_are_not(settings, words):
   with pytest.raises(ValueError, match=words):
-    prepare.decoder(create(shape("parallel")), **settings)
+    decoder_lib.lay_out(create(shape("parallel")), **settings)
 
 
 # --- Memory -------------------------------------------------------------------
@@ -532,26 +534,13 @@ def test_the_loop_updates_its_cache_in_place(kind, tree):
   heads = shape(kind).head_layers
   cfg = shape(kind, width=192, layers=5 + heads, attn_heads=3, kv_heads=3)
   key = jax.random.key(0)
-  decoder = jax.eval_shape(lambda: prepare.decoder(model.Model(cfg, key)))
+  decoder = jax.eval_shape(lambda: decoder_lib.lay_out(model.Model(cfg, key)))
   rule = accept.Greedy()
-
-  def begin(decoder):
-    tokens, lengths = np.zeros((3, 16), np.int32), np.ones(3, np.int32)
-    prompt = prompts.read(
-      decoder, tokens, lengths, heads=tree.heads, slots=4000
-    )
-    return blockwise.begin(
-      rule,
-      prompt,
-      tree=tree,
-      size=4000,
-      max_new=3980,
-      stop=-1,
-      key=jnp.zeros((3, 2), jnp.uint32),
-    )
-
-  state = jax.eval_shape(begin, decoder)
-  compiled = blockwise.run.lower(decoder, rule, state).compile()
+  settings = interface.check_settings(
+    decoder, heads=tree, max_new=3980, rule=rule
+  )
+  state = loop.abstract_state(decoder, settings, batch=3, slots=4000)
+  compiled = loop.run_jit.lower(decoder, rule, state).compile()
   memory = compiled.memory_analysis()
   cache = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.cache))
   print(f"{kind}: temp / cache {memory.temp_size_in_bytes / cache:.3f}")
@@ -562,16 +551,17 @@ def test_the_loop_updates_its_cache_in_place(kind, tree):
 MESHES = """
 import jax, numpy as np
 from mtp_jax import config, sharding
-from mtp_jax.decode import accept, blockwise, prepare, sampling, serve
+from mtp_jax.decode import accept, interface, loop, sampling, serve
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
-from tests.test_network import create, shape
+from tests.test_window import create, shape
 
 TREE = tree_lib.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
 rng = np.random.default_rng(0)
 prompts = [rng.integers(0, 31, n).tolist() for n in (1, 5, 3, 11, 2, 7, 13, 2)]
 net = create(shape("parallel", vocab=32, mlp=44, attn_heads=12, kv_heads=4))
-plain = prepare.decoder(net, 31)
+plain = decoder_lib.lay_out(net, 31)
 drawn = accept.Lossless(sampling.Sampler(temperature=0.8, top_k=7))
 want = {
   (heads, rule): decode.generate(
@@ -580,7 +570,7 @@ want = {
 }
 for shape in ((4, 2), (2, 4), (8, 1)):
   mesh = sharding.make_mesh(config.Mesh(*shape), jax.devices())
-  decoder = prepare.decoder(net, 31, mesh=mesh)
+  decoder = decoder_lib.lay_out(net, 31, on=mesh)
   assert decoder.trunk[0].wq[...].sharding.spec == jax.P(None, "model", None)
   for (heads, rule), text in want.items():
     got = decode.generate(decoder, prompts, heads=heads, max_new=23, rule=rule)
@@ -591,11 +581,11 @@ for shape in ((4, 2), (2, 4), (8, 1)):
       np.testing.assert_allclose(a.logprob, b.logprob, atol=3e-5)
       np.testing.assert_array_equal(a.per_pass, b.per_pass)
   if shape == (4, 2):
-    turn = serve._turn
-    def split(network, rule, state, *rest):
+    turn = serve._decode
+    def split(decoder, rule, state, *rest):
       assert state.cache[0][0].sharding.spec == jax.P("data", "model")
-      return turn(network, rule, state, *rest)
-    serve._turn = split
+      return turn(decoder, rule, state, *rest)
+    serve._decode = split
     served = serve.generate_all(
       decoder, prompts[:7], slots=4, heads=TREE, max_new=23, rule=drawn)
     for a, b in zip(served.tokens, want[TREE, drawn].tokens[:7], strict=True):
@@ -614,15 +604,15 @@ for shape in ((4, 2), (2, 4), (8, 1)):
       else:
         raise AssertionError(words)
   tokens, lengths = np.ones((8, 16), np.int32), np.full(8, 5, np.int32)
-  state = decode.start(
-    decoder, tokens, lengths, tree=TREE, max_new=9)
-  state = blockwise.advance_jit(decoder, accept.GREEDY, state)
+  settings = interface.check_settings(decoder, heads=TREE, max_new=9)
+  state = decode.start(decoder, tokens, lengths, settings)
+  state = loop.advance_jit(decoder, accept.GREEDY, state)
   k = state.cache[0][0]
   part = k.addressable_shards[0].data.shape
   assert part[:2] == (8 // shape[0], 4 // shape[1]), (shape, part)
 try:
-  prepare.decoder(
-    net, mesh=sharding.make_mesh(config.Mesh(1, 8), jax.devices()))
+  decoder_lib.lay_out(
+    net, on=sharding.make_mesh(config.Mesh(1, 8), jax.devices()))
 except ValueError as error:
   assert "kv_heads 4 is not divisible by 8" in str(error), error
 print("equal")

@@ -16,10 +16,12 @@ from scipy import stats
 
 from mtp_jax import config, loss, tokenizer
 from mtp_jax.data import batch as batch_lib
-from mtp_jax.decode import accept, blockwise, cache, network, prepare, sampling
+from mtp_jax.decode import accept, cache, interface, loop, sampling
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.decode import window as window_lib
 from mtp_jax.model import model
 
 # Two float32 evaluations of a logit at different widths differ by less than
@@ -49,46 +51,45 @@ class Mock:
   def empty_cache(self, batch, cache_len, heads):
     return (jnp.full((batch, cache_len), 10_000),)
 
-  def room(self, cache):
+  def capacity(self, cache):
     return cache[0].shape[1]
 
   def grow(self, cache, slots):
     old = cache[0]
     return (jnp.pad(old, ((0, 0), (0, slots - old.shape[1]))),)
 
-  def absorb(self, cache, tokens, start, *, tree=None, keep=None):
+  def forward(self, cache, tokens, start, *, tree=None, valid=None):
     def write(old, new, start):
       return jax.lax.dynamic_update_slice_in_dim(old, new, start, 0)
 
     cache = jax.vmap(write)(cache[0], tokens, start)
-    states = (jnp.zeros((*tokens.shape, 1)),)
-    return network.Memory((cache,), states, start, tree)
+    inputs = {0: jnp.zeros((*tokens.shape, 1))}
+    return window_lib.Window((cache,), start, inputs, {}, tree=tree)
 
-  def commit(self, memory, node):
-    cache, start = memory.cache[0], memory.start[:, None]
+  def keep_path(self, window, node):
+    cache, start = window.cache[0], window.start[:, None]
     path, depth = (
-      jnp.asarray(x)[node] for x in (memory.tree.path, memory.tree.depth)
+      jnp.asarray(x)[node] for x in (window.tree.path, window.tree.depth)
     )
     rows = jnp.arange(len(path))[:, None]
     to = start + jnp.arange(path.shape[1])
     cache = cache.at[rows, to].set(cache[rows, start + path])
-    return network.Memory((cache,), (), memory.start + depth, None)
+    return window_lib.Window((cache,), window.start + depth, {}, {})
 
-  def draft(self, memory, heads):
-    at = jnp.zeros((len(memory.start), 1), jnp.int32)
-    return jnp.concatenate(
-      [self.predict(memory, i, at) for i in range(1, heads)], 1
-    )
+  def draft(self, window, heads, tokens):
+    at = jnp.zeros((len(window.start), 1), jnp.int32)
+    logits = [self.logits(window, i, at) for i in range(1, heads)]
+    return jnp.concatenate(logits, 1), window
 
-  def predict(self, memory, head, at):
-    cache, start = memory.cache[0], memory.start[:, None]
+  def logits(self, window, head, at):
+    cache, start = window.cache[0], window.start[:, None]
     slot = jnp.arange(cache.shape[1])
-    if memory.tree is None:
+    if window.tree is None:
       depth, position = slot, start + at
       seen = slot <= position[..., None]  # [B, W', S]
       place = slot
     else:
-      depth, sees = map(jnp.asarray, (memory.tree.depth, memory.tree.sees))
+      depth, sees = map(jnp.asarray, (window.tree.depth, window.tree.sees))
       position, node = start + depth[at], slot - start  # [B, W'], [B, S]
       inside = jnp.clip(node, 0, len(depth) - 1)
       ours = jax.vmap(lambda a, n: sees[a][:, n])(at, inside)
@@ -153,6 +154,13 @@ def check_mock(mock, prompts, heads, max_new, stop=None, cache_len=None):
   return got
 
 
+def start(decoder, prompts, *, cache_len=None, **settings):
+  """The state after the prompts' pass."""
+  tokens, lengths = prompts_lib.pad(prompts, decoder.vocab)
+  checked = interface.check_settings(decoder, **settings)
+  return decode.start(decoder, tokens, lengths, checked, cache_len=cache_len)
+
+
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]]
 
 
@@ -196,9 +204,9 @@ def test_any_of_several_stops_ends_a_row(heads):
 class Broken(Mock):
   """Its logits are not finite where a text begins with 9."""
 
-  def predict(self, memory, head, at):
-    logits = super().predict(memory, head, at)
-    spoilt = memory.cache[0][:, 0] == 9
+  def logits(self, window, head, at):
+    logits = super().logits(window, head, at)
+    spoilt = window.cache[0][:, 0] == 9
     return jnp.where(spoilt[:, None, None], jnp.nan, logits)
 
 
@@ -215,9 +223,7 @@ def test_logits_that_are_not_finite_end_the_text_with_an_error(rule):
     decode.generate(
       mock, PROMPTS, heads=3, max_new=23, rule=rule, stop=list(range(13))
     )
-  tokens, lengths = padded([[9, 1], [3, 9], [2]])
-  tree = tree_lib.chain(3)
-  state = decode.start(mock, tokens, lengths, tree=tree, max_new=23, rule=rule)
+  state = start(mock, [[9, 1], [3, 9], [2]], heads=3, max_new=23, rule=rule)
   assert state.done.tolist() == [True, False, False]  # it does not write on
 
 
@@ -309,29 +315,28 @@ def test_prompts_are_read_in_chunks(longest):
 
 def test_the_cache_grows_with_the_text():
   mock = Mock(np.random.default_rng(0).integers(1, 6, (2, 2048)), 13, 5)
-  prompts, tree = [[3, 1, 4], [1, 5]], tree_lib.chain(5)
+  prompts = [[3, 1, 4], [1, 5]]
   check_mock(mock, prompts, 5, 700)
-  tokens, lengths = padded(prompts)
-  state = decode.start(mock, tokens, lengths, tree=tree, max_new=700)
-  room = [mock.room(state.cache)]
+  state = start(mock, prompts, heads=5, max_new=700)
+  room = [mock.capacity(state.cache)]
   while not state.done.all():
-    state = blockwise.run(mock, accept.Greedy(), state)
+    state = loop.run_jit(mock, accept.Greedy(), state)
     if not state.done.all():
       # No pass was taken for which there was no room, and none left out.
-      assert room[-1] - tree.size < state.length.max() - 1 <= room[-1]
-      state = blockwise.grow(mock, state)
-      room.append(mock.room(state.cache))
+      assert room[-1] - 5 < state.length.max() - 1 <= room[-1]
+      state = loop.grow(mock, state)
+      room.append(mock.capacity(state.cache))
   assert room == [512, 768] and state.tokens.shape[1] == 768
 
 
 def test_lengths_share_programs():
   """Prompts of any length up to the next power of two, any max_new."""
   mock = Mock(np.full((2, 2048), 3), 13, 5)
-  for jitted in (prompts_lib.read_jit, blockwise.begin_jit, blockwise.run):
+  for jitted in (prompts_lib.read_jit, loop.begin_jit, loop.run_jit):
     jitted.clear_cache()
   for length, max_new in ((17, 40), (19, 41), (29, 31), (32, 57)):
     decode.generate(mock, [[1] * length, [2]], heads=3, max_new=max_new)
-  for jitted in (prompts_lib.read_jit, blockwise.begin_jit, blockwise.run):
+  for jitted in (prompts_lib.read_jit, loop.begin_jit, loop.run_jit):
     assert jitted._cache_size() == 1
 
 
@@ -390,15 +395,10 @@ def test_settings_out_of_bounds(settings, words):
     decode.generate(mock, **settings)
 
 
-def padded(prompts):
-  return prompts_lib.pad(prompts, 13)
-
-
 def test_start_refuses_a_cache_that_a_window_would_leave():
   mock = Mock(np.ones((3, 79), int), 13, 5)
-  tree = tree_lib.chain(2)
   with pytest.raises(ValueError, match="16 tokens.* need 25 .*cache_len=24"):
-    decode.start(mock, *padded(PROMPTS), tree=tree, max_new=7, cache_len=24)
+    start(mock, PROMPTS, cache_len=24, heads=2, max_new=7)
 
 
 def test_drafting_heads_work_at_one_place_only():
@@ -406,17 +406,15 @@ def test_drafting_heads_work_at_one_place_only():
   asked = []
 
   class Spy(Mock):
-    def predict(self, memory, head, at):
+    def logits(self, window, head, at):
       asked.append((head, at.shape[1]))
-      return super().predict(memory, head, at)
+      return super().logits(window, head, at)
 
   wanted = np.ones((3, 79), int)
   for tree, width in ((tree_lib.chain(4), 4), (TREE, 9)):
-    state = decode.start(
-      Mock(wanted, 13, 5), *padded(PROMPTS), tree=tree, max_new=7
-    )
+    state = start(Mock(wanted, 13, 5), PROMPTS, heads=tree, max_new=7)
     asked.clear()
-    blockwise.advance(Spy(wanted, 13, 5), accept.GREEDY, state)
+    loop.advance(Spy(wanted, 13, 5), accept.GREEDY, state)
     drafted = [(i, 1) for i in range(1, tree.heads)]
     assert asked == [(0, width), *drafted]
 
@@ -425,18 +423,16 @@ def test_passes_from_the_host_equal_the_loop():
   wanted = np.random.default_rng(7).integers(1, 6, (3, 79))
   mock = Mock(wanted, 13, 5)
   want = check_mock(mock, PROMPTS, 5, 23, stop=4)
-  tokens, lengths = padded(PROMPTS)
-  tree = tree_lib.chain(5)
-  state = decode.start(mock, tokens, lengths, tree=tree, max_new=23, stop=4)
+  state = start(mock, PROMPTS, heads=5, max_new=23, stop=4)
   seen = 0
   while not state.done.all():
-    state = blockwise.advance_jit(mock, accept.Greedy(), state)
+    state = loop.advance_jit(mock, accept.Greedy(), state)
     assert state.length.sum() > seen
     seen = state.length.sum()
-  got = decode.collect(state, lengths)
+  got = decode.collect(state, list(map(len, PROMPTS)))
   for a, b in zip(got, want.texts, strict=True):
     jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
-  np.testing.assert_array_equal(state.passes, want.passes)
+  np.testing.assert_array_equal(state.statistics.passes, want.passes)
 
 
 TABLES = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3, 3)) * 1.5)
@@ -445,9 +441,9 @@ TABLES = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3, 3)) * 1.5)
 class Tables(Mock):
   """Every head looks its logits up by the token at the place: [N, V, V]."""
 
-  def predict(self, memory, head, at):
+  def logits(self, window, head, at):
     rows = jnp.arange(len(at))[:, None]
-    token = memory.cache[0][rows, memory.start[:, None] + at]
+    token = window.cache[0][rows, window.start[:, None] + at]
     return TABLES[head, token].astype(jnp.float32)
 
 
@@ -493,8 +489,8 @@ def test_whole_texts_have_head_1s_law(tree, drawn):
 @functools.partial(jax.jit, donate_argnums=1)
 def read(decoder, cache, window, start, at):
   """One pass for the references below: cache, and head 1's logits at `at`."""
-  memory = decoder.absorb(cache, window, start)
-  return memory.cache, decoder.predict(memory, 0, at)
+  window = decoder.forward(cache, window, start)
+  return window.cache, decoder.logits(window, 0, at)
 
 
 uncached = jax.jit(lambda net, tokens: net(tokens)[0])
@@ -633,7 +629,7 @@ def ordinary(trained):
   """Ordinary greedy texts of the prompts, and their judge."""
   net, prompts = trained
   texts = decode.generate(
-    prepare.decoder(net), prompts, heads=1, max_new=MAX_NEW, cache_len=CACHE
+    decoder_lib.lay_out(net), prompts, heads=1, max_new=MAX_NEW, cache_len=CACHE
   ).tokens
   return Ties(net, prompts, texts, len(prompts))
 
@@ -641,7 +637,7 @@ def ordinary(trained):
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
   net, prompts = trained
-  decoder = prepare.decoder(net)
+  decoder = decoder_lib.lay_out(net)
   for size in range(1, 8):
     batch = prompts[:size]
     run = functools.partial(
@@ -669,7 +665,7 @@ def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
 
 def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
   net, prompts = trained
-  decoder = prepare.decoder(net)
+  decoder = decoder_lib.lay_out(net)
   for row, prompt in enumerate(prompts):
     alone = decode.generate(
       decoder, [prompt], heads=3, max_new=MAX_NEW, cache_len=CACHE
@@ -681,7 +677,7 @@ def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
 def test_log_probabilities_and_margins_are_head_1s(trained, ordinary, rule):
   """Of every token written, by a chain or a tree, as the uncached model has."""
   net, prompts = trained
-  decoder = prepare.decoder(net)
+  decoder = decoder_lib.lay_out(net)
   sampler = sampling.Sampler(temperature=0.7, top_k=40)
   rule = accept.GREEDY if rule == "greedy" else accept.Lossless(sampler)
   for heads in (3, tree_lib.from_paths([[0], [1], [0, 0], [1, 0]])):
@@ -726,7 +722,7 @@ TREE3 = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]])
 def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
   """With second and third choices that stand, on caches of every kind."""
   net, prompts = trained
-  decoder = prepare.decoder(net, **settings)
+  decoder = decoder_lib.lay_out(net, **settings)
   run = functools.partial(decode.generate, decoder, prompts, max_new=MAX_NEW)
   want, got = run(heads=1), run(heads=TREE3)
   for a, b in zip(want.texts, got.texts, strict=True):
@@ -740,12 +736,12 @@ def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
 
 def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
   net, prompts = trained
-  monkeypatch.setattr(network, "CHUNK", 16)
+  monkeypatch.setattr(window_lib, "CHUNK", 16)
   monkeypatch.setattr(cache, "ladder", lambda needed: -(-needed // 16) * 16)
-  decoder = prepare.decoder(net, sliding_window=41)
+  decoder = decoder_lib.lay_out(net, sliding_window=41)
   run = functools.partial(decode.generate, decoder, prompts, max_new=150)
-  assert decoder.room(decoder.empty_cache(1, 56, 1)) == 56
-  assert decoder.room(decoder.empty_cache(1, 99, 1)) is None
+  assert decoder.capacity(decoder.empty_cache(1, 56, 1)) == 56
+  assert decoder.capacity(decoder.empty_cache(1, 99, 1)) is None
   want = run(heads=3)
   monkeypatch.setattr(cache, "ladder", lambda needed: 999)  # at once
   for a, b in zip(want.texts, run(heads=3).texts, strict=True):
@@ -756,7 +752,7 @@ def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
 def test_logits_of_two_widths_stay_within_epsilon(trained, ordinary):
   """What EPSILON stands on: the error of a logit is below half of it."""
   net, prompts = trained
-  decoder = prepare.decoder(net)
+  decoder = decoder_lib.lay_out(net)
   texts = [[*p, *t] for p, t in zip(prompts, ordinary.texts, strict=True)]
   tokens = np.array([t[: 1 + MAX_NEW] for t in texts], np.int32)
   want = np.asarray(uncached(net, tokens))
@@ -776,23 +772,19 @@ def test_logits_of_two_widths_stay_within_epsilon(trained, ordinary):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Rigged:
-  """A network whose drafts are the greedy text up to `wanted` tokens a pass."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rigged(window_lib.Transformer):
+  """A model whose drafts are the greedy text up to `wanted` tokens a pass."""
 
-  network: network.Network
   texts: jax.Array  # [B, S] prompt and greedy text
   wanted: jax.Array  # []
 
-  def __getattr__(self, name):
-    return getattr(self.network, name)
-
-  def draft(self, memory, heads):
+  def draft(self, window, heads, tokens):
     heads = jnp.arange(1, heads)
-    position = memory.start[:, None] + 1 + heads
+    position = window.start[:, None] + 1 + heads
     token = jnp.take_along_axis(self.texts, position, 1, mode="clip")
     token = token + (heads >= self.wanted)
-    return jax.nn.one_hot(token % self.vocab, self.vocab)
+    return jax.nn.one_hot(token % self.vocab, self.vocab), window
 
 
 def random_model(kind, seed):
@@ -814,7 +806,7 @@ def random_model(kind, seed):
 
 def plain(net, prompts):
   texts = decode.generate(
-    prepare.decoder(net), prompts, heads=1, max_new=64
+    decoder_lib.lay_out(net), prompts, heads=1, max_new=64
   ).tokens
   return Ties(net, prompts, texts, len(prompts))
 
@@ -823,7 +815,7 @@ def plain(net, prompts):
 def test_random_models_lose_nothing(kind):
   """208 prompts of 64 tokens each, every k, all tokens equal."""
   net, prompts = random_model(kind, 0)
-  want, decoder = plain(net, prompts), prepare.decoder(net)
+  want, decoder = plain(net, prompts), decoder_lib.lay_out(net)
   for k in (2, 3, 4) if kind == "parallel" else (3,):
     got = decode.generate(decoder, prompts, heads=k, max_new=64)
     for row, text in enumerate(got.tokens):
@@ -840,7 +832,8 @@ def test_heads_that_always_or_never_agree_lose_nothing(seed):
   for row, p, t in zip(texts, prompts, want.texts, strict=True):
     row[: len(p) + len(t)] = [*p, *t]
   for count in (1, 4):
-    rigged = Rigged(prepare.decoder(net), texts, np.int32(count))
+    decoder = decoder_lib.lay_out(net)
+    rigged = Rigged(**vars(decoder), texts=texts, wanted=np.int32(count))
     got = decode.generate(rigged, prompts, heads=4, max_new=64)
     for row, text in enumerate(got.tokens):
       want.check(row, text.tolist())
