@@ -138,15 +138,15 @@ MUTANTS = [
   Mutant(
     "cache seen one position short",
     "mtp_jax/decode/window.py",
-    "mask = held[:, None] <= positions",
-    "mask = held[:, None] < positions",
+    "mask = key_positions[:, None] <= positions",
+    "mask = key_positions[:, None] < positions",
     "test_window.py::test_windows_at_ragged_starts_equal_the_uncached_model",
   ),
   Mutant(
     "a sliding window that sees one token more",
     "mtp_jax/decode/window.py",
-    "held[:, None] > positions[..., None] - self.sliding_window",
-    "held[:, None] >= positions[..., None] - self.sliding_window",
+    "key_positions[:, None] > positions[..., None] - self.sliding_window",
+    "key_positions[:, None] >= positions[..., None] - self.sliding_window",
     "test_window.py::test_a_ring_equals_a_band",
   ),
   Mutant(
@@ -189,29 +189,29 @@ MUTANTS = [
     "mtp_jax/decode/window.py",
     "if self.sliding_window and slots == self.sliding_window + CHUNK:",
     "if self.sliding_window:",
-    "test_loop.py::test_a_ring_grows_until_it_is_whole",
+    "test_exactness.py::test_a_ring_grows_until_it_is_whole",
   ),
   Mutant(
     "drafts accepted behind a wrong one",
     "mtp_jax/decode/accept.py",
     "whole = (accepted[:, None] | ~jnp.asarray(tree.sees)).all(-1)",
     "whole = accepted",
-    "test_loop.py::test_heads_that_always_or_never_agree_lose_nothing"
-    " test_loop.py::test_random_models_lose_nothing",
+    "test_exactness.py::test_heads_that_always_or_never_agree_lose_nothing"
+    " test_exactness.py::test_random_models_lose_nothing",
   ),
   Mutant(
-    "a fallen draft leaves the law as it was",
+    "a rejected draft leaves the distribution as it was",
     "mtp_jax/decode/accept.py",
     "return _normalise(jnp.maximum(p - q, 0), p)",
     "return p",
-    "test_accept.py",
+    "test_lossless.py",
   ),
   Mutant(
-    "siblings measured against the first one's law",
+    "siblings measured against the first one's distribution",
     "mtp_jax/decode/accept.py",
     "q = jnp.where(rejected, _normalise(q.at[rows, x].set(0), q), q)",
     "q = q",
-    "test_accept.py",
+    "test_lossless.py",
   ),
   Mutant(
     "the next drafts made at the wrong place",
@@ -225,7 +225,7 @@ MUTANTS = [
     "mtp_jax/decode/statistics.py",
     "logits, best = verification.logits[rows, path], ver",
     "logits, best = verification.logits[rows, jnp.roll(path, -1, 1)], ver",
-    "test_loop.py::test_log_probabilities_and_margins_are_head_1s",
+    "test_exactness.py::test_log_probabilities_and_margins_are_head_1s",
   ),
   Mutant(
     "int8 keys without their scale",

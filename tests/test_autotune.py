@@ -5,7 +5,7 @@ import pytest
 
 from mtp_jax.decode import accept, autotune, loop, sampling
 from mtp_jax.decode import tree as tree_lib
-from tests.test_loop import Mock, mock_text
+from tests.mocks import Mock, mock_text
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]]
 CHANCES = np.array([[0.6, 0.2, 0.1], [0.5, 0.2, 0.1], [0.4, 0.1, 0.1]])

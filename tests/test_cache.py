@@ -278,14 +278,14 @@ def test_a_grown_cache_holds_the_same(dtype):
 
 
 def test_held_without_a_ring_is_the_slot():
-  got = cache.held(S, jnp.array([3, 5]), 4)
+  got = cache.slot_positions(S, jnp.array([3, 5]), 4)
   assert got.dtype == jnp.int32
   np.testing.assert_array_equal(got, np.arange(S)[None])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def held_in_a_ring(slots, start, width):
-  return cache.held(slots, start, width, ring=True)
+  return cache.slot_positions(slots, start, width, ring=True)
 
 
 @pytest.mark.parametrize(

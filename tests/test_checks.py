@@ -8,8 +8,8 @@ from mtp_jax.decode import accept, autotune, checks, serve
 from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
-from tests.test_loop import Mock
-from tests.test_window import create, shape
+from tests import parameters
+from tests.mocks import Mock
 
 NO_INTEGERS = [2.0, 2.5, True, np.bool_(True), "2", None, [2], np.float32(2)]
 
@@ -145,7 +145,7 @@ def test_other_functions_refuse_alike(call, words):
 )
 def test_a_decoder_refuses_alike(settings, words):
   with pytest.raises(ValueError, match=words):
-    decoder_lib.lay_out(create(shape("linear")), **settings)
+    decoder_lib.lay_out(parameters.random_model("linear"), **settings)
 
 
 X64 = """
@@ -155,10 +155,12 @@ from mtp_jax.decode import accept, sampling, serve
 from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
-from tests.test_window import create, shape
+from tests import parameters
 
-decoder = decoder_lib.lay_out(create(shape(
-  "parallel", width=8, mlp=8, layers=3, attn_heads=2, kv_heads=1, n_future=2)))
+net = parameters.random_model(
+  width=8, mlp=8, layers=3, attn_heads=2, kv_heads=1, n_future=2
+)
+decoder = decoder_lib.lay_out(net)
 TREE = tree_lib.from_paths([[0], [1]])
 drawn = accept.Lossless(sampling.Sampler(np.float64(0.9), 9, 0.9, 0.01, 1.1))
 prompts = [[1, 2, 3], [4]]

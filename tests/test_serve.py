@@ -11,7 +11,8 @@ from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
-from tests.test_loop import TREE, Broken, Mock, mock_text
+from tests import parameters
+from tests.mocks import TREE, Broken, Mock, mock_text
 
 SIZES = (5, 1, 13, 29, 2, 17, 3, 3, 11, 16, 7)
 PROMPTS = [np.random.default_rng(n).integers(0, 13, n).tolist() for n in SIZES]
@@ -193,9 +194,10 @@ def test_a_row_that_is_not_finite_does_not_spoil_the_others():
 
 
 def test_a_ring_serves_too():
-  from tests.test_window import create, shape
-
-  decoder = decoder_lib.lay_out(create(shape("parallel")), sliding_window=8)
+  decoder = decoder_lib.lay_out(
+    parameters.random_model(),
+    sliding_window=8,
+  )
   tree = tree_lib.from_paths([[0], [1], [0, 0]])
   prompts = [[t + 7 for t in p] for p in PROMPTS]
   settings = {"heads": tree, "max_new": 31}

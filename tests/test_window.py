@@ -1,4 +1,4 @@
-"""The decoder's view of the model: what it caches, reads and rolls back."""
+"""Windows over a cache: what is read, kept and rolled back."""
 
 import functools
 
@@ -8,47 +8,28 @@ import numpy as np
 import pytest
 
 from mtp_jax import config
-from mtp_jax.decode import accept, cpu, interface, loop
+from mtp_jax.decode import cpu
 from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.decode import window as window_lib
-from mtp_jax.model import heads, layers, model
+from mtp_jax.model import heads, layers
+from tests import parameters
 
 # Logits are of order 1 and sums of at most 64 float32 products, each rounded
 # at 1e-7 and in another order when a window is cut differently.
 ATOL = 2e-5
+
+
 B, T, S = 5, 29, 37
+
+
 LENGTHS = np.array([1, 2, 11, 16, 7], np.int32)  # each row's prompt
+
+
 KINDS = config.HEAD_KINDS
+
+
 TREE = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0]])
-
-
-def shape(kind, **fields):
-  blocks = 0 if kind in ("linear", "unembedding") else 3
-  fields = {
-    "vocab": 31,
-    "width": 24,
-    "mlp": 41,
-    "layers": 2 + blocks,
-    "attn_heads": 6,
-    "kv_heads": 2,
-    "n_future": 3,
-  } | fields
-  return config.Model(head=kind, **fields)
-
-
-def create(cfg):
-  """A random model, its norms too, made without compiling an initialiser."""
-  rng = np.random.default_rng(0)
-  key = jax.random.key(0)
-
-  def fill(path, a):
-    is_norm = "norm" in jax.tree_util.keystr(path)
-    value = is_norm + rng.normal(size=a.shape) * 0.2
-    return jnp.asarray(value, jnp.float32)
-
-  net = jax.eval_shape(lambda: model.Model(cfg, key))
-  return jax.tree_util.tree_map_with_path(fill, net)
 
 
 decoder_of = jax.jit(decoder_lib.lay_out)
@@ -64,7 +45,7 @@ def weights_are_turned():
 
 @pytest.fixture(scope="module", params=KINDS)
 def net(request):
-  return create(shape(request.param))
+  return parameters.random_model(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +116,6 @@ def test_one_place_equals_the_whole_window(net, tokens):
   np.testing.assert_allclose(one, want, rtol=0, atol=ATOL)
 
 
-def test_padding_ids_are_never_written(net, tokens):
-  """A padded vocabulary's other columns are cut off, for every head."""
-  whole, cut = decoder_of(net), decoder_lib.lay_out(net, 19)
-  assert (whole.vocab, cut.vocab) == (31, 19)
-  window = tokens[:, :7] % 19
-  found = [
-    read(d, d.empty_cache(B, S, 3), window, ZERO, places(7), heads=3)[1]
-    for d in (whole, cut)
-  ]
-  cut, whole = found[1][..., :19], found[0][..., :19]
-  np.testing.assert_allclose(cut, whole, rtol=0, atol=ATOL)
-  assert np.isneginf(found[1][..., 19:]).all()
-  with pytest.raises(ValueError, match="vocab 99 exceeds .* 31 ids"):
-    decoder_lib.lay_out(net, 99)
-
-
 def test_a_smaller_start_rolls_back(net, tokens):
   """Drafts that were refused leave no trace, to the last bit."""
   decoder = decoder_of(net)
@@ -172,74 +137,13 @@ def test_a_smaller_start_rolls_back(net, tokens):
 def test_caches_are_only_those_that_the_heads_need():
   slots = {"parallel": 1, "causal": 1, "anticausal": 3}
   for kind in KINDS:
-    cfg = shape(kind)
-    decoder = decoder_of(create(cfg))
+    cfg = parameters.model_config(kind)
+    decoder = decoder_of(parameters.random_model(kind))
     for k in (1, 3):
       cache = decoder.empty_cache(B, S, k)
       own = (3 if k == 3 else slots[kind]) if kind in slots else 0
       assert len(cache) == cfg.trunk_layers + own
       assert {a.shape for a in jax.tree.leaves(cache)} == {(B, 2, S, 4)}
-
-
-@pytest.mark.parametrize("kind", ["parallel", "unembedding"])
-def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
-  half = create(shape(kind, dtype="bfloat16"))
-  full = create(shape(kind))
-  decoder = decoder_of(half)
-  kinds = {
-    ".".join(str(getattr(p, "name", p)) for p in path): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(decoder)
-  }
-  for name, leaf in kinds.items():
-    want = jnp.float32 if "norm" in name else jnp.bfloat16
-    assert leaf.dtype == want, name
-  assert half.embed[...].dtype == jnp.float32  # the trained model is as it was
-  cache = decoder.empty_cache(B, S, 3)
-  assert {a.dtype for a in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
-  _, got = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
-  assert got.dtype == jnp.float32
-  # A rounding to 8 bits errs by 0.002 of a value; some thirty of them in a
-  # row walk to 0.01.
-  for want in (uncached(half, tokens), uncached(full, tokens)):
-    error = got - want[:, :, :16]
-    assert jnp.std(error) < 0.02 * jnp.std(want)
-
-
-@pytest.mark.parametrize("rows", [(1, 1), (3, 5), (2, cpu.FEW)])
-@pytest.mark.parametrize("axes", [1, 2])
-def test_a_weight_that_is_turned_multiplies_as_it_was(rows, axes):
-  rng = np.random.default_rng(0)
-  w = rng.normal(size=(7, 3, 5)).astype(np.float32)
-  x = rng.normal(size=(*rows, *w.shape[:axes])).astype(np.float32)
-  turned = cpu.matrix(jnp.asarray(w), axes)
-  np.testing.assert_array_equal(turned.array(), w)
-  got = layers.product("", x, turned, "float32")
-  np.testing.assert_allclose(got, np.tensordot(x, w, axes), rtol=0, atol=1e-5)
-  half = layers.product("", x.astype("bfloat16"), turned)
-  assert half.dtype == jnp.bfloat16 and half.shape == got.shape
-
-
-def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
-  """Another platform's weights lie as they were, and say the same; so do small
-  ones."""
-  seen = []
-  for platform in (None, "gpu", "tpu"):
-    decoder = decoder_lib.lay_out(net, on=platform)
-    weight = decoder.trunk[0].wo.get_value()
-    assert isinstance(weight, cpu.Matrix) == (platform is None)
-    cache = decoder.empty_cache(B, S, 3)
-    args = tokens[:, :16], ZERO, places(16)
-    seen.append(read(decoder, cache, *args, heads=3)[1])
-  for got in seen[1:]:
-    np.testing.assert_allclose(got, seen[0], rtol=0, atol=ATOL)
-  size = net.trunk.wo[0].size
-  for large, turned in ((size, True), (size + 1, False)):
-    monkeypatch.setattr(cpu, "LARGE", large)
-    weight = decoder_lib.lay_out(net).trunk[0].wo.get_value()
-    assert isinstance(weight, cpu.Matrix) == turned
-
-
-# --- Trees --------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnames="tree")
@@ -323,7 +227,7 @@ def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
 
   for name in widths:
     spy_on(name)
-  decoder = decoder_of(create(shape(kind, n_future=5, layers=7)))
+  decoder = decoder_of(parameters.random_model(kind, n_future=5, layers=7))
 
   def advance(tree):
     window = np.zeros((B, tree.size), np.int32)
@@ -344,7 +248,7 @@ def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["parallel", "causal"])
 def test_a_head_that_has_not_read_the_drafts_is_not_asked(kind):
-  decoder = decoder_of(create(shape(kind)))
+  decoder = decoder_of(parameters.random_model(kind))
   window, waits = np.zeros((B, 7), np.int32), "head 1 reads drafts after"
 
   def ask(heads):
@@ -359,9 +263,6 @@ def test_a_head_that_has_not_read_the_drafts_is_not_asked(kind):
       decoder.logits(kept, 3, places(1))
 
   jax.eval_shape(lambda: ask(3))
-
-
-# --- Sliding windows, smaller caches and drafts -------------------------------
 
 
 @jax.jit
@@ -441,7 +342,7 @@ DEEP = [[0], [1], [0, 0], [1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0, 0]]
 )
 def test_drafts_deeper_than_the_window(tree, window):
   """A node sees the tokens before it on its path, not the nodes before it."""
-  net = create(shape("parallel", n_future=5, layers=6))
+  net = parameters.random_model("parallel", n_future=5, layers=6)
   decoder = decoder_lib.lay_out(net, sliding_window=window)
   tokens = np.random.default_rng(3).integers(0, 31, (B, 16)).astype(np.int32)
   memory = decoder.forward(
@@ -467,157 +368,3 @@ def test_drafts_deeper_than_the_window(tree, window):
   for b in range(B):
     here = want[1:, -1, b, LENGTHS[b] + tree.depth[-1]]
     np.testing.assert_allclose(drafted[b], here, rtol=0, atol=ATOL)
-
-
-def test_smaller_caches(net, tokens):
-  """Bytes as promised, and logits near enough: errors in deviations."""
-  want, sizes = np.asarray(uncached(net, tokens))[:, :, :16], {}
-  errors = {}
-  for dtype in ("float32", "bfloat16", "int8"):
-    decoder = jax.jit(
-      functools.partial(decoder_lib.lay_out, cache_dtype=dtype)
-    )(net)
-    cache = decoder.empty_cache(B, S, 3)
-    sizes[dtype] = sum(a.nbytes for a in jax.tree.leaves(cache))
-    _, got = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
-    errors[dtype] = float(jnp.std(got - want) / jnp.std(want))
-  print(errors)
-  # 4 channels of 4, 2 and 1 bytes, and a float32 scale beside int8's.
-  assert sizes["bfloat16"] * 2 == sizes["float32"] == sizes["int8"] * 2
-  # Rounding errs by 2**-9 of a value at most, or by half of a 127th of the
-  # largest of 4 channels, and the softmax averages over positions.
-  assert errors["float32"] < 1e-5 < errors["bfloat16"] < 0.01
-  assert 1e-5 < errors["int8"] < 0.02
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
-  lower = functools.partial(decoder_lib.lay_out, draft_dtype=dtype)
-  if net.cfg.head == "anticausal":
-    with pytest.raises(ValueError, match="would change the text"):
-      lower(net)
-    return
-  full, low = decoder_of(net), jax.jit(lower)(net)
-  args = tokens[:, :16], ZERO, places(16)
-  want = read(full, full.empty_cache(B, S, 3), *args, heads=3)[1]
-  got = read(low, low.empty_cache(B, S, 3), *args, heads=3)[1]
-  np.testing.assert_array_equal(got[0], want[0])
-  for i in (1, 2):
-    error = float(jnp.std(got[i] - want[i]) / jnp.std(want[i]))
-    assert 1e-5 < error < 0.05, (i, error)
-  kinds = {str(a.dtype) for a in jax.tree.leaves(low)}
-  assert dtype in kinds
-
-
-@pytest.mark.parametrize(
-  "settings, words",
-  [
-    ({"sliding_window": 0}, "sliding_window=0 is too small"),
-    ({"cache_dtype": "int4"}, "cache_dtype='int4' is none of float32"),
-    ({"draft_dtype": "float16"}, "draft_dtype='float16' is none of None"),
-  ],
-)
-def test_settings_that_there_are_not(settings, words):
-  with pytest.raises(ValueError, match=words):
-    decoder_lib.lay_out(create(shape("parallel")), **settings)
-
-
-# --- Memory -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-  "tree", [tree_lib.chain(3), TREE], ids=["chain", "tree"]
-)
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loop_updates_its_cache_in_place(kind, tree):
-  """Temp memory of the compiled loop below a tenth of its cache."""
-  heads = shape(kind).head_layers
-  cfg = shape(kind, width=192, layers=5 + heads, attn_heads=3, kv_heads=3)
-  key = jax.random.key(0)
-  decoder = jax.eval_shape(lambda: decoder_lib.lay_out(model.Model(cfg, key)))
-  rule = accept.Greedy()
-  settings = interface.check_settings(
-    decoder, heads=tree, max_new=3980, rule=rule
-  )
-  state = loop.abstract_state(decoder, settings, batch=3, slots=4000)
-  compiled = loop.run_jit.lower(decoder, rule, state).compile()
-  memory = compiled.memory_analysis()
-  cache = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.cache))
-  print(f"{kind}: temp / cache {memory.temp_size_in_bytes / cache:.3f}")
-  assert memory.temp_size_in_bytes < 0.1 * cache
-  assert memory.alias_size_in_bytes > cache  # the state's buffers are donated
-
-
-MESHES = """
-import jax, numpy as np
-from mtp_jax import config, sharding
-from mtp_jax.decode import accept, interface, loop, sampling, serve
-from mtp_jax.decode import decoder as decoder_lib
-from mtp_jax.decode import generate as decode
-from mtp_jax.decode import tree as tree_lib
-from tests.test_window import create, shape
-
-TREE = tree_lib.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
-rng = np.random.default_rng(0)
-prompts = [rng.integers(0, 31, n).tolist() for n in (1, 5, 3, 11, 2, 7, 13, 2)]
-net = create(shape("parallel", vocab=32, mlp=44, attn_heads=12, kv_heads=4))
-plain = decoder_lib.lay_out(net, 31)
-drawn = accept.Lossless(sampling.Sampler(temperature=0.8, top_k=7))
-want = {
-  (heads, rule): decode.generate(
-    plain, prompts, heads=heads, max_new=23, rule=rule)
-  for heads, rule in ((3, accept.GREEDY), (TREE, accept.GREEDY), (TREE, drawn))
-}
-for shape in ((4, 2), (2, 4), (8, 1)):
-  mesh = sharding.make_mesh(config.Mesh(*shape), jax.devices())
-  decoder = decoder_lib.lay_out(net, 31, on=mesh)
-  assert decoder.trunk[0].wq[...].sharding.spec == jax.P(None, "model", None)
-  for (heads, rule), text in want.items():
-    got = decode.generate(decoder, prompts, heads=heads, max_new=23, rule=rule)
-    same = [np.array_equal(a, b)
-            for a, b in zip(got.tokens, text.tokens, strict=True)]
-    assert all(same), (shape, heads, rule, same)
-    for a, b in zip(got.texts, text.texts, strict=True):
-      np.testing.assert_allclose(a.logprob, b.logprob, atol=3e-5)
-      np.testing.assert_array_equal(a.per_pass, b.per_pass)
-  if shape == (4, 2):
-    turn = serve._decode
-    def split(decoder, rule, state, *rest):
-      assert state.cache[0][0].sharding.spec == jax.P("data", "model")
-      return turn(decoder, rule, state, *rest)
-    serve._decode = split
-    served = serve.generate_all(
-      decoder, prompts[:7], slots=4, heads=TREE, max_new=23, rule=drawn)
-    for a, b in zip(served.tokens, want[TREE, drawn].tokens[:7], strict=True):
-      np.testing.assert_array_equal(a, b)
-    for call, words in (
-      (lambda: decode.generate(decoder, prompts[:3], heads=1, max_new=5),
-       "3 rows do not divide by the 4 devices"),
-      (lambda: serve.generate_all(
-        decoder, prompts, slots=6, heads=1, max_new=5),
-       "slots=6 do not divide by the 4 devices"),
-    ):
-      try:
-        call()
-      except ValueError as error:
-        assert words in str(error), error
-      else:
-        raise AssertionError(words)
-  tokens, lengths = np.ones((8, 16), np.int32), np.full(8, 5, np.int32)
-  settings = interface.check_settings(decoder, heads=TREE, max_new=9)
-  state = decode.start(decoder, tokens, lengths, settings)
-  state = loop.advance_jit(decoder, accept.GREEDY, state)
-  k = state.cache[0][0]
-  part = k.addressable_shards[0].data.shape
-  assert part[:2] == (8 // shape[0], 4 // shape[1]), (shape, part)
-try:
-  decoder_lib.lay_out(
-    net, on=sharding.make_mesh(config.Mesh(1, 8), jax.devices()))
-except ValueError as error:
-  assert "kv_heads 4 is not divisible by 8" in str(error), error
-print("equal")
-"""
-
-
-def test_meshes_write_the_same_texts(run_with_devices):
-  assert run_with_devices(8, MESHES) == "equal\n"

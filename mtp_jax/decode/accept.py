@@ -95,7 +95,9 @@ class TopK(_Best):
   def check(self, tree):
     """Raises ValueError: k below 1, or a block longer than the tree's spine."""
     if checks.integer("k", self.k) < 1:
-      raise ValueError(f"k={self.k}: the best token at least has to stand")
+      raise ValueError(
+        f"k={self.k}: at least the best token has to be accepted"
+      )
     if not 1 <= checks.integer("block", self.block) <= len(tree.spine):
       raise ValueError(f"block={self.block} is outside 1..{len(tree.spine)}")
 

@@ -59,8 +59,7 @@ def choose(
 ) -> Option:
   """What `best` makes of `options` for prompts like these.
 
-    option = autotune.choose(decoder, prompts, batch=8, max_new=128)
-    generate.generate(decoder, prompts, heads=option.tree, max_new=128)
+  Its tree is what `mtp_jax.generate` takes as `heads`.
 
   Args:
     decoder: from `decoder.lay_out(model)`.

@@ -52,7 +52,7 @@ def write(layer: tuple, new: tuple, start: jax.Array, **where) -> tuple:
   Args:
     layer: from `empty`.
     new: from `stored`.
-    start: [B] int32 first position; start + W <= S but in a ring, or the
+    start: [B] int32 first position. Outside a ring start + W <= S, or the
       write would be clamped.
     **where: `ring` and `keep` of `put`.
   """
@@ -64,8 +64,9 @@ def write(layer: tuple, new: tuple, start: jax.Array, **where) -> tuple:
 def put(old, new, start, *, ring: bool = False, keep=None):
   """old [B, K, S, *] with new [B, K, W, *] from `start` [B] on.
 
-  `ring` wraps positions round; `keep` [B] counts the positions of a ring's
-  window that are written: the rest would fall on live ones.
+  With `ring`, position p is stored at p % S, and `keep` [B] counts the
+  positions of the window that are written. The others are padding, and would
+  overwrite positions that are still in use.
   """
   if not ring:
     return jax.vmap(
@@ -140,7 +141,7 @@ def grow(layer: tuple, slots: int) -> tuple:
   )
 
 
-def held(
+def slot_positions(
   slots: int, start: jax.Array, width: int, *, ring: bool = False
 ) -> jax.Array:
   """Which position each slot holds, [B, S] or [1, S] int32.

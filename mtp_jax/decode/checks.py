@@ -18,12 +18,12 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
   try:
     if isinstance(value, bool | np.bool_):
       raise TypeError
-    found = operator.index(value)
+    result = operator.index(value)
   except TypeError:
     raise ValueError(f"{name}={value!r} is not an integer") from None
-  if least is not None and found < least:
-    raise ValueError(f"{name}={found} is too small; give at least {least}")
-  return found
+  if least is not None and result < least:
+    raise ValueError(f"{name}={result} is too small; give at least {least}")
+  return result
 
 
 def number(name: str, value: Any) -> float:
@@ -42,10 +42,10 @@ def seed(value: Any) -> np.uint32:
   Raises:
     ValueError: not an integer from 0 to 2**32 - 1.
   """
-  found = integer("seed", value)
-  if not 0 <= found < 2**32:
-    raise ValueError(f"seed={found} is outside 0..{2**32 - 1}")
-  return np.uint32(found)
+  result = integer("seed", value)
+  if not 0 <= result < 2**32:
+    raise ValueError(f"seed={result} is outside 0..{2**32 - 1}")
+  return np.uint32(result)
 
 
 def stop_ids(stop: int | Sequence[int] | None, vocab: int) -> np.ndarray:

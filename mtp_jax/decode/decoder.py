@@ -2,12 +2,6 @@
 
 Training stacks layers and keeps float32. A decoding pass reads every weight
 once, so a stack's slices and casts would cost as much as the pass itself.
-
-  from mtp_jax import workdir
-  from mtp_jax.decode import decoder as decoder_lib
-
-  net, _, codec = workdir.load("runs/demo")
-  decoder = decoder_lib.lay_out(net, codec.vocab)
 """
 
 import jax
@@ -17,7 +11,7 @@ from mtp_jax import sharding
 from mtp_jax.decode import cache as cache_lib
 from mtp_jax.decode import checks, cpu, int8
 from mtp_jax.decode import window as window_lib
-from mtp_jax.model import model
+from mtp_jax.model import heads, model
 
 
 def lay_out(
@@ -35,6 +29,14 @@ def lay_out(
   matrices are transposed (`cpu.Matrix`), except int8 ones and on a mesh. In a
   float32 model the embedding, and the unembedding if not transposed, are shared
   with `net`; the layers are copies.
+
+  Example, with the run that the example of `mtp_jax.fit` trains:
+    >>> import mtp_jax
+    >>> from mtp_jax.decode import decoder as decoder_lib
+    >>> net, _, codec = mtp_jax.load("runs/tiny")
+    >>> decoder = decoder_lib.lay_out(net, codec.vocab)
+    >>> decoder.n_future
+    4
 
   Args:
     net: the model.
@@ -66,7 +68,8 @@ def lay_out(
     sliding_window = checks.integer("sliding_window", sliding_window, 1)
   _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
   _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
-  if draft_dtype and cfg.head == "anticausal":
+  kind = heads.KINDS[cfg.head]
+  if draft_dtype and kind.feeds < 0:
     raise ValueError(
       f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
       "model head 1 reads what the other heads wrote"
@@ -103,9 +106,8 @@ def lay_out(
     rest = (arrange(layer, draft_dtype or cfg.dtype) for layer in drafting)
     return arrange(first), *rest
 
-  own = cfg.head == "unembedding"
   unembed = net.heads.unembed
-  if own:
+  if kind.own_unembed:
     unembed = unstack(unembed, cfg.n_future)
   else:  # a second one, for drafts, where they are in another dtype
     unembed = [unembed] * (2 if draft_dtype else 1)

@@ -113,8 +113,17 @@ def generate(
   rounds differently from a pass over one, so a near-tie of two tokens may be
   decided differently.
 
-    texts = generate.generate(decoder, [[1, 2, 3], [4]], heads=4, max_new=99)
-    texts.tokens[0], texts.tokens_per_forward
+  Example, with the run that the example of `mtp_jax.fit` trains:
+    >>> import mtp_jax
+    >>> from mtp_jax.decode import decoder as decoder_lib
+    >>> net, _, codec = mtp_jax.load("runs/tiny")
+    >>> decoder = decoder_lib.lay_out(net, codec.vocab)
+    >>> prompts = [[codec.bos, *codec.encode(text)] for text in ("To", "be or")]
+    >>> result = mtp_jax.generate(decoder, prompts, heads=4, max_new=9)
+    >>> [len(tokens) for tokens in result.tokens]
+    [9, 9]
+    >>> 1 <= result.tokens_per_forward <= 4
+    True
 
   Args:
     decoder: from `decoder.lay_out(model)`.

@@ -52,10 +52,8 @@ class Sampler:
       value = getattr(self, name)
       if value is None:
         continue
-      found = checks.number(name, value)
-      if name == "top_k":
-        found = checks.integer(name, value)
-      if not good(found):
+      read = checks.integer if name == "top_k" else checks.number
+      if not good(read(name, value)):
         raise ValueError(f"{name}={value} has to be {words}")
 
   def probabilities(

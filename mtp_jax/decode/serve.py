@@ -33,15 +33,25 @@ def generate_all(
   """Continues any number of prompts, `slots` rows at a time.
 
   Equals `generate.generate` of all prompts in one batch, without waiting for
-  its longest text. Takes the caches of `slots` rows and, for a moment three
-  times, of the prompts that are read together: 8, or on a mesh the next
-  multiple of the devices that share rows. They are as long as the longest
-  prompt needs; the rows' grow by half when a text fills them, and then the old
-  ones live beside the new.
+  its longest text. Memory holds the caches of `slots` rows and, for a moment
+  three times, those of the prompts that are read together: 8, or on a mesh the
+  next multiple of the devices that share rows. Caches are as long as the
+  longest prompt needs. When a text fills its row, those of the rows grow by
+  half, and for a moment the old ones are held beside the new.
 
-    texts = serve.generate_all(
-      decoder, prompts, slots=32, heads="auto", max_new=256
-    )
+  Example, with the run that the example of `mtp_jax.fit` trains:
+    >>> import mtp_jax
+    >>> from mtp_jax.decode import decoder as decoder_lib
+    >>> from mtp_jax.decode import accept, sampling, serve
+    >>> net, _, codec = mtp_jax.load("runs/tiny")
+    >>> decoder = decoder_lib.lay_out(net, codec.vocab)
+    >>> prompts = [[codec.bos, *codec.encode(text)] for text in ("To", "be or")]
+    >>> rule = accept.Lossless(sampling.Sampler(temperature=0.8))
+    >>> result = serve.generate_all(
+    ...   decoder, prompts, slots=3, samples=2, heads=4, max_new=9, rule=rule
+    ... )
+    >>> len(result.texts)
+    4
 
   Args:
     decoder: from `decoder.lay_out(model)`.

@@ -31,8 +31,16 @@ def stream(
   The texts equal those of `generate.generate` of the prompt `samples` times;
   the prompt is read once.
 
-    for each in stream.stream(decoder, [1, 2, 3], heads=4, max_new=99):
-      print(each.tokens[0])
+  Example, with the run that the example of `mtp_jax.fit` trains:
+    >>> import mtp_jax
+    >>> from mtp_jax.decode import decoder as decoder_lib
+    >>> from mtp_jax.decode import stream
+    >>> net, _, codec = mtp_jax.load("runs/tiny")
+    >>> decoder = decoder_lib.lay_out(net, codec.vocab)
+    >>> prompt = [codec.bos, *codec.encode("To be")]
+    >>> passes = stream.stream(decoder, prompt, heads=4, max_new=9)
+    >>> sum(len(each.tokens[0]) for each in passes)
+    9
 
   Args:
     decoder: from `decoder.lay_out(model)`.

@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 from mtp_jax import config
 from mtp_jax.decode import cache as cache_lib
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.model import heads as heads_lib
 from mtp_jax.model import layers
 
 CHUNK = 256  # most tokens of a prompt that one pass reads
@@ -107,7 +108,7 @@ class Transformer:
         "'data'"
       )
     slots = self._at_most(slots)
-    if self._head_1_reads_all:
+    if self._kind.feeds < 0:  # head 1 reads the others
       heads = self.n_future
     count = len(self.trunk) + (heads if cfg.head_layers else 0)
     channels = cfg.width // cfg.attn_heads
@@ -198,10 +199,10 @@ class Transformer:
     del tokens
     at = jnp.zeros((len(window.start), 1), jnp.int32)
     hidden = [self._hidden(window, i, at) for i in range(1, heads)]
-    if len(self.unembed) <= 2:  # one for all heads that draft
-      return self._unembed(jnp.concatenate(hidden, 1), 1), window
-    logits = [self._unembed(h, i) for i, h in enumerate(hidden, 1)]
-    return jnp.concatenate(logits, 1), window
+    if self._kind.own_unembed:
+      logits = [self._unembed(h, i) for i, h in enumerate(hidden, 1)]
+      return jnp.concatenate(logits, 1), window
+    return self._unembed(jnp.concatenate(hidden, 1), 1), window
 
   def keep_path(self, window: Window, node: jax.Array) -> Window:
     """Keeps the path to the last accepted `node` [B] of the tree.
@@ -224,20 +225,20 @@ class Transformer:
     return dataclasses.replace(window, start=window.start + depth, kv={})
 
   @property
-  def _head_1_reads_all(self) -> bool:
-    return self.cfg.head == "anticausal"
+  def _kind(self) -> heads_lib.Kind:
+    return heads_lib.KINDS[self.cfg.head]
 
   def _order(self, cache) -> tuple[range, int]:
     """Heads with K and V as they run; how many of them are verifying heads."""
     heads = range(len(cache) - len(self.trunk))
-    if self._head_1_reads_all:  # it is the last of the chain
+    if self._kind.feeds < 0:  # head 1 is the last of the chain
       return heads[::-1], len(heads)
     return heads, 1
 
   def _read_by_others(self, cache) -> range:
     """Heads whose output another head reads, in their order."""
     order, _ = self._order(cache)
-    return order[:0] if self.cfg.head == "parallel" else order[:-1]
+    return order[:-1] if self._kind.feeds else order[:0]
 
   def _run(self, window, heads, ctx, valid=None):
     """Heads write K and V of the window; those that others read run on it."""
@@ -295,29 +296,37 @@ class Transformer:
 
   def _context(self, start, width, places, cache, tree):
     """How `places` [B or 1, W'] of a window of `width` tokens attend."""
-    held = cache_lib.held(
+    key_positions = cache_lib.slot_positions(
       cache_lib.slots(cache[0]), start, width, ring=bool(self.sliding_window)
     )
     depth = places if tree is None else jnp.asarray(tree.depth)[places]
     positions = start[:, None] + depth
-    mask = held[:, None] <= positions[..., None]  # [B, W', S]
+    mask = key_positions[:, None] <= positions[..., None]  # [B, W', S]
     if tree is not None and not tree.is_chain:
-      # The tree's mask goes to the cache positions of the window's keys.
+      # Keys of the text are seen by all nodes, keys of the window by the tree's
+      # mask, which is written into the mask like K and V into the cache.
       sees = jnp.broadcast_to(
         jnp.asarray(tree.sees)[places], (*mask.shape[:2], width)
       )
-      mask = jnp.broadcast_to((held < start[:, None])[:, None], mask.shape)
+      mask = jnp.broadcast_to(
+        (key_positions < start[:, None])[:, None], mask.shape
+      )
       mask = cache_lib.put(
         mask[..., None], sees[..., None], start, ring=bool(self.sliding_window)
       )[..., 0]
     if self.sliding_window:
-      mask &= held[:, None] >= 0
+      mask &= key_positions[:, None] >= 0
       if tree is not None:
-        # A draft's slot follows its number, its position its depth.
-        node = jnp.clip(held - start[:, None], 0, width - 1)
+        # The slot of a draft follows from its number in the tree, its position
+        # from its depth.
+        node = jnp.clip(key_positions - start[:, None], 0, width - 1)
         placed = start[:, None] + jnp.asarray(tree.depth)[node]
-        held = jnp.where(held < start[:, None], held, placed)
-      mask &= held[:, None] > positions[..., None] - self.sliding_window
+        key_positions = jnp.where(
+          key_positions < start[:, None], key_positions, placed
+        )
+      mask &= (
+        key_positions[:, None] > positions[..., None] - self.sliding_window
+      )
     attend = jax.tree_util.Partial(cache_lib.attend, mask)
     return layers.context(positions, attend, self.cfg)
 

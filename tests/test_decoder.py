@@ -1,0 +1,265 @@
+"""A model laid out: casts, layouts, caches, drafts in few bits, meshes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtp_jax import config
+from mtp_jax.decode import cpu
+from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.model import layers
+from tests import parameters
+
+# Logits are of order 1 and sums of at most 64 float32 products, each rounded
+# at 1e-7 and in another order when a window is cut differently.
+ATOL = 2e-5
+
+
+B, T, S = 5, 29, 37
+
+
+KINDS = config.HEAD_KINDS
+
+
+decoder_of = jax.jit(decoder_lib.lay_out)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def weights_are_turned():
+  """Small as they are."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cpu, "LARGE", 0)
+    yield
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def net(request):
+  return parameters.random_model(request.param)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+  return np.random.default_rng(1).integers(0, 31, (B, T)).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames="heads")
+def read(decoder, cache, window, start, at, *, heads):
+  """One pass: the cache, and logits [k, B, W', V] of k heads at `at`."""
+  memory = decoder.forward(cache, window, start)
+  logits = [decoder.logits(memory, i, at) for i in range(heads)]
+  return memory.cache, jnp.stack(logits)
+
+
+uncached = jax.jit(lambda net, tokens: net(tokens))
+
+
+def places(width):
+  return np.broadcast_to(np.arange(width, dtype=np.int32), (B, width))
+
+
+ZERO = np.zeros(B, np.int32)
+
+
+def test_padding_ids_are_never_written(net, tokens):
+  """A padded vocabulary's other columns are cut off, for every head."""
+  whole, cut = decoder_of(net), decoder_lib.lay_out(net, 19)
+  assert (whole.vocab, cut.vocab) == (31, 19)
+  window = tokens[:, :7] % 19
+  found = [
+    read(d, d.empty_cache(B, S, 3), window, ZERO, places(7), heads=3)[1]
+    for d in (whole, cut)
+  ]
+  cut, whole = found[1][..., :19], found[0][..., :19]
+  np.testing.assert_allclose(cut, whole, rtol=0, atol=ATOL)
+  assert np.isneginf(found[1][..., 19:]).all()
+  with pytest.raises(ValueError, match="vocab 99 exceeds .* 31 ids"):
+    decoder_lib.lay_out(net, 99)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "unembedding"])
+def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
+  half = parameters.random_model(kind, dtype="bfloat16")
+  full = parameters.random_model(kind)
+  decoder = decoder_of(half)
+  kinds = {
+    ".".join(str(getattr(p, "name", p)) for p in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(decoder)
+  }
+  for name, leaf in kinds.items():
+    want = jnp.float32 if "norm" in name else jnp.bfloat16
+    assert leaf.dtype == want, name
+  assert half.embed[...].dtype == jnp.float32  # the trained model is as it was
+  cache = decoder.empty_cache(B, S, 3)
+  assert {a.dtype for a in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
+  _, got = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
+  assert got.dtype == jnp.float32
+  # A rounding to 8 bits errs by 0.002 of a value; some thirty of them in a
+  # row walk to 0.01.
+  for want in (uncached(half, tokens), uncached(full, tokens)):
+    error = got - want[:, :, :16]
+    assert jnp.std(error) < 0.02 * jnp.std(want)
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (3, 5), (2, cpu.FEW)])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_a_weight_that_is_turned_multiplies_as_it_was(rows, axes):
+  rng = np.random.default_rng(0)
+  w = rng.normal(size=(7, 3, 5)).astype(np.float32)
+  x = rng.normal(size=(*rows, *w.shape[:axes])).astype(np.float32)
+  turned = cpu.matrix(jnp.asarray(w), axes)
+  np.testing.assert_array_equal(turned.array(), w)
+  got = layers.product("", x, turned, "float32")
+  np.testing.assert_allclose(got, np.tensordot(x, w, axes), rtol=0, atol=1e-5)
+  half = layers.product("", x.astype("bfloat16"), turned)
+  assert half.dtype == jnp.bfloat16 and half.shape == got.shape
+
+
+def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
+  """Another platform's weights lie as they were, and say the same; so do small
+  ones."""
+  seen = []
+  for platform in (None, "gpu", "tpu"):
+    decoder = decoder_lib.lay_out(net, on=platform)
+    weight = decoder.trunk[0].wo.get_value()
+    assert isinstance(weight, cpu.Matrix) == (platform is None)
+    cache = decoder.empty_cache(B, S, 3)
+    args = tokens[:, :16], ZERO, places(16)
+    seen.append(read(decoder, cache, *args, heads=3)[1])
+  for got in seen[1:]:
+    np.testing.assert_allclose(got, seen[0], rtol=0, atol=ATOL)
+  size = net.trunk.wo[0].size
+  for large, turned in ((size, True), (size + 1, False)):
+    monkeypatch.setattr(cpu, "LARGE", large)
+    weight = decoder_lib.lay_out(net).trunk[0].wo.get_value()
+    assert isinstance(weight, cpu.Matrix) == turned
+
+
+def test_smaller_caches(net, tokens):
+  """Bytes as promised, and logits near enough: errors in deviations."""
+  want, sizes = np.asarray(uncached(net, tokens))[:, :, :16], {}
+  errors = {}
+  for dtype in ("float32", "bfloat16", "int8"):
+    decoder = jax.jit(
+      functools.partial(decoder_lib.lay_out, cache_dtype=dtype)
+    )(net)
+    cache = decoder.empty_cache(B, S, 3)
+    sizes[dtype] = sum(a.nbytes for a in jax.tree.leaves(cache))
+    _, got = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
+    errors[dtype] = float(jnp.std(got - want) / jnp.std(want))
+  print(errors)
+  # 4 channels of 4, 2 and 1 bytes, and a float32 scale beside int8's.
+  assert sizes["bfloat16"] * 2 == sizes["float32"] == sizes["int8"] * 2
+  # Rounding errs by 2**-9 of a value at most, or by half of a 127th of the
+  # largest of 4 channels, and the softmax averages over positions.
+  assert errors["float32"] < 1e-5 < errors["bfloat16"] < 0.01
+  assert 1e-5 < errors["int8"] < 0.02
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
+  lower = functools.partial(decoder_lib.lay_out, draft_dtype=dtype)
+  if net.cfg.head == "anticausal":
+    with pytest.raises(ValueError, match="would change the text"):
+      lower(net)
+    return
+  full, low = decoder_of(net), jax.jit(lower)(net)
+  args = tokens[:, :16], ZERO, places(16)
+  want = read(full, full.empty_cache(B, S, 3), *args, heads=3)[1]
+  got = read(low, low.empty_cache(B, S, 3), *args, heads=3)[1]
+  np.testing.assert_array_equal(got[0], want[0])
+  for i in (1, 2):
+    error = float(jnp.std(got[i] - want[i]) / jnp.std(want[i]))
+    assert 1e-5 < error < 0.05, (i, error)
+  kinds = {str(a.dtype) for a in jax.tree.leaves(low)}
+  assert dtype in kinds
+
+
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    ({"sliding_window": 0}, "sliding_window=0 is too small"),
+    ({"cache_dtype": "int4"}, "cache_dtype='int4' is none of float32"),
+    ({"draft_dtype": "float16"}, "draft_dtype='float16' is none of None"),
+  ],
+)
+def test_settings_that_there_are_not(settings, words):
+  with pytest.raises(ValueError, match=words):
+    decoder_lib.lay_out(parameters.random_model("parallel"), **settings)
+
+
+MESHES = """
+import jax, numpy as np
+from mtp_jax import config, sharding
+from mtp_jax.decode import accept, interface, loop, sampling, serve
+from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import generate as decode
+from mtp_jax.decode import tree as tree_lib
+from tests import parameters
+
+TREE = tree_lib.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
+rng = np.random.default_rng(0)
+prompts = [rng.integers(0, 31, n).tolist() for n in (1, 5, 3, 11, 2, 7, 13, 2)]
+net = parameters.random_model(vocab=32, mlp=44, attn_heads=12, kv_heads=4)
+plain = decoder_lib.lay_out(net, 31)
+drawn = accept.Lossless(sampling.Sampler(temperature=0.8, top_k=7))
+want = {
+  (heads, rule): decode.generate(
+    plain, prompts, heads=heads, max_new=23, rule=rule)
+  for heads, rule in ((3, accept.GREEDY), (TREE, accept.GREEDY), (TREE, drawn))
+}
+for shape in ((4, 2), (2, 4), (8, 1)):
+  mesh = sharding.make_mesh(config.Mesh(*shape), jax.devices())
+  decoder = decoder_lib.lay_out(net, 31, on=mesh)
+  assert decoder.trunk[0].wq[...].sharding.spec == jax.P(None, "model", None)
+  for (heads, rule), text in want.items():
+    got = decode.generate(decoder, prompts, heads=heads, max_new=23, rule=rule)
+    same = [np.array_equal(a, b)
+            for a, b in zip(got.tokens, text.tokens, strict=True)]
+    assert all(same), (shape, heads, rule, same)
+    for a, b in zip(got.texts, text.texts, strict=True):
+      np.testing.assert_allclose(a.logprob, b.logprob, atol=3e-5)
+      np.testing.assert_array_equal(a.per_pass, b.per_pass)
+  if shape == (4, 2):
+    turn = serve._decode
+    def split(decoder, rule, state, *rest):
+      assert state.cache[0][0].sharding.spec == jax.P("data", "model")
+      return turn(decoder, rule, state, *rest)
+    serve._decode = split
+    served = serve.generate_all(
+      decoder, prompts[:7], slots=4, heads=TREE, max_new=23, rule=drawn)
+    for a, b in zip(served.tokens, want[TREE, drawn].tokens[:7], strict=True):
+      np.testing.assert_array_equal(a, b)
+    for call, words in (
+      (lambda: decode.generate(decoder, prompts[:3], heads=1, max_new=5),
+       "3 rows do not divide by the 4 devices"),
+      (lambda: serve.generate_all(
+        decoder, prompts, slots=6, heads=1, max_new=5),
+       "slots=6 do not divide by the 4 devices"),
+    ):
+      try:
+        call()
+      except ValueError as error:
+        assert words in str(error), error
+      else:
+        raise AssertionError(words)
+  tokens, lengths = np.ones((8, 16), np.int32), np.full(8, 5, np.int32)
+  settings = interface.check_settings(decoder, heads=TREE, max_new=9)
+  state = decode.start(decoder, tokens, lengths, settings)
+  state = loop.advance_jit(decoder, accept.GREEDY, state)
+  k = state.cache[0][0]
+  part = k.addressable_shards[0].data.shape
+  assert part[:2] == (8 // shape[0], 4 // shape[1]), (shape, part)
+try:
+  decoder_lib.lay_out(
+    net, on=sharding.make_mesh(config.Mesh(1, 8), jax.devices()))
+except ValueError as error:
+  assert "kv_heads 4 is not divisible by 8" in str(error), error
+print("equal")
+"""
+
+
+def test_meshes_write_the_same_texts(run_with_devices):
+  assert run_with_devices(8, MESHES) == "equal\n"
