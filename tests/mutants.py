@@ -175,14 +175,14 @@ MUTANTS = [
     "mtp_jax/decode/loop.py",
     "seen = seen.at[rows, tokens].max(keep)",
     "seen = seen",
-    "test_loop.py::test_whole_texts_have_head_1s_law",
+    "test_loop.py::test_whole_texts_have_head_1s_distribution",
   ),
   Mutant(
     "every pass draws by the same key",
     "mtp_jax/decode/loop.py",
     "keys = _keys(state.key, state.statistics.passes + 1)",
     "keys = _keys(state.key, 0 * state.statistics.passes)",
-    "test_loop.py::test_whole_texts_have_head_1s_law",
+    "test_loop.py::test_whole_texts_have_head_1s_distribution",
   ),
   Mutant(
     "a ring that never grows",

@@ -25,15 +25,20 @@ def tree_of(paths):
 ROWS = 100_000
 
 
-def pvalue(counts, law):
+def pvalue(counts, distribution):
   """Of a chi-square test; what has no chance must not occur."""
-  counts, law = np.ravel(counts), np.ravel(law)
-  assert not counts[law == 0].any()
-  counts, law = counts[law > 0], law[law > 0]
-  return stats.chisquare(counts, law / law.sum() * counts.sum()).pvalue
+  counts, distribution = np.ravel(counts), np.ravel(distribution)
+  assert not counts[distribution == 0].any()
+  counts, distribution = (
+    counts[distribution > 0],
+    distribution[distribution > 0],
+  )
+  return stats.chisquare(
+    counts, distribution / distribution.sum() * counts.sum()
+  ).pvalue
 
 
-def judge(tree, tokens, logits, drafts=None):
+def verify(tree, tokens, logits, drafts=None):
   """What a rule decides from, of candidates [B, D, R]."""
   root = jnp.zeros((len(logits), 1), jnp.int32)
   window = jnp.concatenate(
@@ -44,10 +49,12 @@ def judge(tree, tokens, logits, drafts=None):
 
 
 @functools.partial(jax.jit, static_argnames="tree")
-def decide(rule, tree, judged, seed=0):
-  node, free = rule.accept(tree, judged, keys(seed, len(judged.tokens)))
-  assert node.dtype == jnp.int32 and free.dtype == jnp.int32
-  return node, free
+def decide(rule, tree, verification, seed=0):
+  node, bonus = rule.accept(
+    tree, verification, keys(seed, len(verification.tokens))
+  )
+  assert node.dtype == jnp.int32 and bonus.dtype == jnp.int32
+  return node, bonus
 
 
 def random_tree(rng, nodes=11, drafts=3, width=3):
@@ -76,33 +83,33 @@ def candidates(rng, rows, tree, vocab):
   ]
 
 
-def deepest_by_hand(tree, stands, score=None):
-  """Index of the node; `stands` and `score` tell of nodes by their paths."""
+def deepest_by_hand(tree, accepted, score=None):
+  """Index of the node; `accepted` and `score` tell of nodes by their paths."""
   nodes = [(), *tree.paths]
   whole = [
     (len(node), score(node) if score else 0, -i)
     for i, node in enumerate(nodes)
-    if all(stands(node[:d]) for d in range(1, len(node) + 1))
+    if all(accepted(node[:d]) for d in range(1, len(node) + 1))
   ]
   return -max(whole)[2]
 
 
-def expect(rule, tree, tokens, logits, stands, free):
-  """Compares a rule with `stands(row, token, logits, node)` and `free(row)`.
+def expect(rule, tree, tokens, logits, accepted, bonus):
+  """Compares a rule with `accepted(row, token, logits, node)` and `bonus(row)`.
 
   Returns the depths.
   """
-  judged = judge(tree, tokens, logits)
-  node, token = map(np.asarray, decide(rule, tree, judged))
+  verification = verify(tree, tokens, logits)
+  node, token = map(np.asarray, decide(rule, tree, verification))
   number = {path: i for i, path in enumerate([(), *tree.paths])}
   for b in range(len(logits)):
 
     def one(path, b=b):
       said = logits[b, number[path[:-1]]].tolist()
-      return stands(path, tokens[b, len(path) - 1, path[-1]], said)
+      return accepted(path, tokens[b, len(path) - 1, path[-1]], said)
 
     assert node[b] == deepest_by_hand(tree, one)
-    assert token[b] == free(logits[b, node[b]].tolist())
+    assert token[b] == bonus(logits[b, node[b]].tolist())
   return tree.depth[node]
 
 
@@ -116,7 +123,7 @@ def test_greedy_against_a_walk(tree):
   B, V = 211, 4
   tokens = candidates(rng, B, tree, V)
   logits = rng.integers(-2, 3, (B, tree.size, V)).astype(np.float32)
-  node, free = decide(accept.GREEDY, tree, judge(tree, tokens, logits))
+  node, bonus = decide(accept.GREEDY, tree, verify(tree, tokens, logits))
   nodes = [(), *tree.paths]
   for b in range(B):
     path = ()
@@ -130,7 +137,7 @@ def test_greedy_against_a_walk(tree):
       if not on:
         break
       (path,) = on
-    assert nodes[node[b]] == path and free[b] == best
+    assert nodes[node[b]] == path and bonus[b] == best
   assert set(tree.depth[node]) == set(range(tree.drafts + 1))
 
 
@@ -138,23 +145,23 @@ def test_greedy_against_a_walk(tree):
 def test_deepest_against_loops(tree):
   rng = np.random.default_rng(1)
   B = 211
-  stands = rng.random((B, tree.size)) < 0.7  # the root's does not count
+  accepted = rng.random((B, tree.size)) < 0.7  # the root's does not count
   score = rng.integers(-5, 1, (B, tree.size)).astype(np.float32)
   by_number = jax.jit(accept.deepest, static_argnums=0)
-  first = by_number(tree, jnp.asarray(stands))
-  best = by_number(tree, jnp.asarray(stands), jnp.asarray(score))
+  first = by_number(tree, jnp.asarray(accepted))
+  best = by_number(tree, jnp.asarray(accepted), jnp.asarray(score))
   assert first.dtype == best.dtype == jnp.int32
   number = {path: i for i, path in enumerate([(), *tree.paths])}
   for b in range(B):
 
-    def stands_here(path, b=b):
-      return stands[b, number[path]]
+    def accepted_here(path, b=b):
+      return accepted[b, number[path]]
 
     def score_here(path, b=b):
       return score[b, number[path]]
 
-    assert first[b] == deepest_by_hand(tree, stands_here)
-    assert best[b] == deepest_by_hand(tree, stands_here, score_here)
+    assert first[b] == deepest_by_hand(tree, accepted_here)
+    assert best[b] == deepest_by_hand(tree, accepted_here, score_here)
   if not tree.is_chain:
     assert (first != best).any()
 
@@ -167,10 +174,10 @@ def test_top_k_against_loops(tree, k):
   tokens = candidates(rng, B, tree, V)
   logits = rng.integers(-9, 10, (B, tree.size, V)).astype(np.float32)
 
-  def stands(path, token, said):
+  def accepted(path, token, said):
     return said[token] >= sorted(said, reverse=True)[k - 1]
 
-  depths = expect(accept.TopK(k), tree, tokens, logits, stands, first_best)
+  depths = expect(accept.TopK(k), tree, tokens, logits, accepted, first_best)
   assert len(set(depths)) >= 3
 
 
@@ -178,15 +185,15 @@ def test_top_1_is_greedy():
   tree, rng = tree_lib.chain(4), np.random.default_rng(3)
   tokens = candidates(rng, 211, tree, 3)
   logits = rng.normal(size=(211, tree.size, 3)).astype(np.float32)
-  judged = judge(tree, tokens, logits)
+  verification = verify(tree, tokens, logits)
   one, other = (
-    decide(r, tree, judged) for r in (accept.TopK(1), accept.GREEDY)
+    decide(r, tree, verification) for r in (accept.TopK(1), accept.GREEDY)
   )
   np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("paths", ["0 00 000", "0 1 2 00 01 10 20 000 001 200"])
-def test_a_block_stands_unseen(paths):
+def test_a_block_is_accepted_unseen(paths):
   tree, rng = tree_of(paths), np.random.default_rng(4)
   B, V = 101, 7
   tokens = candidates(rng, B, tree, V)
@@ -195,17 +202,17 @@ def test_a_block_stands_unseen(paths):
     rule = accept.TopK(2, block)
     rule.check(tree)
 
-    def stands(path, token, said, block=block):
+    def accepted(path, token, said, block=block):
       forced = not any(path) and len(path) < block
       return forced or said[token] >= sorted(said)[-2]
 
-    depths = expect(rule, tree, tokens, logits, stands, first_best)
+    depths = expect(rule, tree, tokens, logits, accepted, first_best)
     assert min(depths) == block - 1  # written are one more
     assert block == tree.heads or max(depths) >= block
 
 
 def typical_by_hand(rule, tree, tokens, logits):
-  """(node, {token: chance of the free one}, margin) of one row, in float64."""
+  """(node, {token: chance of the bonus one}, margin) of one row, in float64."""
   x = logits.astype(float) / rule.temperature
   p = np.exp(x - x.max(-1, keepdims=True))
   p /= p.sum(-1, keepdims=True)
@@ -217,16 +224,16 @@ def typical_by_hand(rule, tree, tokens, logits):
     token = tokens[len(path) - 1, path[-1]]
     return p[number[path[:-1]], token]
 
-  def stands(path):
+  def accepted(path):
     return share(path) > least[number[path[:-1]]]
 
   def score(path):
     return math.prod(share(path[:d]) for d in range(1, len(path) + 1))
 
-  node = deepest_by_hand(tree, stands, score)
-  free = {v: s for v, s in enumerate(p[node]) if s > least[node]}
-  free = free or {int(p[node].argmax()): 1.0}
-  return node, free, abs(p - least[:, None]).min()
+  node = deepest_by_hand(tree, accepted, score)
+  bonus = {v: s for v, s in enumerate(p[node]) if s > least[node]}
+  bonus = bonus or {int(p[node].argmax()): 1.0}
+  return node, bonus, abs(p - least[:, None]).min()
 
 
 TYPICAL = [
@@ -243,19 +250,21 @@ def test_typical_against_float64(tree, rule):
   B, V = 101, 5
   tokens = candidates(rng, B, tree, V)
   logits = rng.normal(0, 2, (B, tree.size, V)).astype(np.float32)
-  node, free = decide(rule, tree, judge(tree, tokens, logits))
+  node, bonus = decide(rule, tree, verify(tree, tokens, logits))
   later = ties = 0
   for b in range(B):
-    want, law, margin = typical_by_hand(rule, tree, tokens[b], logits[b])
+    want, distribution, margin = typical_by_hand(
+      rule, tree, tokens[b], logits[b]
+    )
     assert margin > 1e-6  # shares in float32 are off by a few 6e-8
-    assert node[b] == want and int(free[b]) in law
+    assert node[b] == want and int(bonus[b]) in distribution
     later += tree.depth[want] > 0
     ties += want > np.flatnonzero(tree.depth == tree.depth[want])[0]
   assert later or not tree.drafts
   assert ties or tree.is_chain or rule.epsilon > 0.5
 
 
-def test_typical_draws_the_free_token_from_what_would_stand():
+def test_typical_draws_the_bonus_token_from_what_would_be_accepted():
   tree, V = tree_of("0 1"), 5
   rng = np.random.default_rng(9)
   rows = 11
@@ -264,19 +273,24 @@ def test_typical_draws_the_free_token_from_what_would_stand():
   told = 0
   for rule in TYPICAL:
     times = ROWS // rows
-    judged = judge(
+    verification = verify(
       tree, np.repeat(tokens, times, 0), np.repeat(logits, times, 0)
     )
-    _, free = decide(rule, tree, judged)
-    for b, drawn in enumerate(np.asarray(free).reshape(rows, times)):
-      _, law, _ = typical_by_hand(rule, tree, tokens[b], logits[b])
-      assert set(drawn.tolist()) == set(law)  # none rarer than one in fifty
-      assert min(law.values()) / sum(law.values()) > 0.02
-      if len(law) > 1:
+    _, bonus = decide(rule, tree, verification)
+    for b, drawn in enumerate(np.asarray(bonus).reshape(rows, times)):
+      _, distribution, _ = typical_by_hand(rule, tree, tokens[b], logits[b])
+      assert set(drawn.tolist()) == set(
+        distribution
+      )  # none rarer than one in fifty
+      assert min(distribution.values()) / sum(distribution.values()) > 0.02
+      if len(distribution) > 1:
         counts = np.bincount(drawn, minlength=V)
-        law = np.array([law.get(v, 0) for v in range(V)])
-        assert pvalue(counts, law) > 1e-4  # of some twenty of these
-        told += pvalue(counts, np.where(law > 0, law + 0.05, 0)) < 1e-6
+        distribution = np.array([distribution.get(v, 0) for v in range(V)])
+        assert pvalue(counts, distribution) > 1e-4  # of some twenty of these
+        told += (
+          pvalue(counts, np.where(distribution > 0, distribution + 0.05, 0))
+          < 1e-6
+        )
   assert told > 5
 
 
@@ -285,8 +299,8 @@ def test_typical_takes_the_likeliest_of_paths_though_another_is_impossible():
   tree = tree_of("0 1 2")
   logits = np.zeros((1, 4, 5), np.float32)
   logits[0, 0] = [-np.inf, 1, 2, 0, 0]
-  judged = judge(tree, np.array([[[0, 1, 2]]]), logits)
-  node, _ = decide(accept.Typical(), tree, judged)
+  verification = verify(tree, np.array([[[0, 1, 2]]]), logits)
+  node, _ = decide(accept.Typical(), tree, verification)
   assert node.tolist() == [3]
 
 
@@ -299,11 +313,13 @@ def test_forced_goes_down_the_first_choices(tree):
   nodes = [(), *tree.paths]
   spine = max(len(path) for path in nodes if not any(path))
   for count in range(6):
-    node, free = decide(accept.Forced(count), tree, judge(tree, tokens, logits))
+    node, bonus = decide(
+      accept.Forced(count), tree, verify(tree, tokens, logits)
+    )
     want = nodes.index((0,) * min(count, spine))
     assert node.tolist() == [want] * B
-    _, token = decide(accept.GREEDY, tree, judge(tree, tokens, logits))
-    assert free.tolist() == token.tolist()
+    _, token = decide(accept.GREEDY, tree, verify(tree, tokens, logits))
+    assert bonus.tolist() == token.tolist()
 
 
 def test_forced_drafts_cost_what_their_rule_does():
@@ -319,25 +335,31 @@ def test_forced_drafts_cost_what_their_rule_does():
   ):
     np.testing.assert_array_equal(got, want)
   window = jnp.pad(drafts.tokens[..., 0], ((0, 0), (1, 0)))
-  judged = accept.Verification(window, logits, logits.argmax(-1), drafts, seen)
-  node, free = forced.accept(tree, judged, keys(1, 5))
+  verification = accept.Verification(
+    window, logits, logits.argmax(-1), drafts, seen
+  )
+  node, bonus = forced.accept(tree, verification, keys(1, 5))
   assert node.tolist() == [1] * 5
-  want = rule.accept(tree, judged, keys(1, 5))[1]
-  np.testing.assert_array_equal(free, want)
-  assert (free != judged.best[:, 1]).any()  # drawn
+  want = rule.accept(tree, verification, keys(1, 5))[1]
+  np.testing.assert_array_equal(bonus, want)
+  assert (bonus != verification.best[:, 1]).any()  # drawn
 
 
 def test_numbers_compile_nothing():
   tree = TREES[2]
-  fun = jax.jit(lambda rule, judged: rule.accept(tree, judged, keys(0, 3)))
-  judged = judge(tree, np.zeros((3, 3, 3), int), np.zeros((3, tree.size, 5)))
+  fun = jax.jit(
+    lambda rule, verification: rule.accept(tree, verification, keys(0, 3))
+  )
+  verification = verify(
+    tree, np.zeros((3, 3, 3), int), np.zeros((3, tree.size, 5))
+  )
   for rules in (
     [accept.Forced(1), accept.Forced(2)],
     [accept.Typical(), accept.Typical(0.2, 0.5, 0.7)],
   ):
     before = fun._cache_size()
     for rule in rules:
-      fun(rule, judged)
+      fun(rule, verification)
     assert fun._cache_size() == before + 1
 
 
@@ -417,6 +439,47 @@ def test_what_makes_sense_is_let_through(rule, tree):
 )
 def test_the_root_alone_writes_one_token(rule):
   logits = np.eye(5, dtype=np.float32)[None, [3, 1]].swapaxes(0, 1) * 99
-  judged = judge(tree_lib.Tree(), np.zeros((2, 0, 1), int), logits)
-  node, free = decide(rule, tree_lib.Tree(), judged)
-  assert node.tolist() == [0, 0] and free.tolist() == [3, 1]
+  verification = verify(tree_lib.Tree(), np.zeros((2, 0, 1), int), logits)
+  node, bonus = decide(rule, tree_lib.Tree(), verification)
+  assert node.tolist() == [0, 0] and bonus.tolist() == [3, 1]
+
+
+# --- The walk down a tree -----------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def walk_by_depth(tree, tokens, q, p, u):
+  """`accept.walk` where head 1's distribution is p [B, D+1, V] by depth."""
+
+  def target(node, _):
+    return p[jnp.arange(len(u)), jnp.asarray(tree.depth)[node]]
+
+  return accept.walk(tree, accept.Drafts(tokens, q), target, u)
+
+
+BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
+
+
+def test_a_draft_that_is_as_likely_as_it_is_right_is_always_accepted():
+  p = np.random.default_rng(0).dirichlet(np.ones(5), (7, 3)).astype(np.float32)
+  tokens = np.tile([[[0], [1]]], (7, 1, 1))
+  u = np.full((7, 2, 1), BELOW_1)
+  node, distribution, chances = walk_by_depth(
+    tree_lib.chain(3), tokens, p[:, :2], p, u
+  )
+  assert node.tolist() == [2] * 7
+  np.testing.assert_array_equal(chances, np.ones((7, 2, 1)))
+  np.testing.assert_array_equal(distribution, p[:, 2])
+
+
+def test_the_draw_decides_by_the_chance():
+  """Just below it a draft is accepted, at it rejected."""
+  p = np.array([[[0.25, 0.125, 0.625], [0.5, 0.0, 0.5]]], np.float32)
+  q = np.array([[[0.5, 0.25, 0.25]]], np.float32)
+  # A rejected draft leaves max(p - q, 0), here the last token alone.
+  for u, want, left in ((0.5, 0, [0, 0, 1]), (BELOW_1 / 2, 1, [0.5, 0, 0.5])):
+    node, distribution, chances = walk_by_depth(
+      tree_lib.chain(2), np.zeros((1, 1, 1), int), q, p, np.full((1, 1, 1), u)
+    )
+    assert node.tolist() == [want] and distribution.tolist() == [left]
+    assert chances.tolist() == [[[0.5]]]

@@ -106,7 +106,7 @@ def test_seconds_are_measured(monkeypatch):
     rules.append(rule)
     return state
 
-  monkeypatch.setattr(loop, "run", counted)
+  monkeypatch.setattr(loop, "run_jit", counted)
   load = autotune.Load(2, 19)
   found = autotune.seconds_per_pass(mock, trees, load, repeats=3)
   assert len(found) == len(trees) and min(found) > 0

@@ -1,5 +1,6 @@
 """A model laid out: casts, layouts, caches, drafts in few bits, meshes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from mtp_jax import config
 from mtp_jax.decode import cpu
 from mtp_jax.decode import decoder as decoder_lib
-from mtp_jax.model import layers
+from mtp_jax.model import heads, layers
 from tests import parameters
 
 # Logits are of order 1 and sums of at most 64 float32 products, each rounded
@@ -188,6 +189,15 @@ def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
 def test_settings_that_there_are_not(settings, words):
   with pytest.raises(ValueError, match=words):
     decoder_lib.lay_out(parameters.random_model("parallel"), **settings)
+
+
+def test_heads_that_read_tokens_are_refused(monkeypatch):
+  """Rather than drafts from heads that miss half of what they read."""
+  net = parameters.random_model()
+  kind = dataclasses.replace(heads.KINDS["parallel"], reads_tokens=True)
+  monkeypatch.setitem(heads.KINDS, "parallel", kind)
+  with pytest.raises(ValueError, match="'parallel', whose heads read tokens"):
+    decoder_lib.lay_out(net)
 
 
 MESHES = """

@@ -247,7 +247,7 @@ TREE3 = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]])
   ids=lambda x: str(x) if isinstance(x, dict) else "",
 )
 def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
-  """With second and third choices that stand, on caches of every kind."""
+  """With second and third choices accepted, on caches of every kind."""
   net, prompts = trained
   decoder = decoder_lib.lay_out(net, **settings)
   run = functools.partial(decode.generate, decoder, prompts, max_new=MAX_NEW)

@@ -17,6 +17,10 @@ NAMES = [
   "mtp_jax.tokenizer.Bytes",
   "mtp_jax.data.pipeline.batches",
   "mtp_jax.loss.heads.serial",
+  "mtp_jax.decode.decoder.lay_out",
+  "mtp_jax.decode.generate.generate",
+  "mtp_jax.decode.serve.generate_all",
+  "mtp_jax.decode.stream.stream",
   "mtp_jax.train.optim.schedule",
   "mtp_jax.train.step.compile_step",
 ]

@@ -311,7 +311,7 @@ jax.tree_util.register_dataclass(Tables)
   [tree_lib.chain(3), tree_lib.from_paths([[0], [1], [0, 0], [1, 0]])],
   ids=["chain", "tree"],
 )
-def test_whole_texts_have_head_1s_law(tree, drawn):
+def test_whole_texts_have_head_1s_distribution(tree, drawn):
   """The loop draws, counts what the text holds, and keys its passes apart."""
   sampler = sampling.Sampler(temperature=0.9, penalty=1.7)
   rows, new, first = 60_000, 4, 1
@@ -323,18 +323,20 @@ def test_whole_texts_have_head_1s_law(tree, drawn):
     rule=accept.Lossless(sampler, drawn),
     seed=1,
   )
-  assert got.tokens_per_forward > 1.3  # drafts do stand
-  law = np.zeros((3,) * new)
-  for text in np.ndindex(law.shape):
+  assert got.tokens_per_forward > 1.3  # drafts are accepted
+  distribution = np.zeros((3,) * new)
+  for text in np.ndindex(distribution.shape):
     chance, seen, last = 1.0, np.arange(3) == first, first
     for token in text:
       chance *= float(sampler.probabilities(TABLES[0, last], seen)[token])
       seen, last = seen | (np.arange(3) == token), token
-    law[text] = chance
-  counts = np.zeros(law.shape)
+    distribution[text] = chance
+  counts = np.zeros(distribution.shape)
   np.add.at(counts, tuple(np.stack(got.tokens).T), 1)
-  assert law.sum() == pytest.approx(1)
-  found = stats.chisquare(counts.ravel(), rows * law.ravel() / law.sum())
+  assert distribution.sum() == pytest.approx(1)
+  found = stats.chisquare(
+    counts.ravel(), rows * distribution.ravel() / distribution.sum()
+  )
   assert found.pvalue > 1e-3
 
 

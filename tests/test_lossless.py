@@ -1,8 +1,9 @@
 """`Lossless`: the distribution of what it writes, enumerated.
 
-A pass of `accept.Lossless` draws candidates, then goes down a tree by tosses.
-With a few tokens every draw and every toss can be enumerated with its chance:
-the law of the text is then known, not estimated, and has to be head 1's.
+A pass of `accept.Lossless` draws candidates, then accepts or rejects each by a
+random number. With a few tokens every draw and every decision can be enumerated
+with its chance. The distribution of the text is then known, not estimated, and
+has to be head 1's.
 """
 
 import functools
@@ -15,7 +16,7 @@ import pytest
 
 from mtp_jax.decode import accept, sampling
 from mtp_jax.decode import tree as tree_lib
-from tests.test_accept import ROWS, decide, judge, keys, pvalue, tree_of
+from tests.test_accept import ROWS, decide, keys, pvalue, tree_of, verify
 
 # Chances in float32 are off by a few 6e-8, and so is what they add up to.
 CLOSE = 1e-6
@@ -63,26 +64,30 @@ class World:
     self.proposed = normal(drafts, vocab)
     self.seen = rng.random(vocab) < 0.5
 
-  def laws(self, sampler):
+  def distributions(self, sampler):
     """(head 1's, n -> [V^n, V] after each text; the drafting heads' [D, V])."""
     V, D = self.vocab, self.drafts
     held = [(digits(V, n)[..., None] == range(V)).any(1) for n in range(D + 1)]
     held = np.concatenate([*held, np.zeros((D, V), bool)]) | self.seen
     logits = np.concatenate([*self.logits, self.proposed])
-    laws = np.asarray(probabilities(sampler, logits, held), float)
-    laws /= laws.sum(-1, keepdims=True)
-    *laws, proposed = np.split(laws, np.cumsum([len(x) for x in self.logits]))
-    return laws, proposed
+    distributions = np.asarray(probabilities(sampler, logits, held), float)
+    distributions /= distributions.sum(-1, keepdims=True)
+    *distributions, proposed = np.split(
+      distributions, np.cumsum([len(x) for x in self.logits])
+    )
+    return distributions, proposed
 
   def follows(self, sampler):
-    """n -> [V^n, V^(D+1-n)]: ordinary decoding's law of the tokens to come."""
+    """n -> [V^n, V^(D+1-n)]: by ordinary decoding, of the tokens to come."""
     after = [np.ones((self.vocab ** (self.drafts + 1), 1))]
-    for law in reversed(self.laws(sampler)[0]):
-      joint = law[..., None] * after[-1].reshape(*law.shape, -1)
-      after.append(joint.reshape(len(law), -1))
+    for distribution in reversed(self.distributions(sampler)[0]):
+      joint = distribution[..., None] * after[-1].reshape(
+        *distribution.shape, -1
+      )
+      after.append(joint.reshape(len(distribution), -1))
     return after[::-1]
 
-  def judge(self, tree, tokens):
+  def verify(self, tree, tokens):
     """[rows, M, V]: head 1's logits after each node."""
     numbers = number(tree, self.vocab, tokens)
     nodes = [self.logits[d][numbers[:, i]] for i, d in enumerate(tree.depth)]
@@ -108,24 +113,25 @@ cached_walker = functools.cache(walker)
 
 @functools.cache
 def outcomes(tree, vocab):
-  """Every draw and toss: orders [P, R], which [rows, D], tosses [rows, D, R].
+  """Every draw and decision.
 
+  Returns orders [P, R], which [rows, D] and decisions [rows, D, R].
   Depth d of a row draws orders[which[row, d]].
   """
   D, R = tree.drafts, tree.width
   orders = np.array(list(itertools.permutations(range(vocab), R)))
-  which, tosses = digits(len(orders), D), digits(2, D * R).reshape(-1, D, R)
-  pairs = len(which), len(tosses)
+  which, decisions = digits(len(orders), D), digits(2, D * R).reshape(-1, D, R)
+  pairs = len(which), len(decisions)
   which = np.repeat(which, pairs[1], 0)
-  return orders, which, np.tile(tosses, (pairs[0], 1, 1))
+  return orders, which, np.tile(decisions, (pairs[0], 1, 1))
 
 
-def successive(law, orders):
-  """Chance [P] of each order drawn from law [V] without replacement.
+def successive(distribution, orders):
+  """Chance [P] of each order drawn from distribution [V] without replacement.
 
   Where nothing that has a chance is left, any token comes, each as likely.
   """
-  left = np.tile(np.asarray(law, float), (len(orders), 1))
+  left = np.tile(np.asarray(distribution, float), (len(orders), 1))
   other, rows, chance = np.ones_like(left), np.arange(len(orders)), 1.0
   for token in orders.T:
     share = np.where(left.sum(-1, keepdims=True) > 0, left, other)
@@ -136,7 +142,7 @@ def successive(law, orders):
 
 
 def error(tree, world, rule, *, walk=None, believed=None):
-  """Largest difference between the law of D+1 written tokens and head 1's.
+  """Largest difference of D+1 written tokens' distribution from head 1's.
 
   What a pass leaves unwritten of them is appended by ordinary decoding.
 
@@ -147,11 +153,11 @@ def error(tree, world, rule, *, walk=None, believed=None):
   """
   V, D = world.vocab, world.drafts
   rule.check(tree)
-  orders, which, tosses = outcomes(tree, V)
-  _, q = world.laws(rule.sampler)
+  orders, which, decisions = outcomes(tree, V)
+  _, q = world.distributions(rule.sampler)
   if rule.drawn:
-    chances = [successive(law, orders) for law in q]
-    _, q = world.laws(believed or rule.sampler)
+    chances = [successive(distribution, orders) for distribution in q]
+    _, q = world.distributions(believed or rule.sampler)
     q = jnp.tile(q.astype(np.float32), (len(which), 1, 1))
   else:
     best = np.argsort(-q, -1, kind="stable")[:, None, : tree.width]
@@ -159,15 +165,15 @@ def error(tree, world, rule, *, walk=None, believed=None):
   node, p, asked = (walk or cached_walker(tree))(
     rule.sampler,
     accept.Drafts(jnp.asarray(orders[which]), q),
-    world.judge(tree, orders[which]),
-    tosses.astype(np.float32),
+    world.verify(tree, orders[which]),
+    decisions.astype(np.float32),
     jnp.tile(world.seen, (len(which), 1)),
   )
   node, p, asked = np.asarray(node), *(np.asarray(x, float) for x in (p, asked))
-  # u = 0 makes stand whatever can, u = 1 fall whatever can. A candidate that
-  # is not asked counts half with either, once in all.
-  toss = np.where(tosses == 0, asked, 1 - asked)
-  weight = np.where(np.isnan(asked), 0.5, toss).prod((1, 2))
+  # u = 0 accepts whatever can be accepted, u = 1 rejects whatever can be
+  # rejected. A candidate that is not asked counts half with each, once in all.
+  weight = np.where(decisions == 0, asked, 1 - asked)
+  weight = np.where(np.isnan(asked), 0.5, weight).prod((1, 2))
   for d, chance in enumerate(chances):
     weight = weight * chance[which[:, d]]
   assert weight.sum() == pytest.approx(1, abs=CLOSE)
@@ -175,10 +181,12 @@ def error(tree, world, rule, *, walk=None, believed=None):
   follows, got = world.follows(rule.sampler), 0
   for depth in range(D + 1):
     here = tree.depth[node] == depth
-    law = np.zeros((V**depth, V))
-    np.add.at(law, text[here], weight[here, None] * p[here])
-    law = law[..., None] * follows[depth + 1].reshape(*law.shape, -1)
-    got = got + law.reshape(1, -1)
+    distribution = np.zeros((V**depth, V))
+    np.add.at(distribution, text[here], weight[here, None] * p[here])
+    distribution = distribution[..., None] * follows[depth + 1].reshape(
+      *distribution.shape, -1
+    )
+    got = got + distribution.reshape(1, -1)
   return abs(got - follows[0]).max()
 
 
@@ -223,7 +231,7 @@ SAMPLERS = [
 
 @pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "best"])
 @pytest.mark.parametrize("name", SMALL)
-def test_the_text_has_head_1s_law(name, drawn):
+def test_the_text_has_head_1s_distribution(name, drawn):
   tree, vocab = SMALL[name]
   for seed, one in enumerate(SAMPLERS):
     world = World(seed, vocab, tree.drafts)
@@ -242,7 +250,7 @@ def test_drafts_that_are_right_impossible_or_all_but_certain(drawn):
     world = World(12, vocab, tree.drafts)
     for x in world.logits:
       x[:, [0, 2]] = -np.inf
-    world.proposed[:, [1, 3]] = -np.inf  # no draft can ever stand
+    world.proposed[:, [1, 3]] = -np.inf  # no draft can ever be accepted
     assert error(tree, world, rule) < CLOSE
     world.proposed[0] = [-np.inf, 0, 0, -np.inf]  # one of two can
     assert error(tree, world, rule) < CLOSE
@@ -272,45 +280,9 @@ def test_filters_left_out_and_nothing_seen(one):
   assert error(tree, world, accept.Lossless(one), walk=walk) < CLOSE
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def walk_by_depth(tree, tokens, q, p, u):
-  """`accept.walk` where head 1's law is p [B, D+1, V] by depth alone."""
-
-  def target(node, _):
-    return p[jnp.arange(len(u)), jnp.asarray(tree.depth)[node]]
-
-  return accept.walk(tree, accept.Drafts(tokens, q), target, u)
-
-
-BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
-
-
-def test_a_draft_that_is_as_likely_as_it_is_right_always_stands():
-  p = np.random.default_rng(0).dirichlet(np.ones(5), (7, 3)).astype(np.float32)
-  tokens = np.tile([[[0], [1]]], (7, 1, 1))
-  u = np.full((7, 2, 1), BELOW_1)
-  node, law, chances = walk_by_depth(tree_lib.chain(3), tokens, p[:, :2], p, u)
-  assert node.tolist() == [2] * 7
-  np.testing.assert_array_equal(chances, np.ones((7, 2, 1)))
-  np.testing.assert_array_equal(law, p[:, 2])
-
-
-def test_the_toss_decides_by_the_chance():
-  """Just below it a draft stands, at it the draft falls."""
-  p = np.array([[[0.25, 0.125, 0.625], [0.5, 0.0, 0.5]]], np.float32)
-  q = np.array([[[0.5, 0.25, 0.25]]], np.float32)
-  # What falls leaves max(p - q, 0), here the last token alone.
-  for u, want, left in ((0.5, 0, [0, 0, 1]), (BELOW_1 / 2, 1, [0.5, 0, 0.5])):
-    node, law, chances = walk_by_depth(
-      tree_lib.chain(2), np.zeros((1, 1, 1), int), q, p, np.full((1, 1, 1), u)
-    )
-    assert node.tolist() == [want] and law.tolist() == [left]
-    assert chances.tolist() == [[[0.5]]]
-
-
 # A wrong rule shows: the enumeration can fail.
 def keep_p(monkeypatch):
-  """After a fall the law stays head 1's."""
+  """After a rejection the distribution stays head 1's."""
   monkeypatch.setattr(accept, "_residual", lambda p, q, x: p)
 
 
@@ -382,23 +354,23 @@ def write_two(tree, world, rule, seed):
     return rule.propose(proposed, tree.width, seen, drafting)
 
   @jax.jit
-  def decide(rule, judged, accepting):
-    return rule.accept(tree, judged, accepting)
+  def decide(rule, verification, accepting):
+    return rule.accept(tree, verification, accepting)
 
   both = keys(seed, 2 * ROWS)
   drafts = propose(rule, both[:ROWS])
   tokens = np.asarray(drafts.tokens)
-  judged = judge(tree, tokens, world.judge(tree, tokens), drafts)
-  judged = judged._replace(seen=jnp.tile(world.seen, (ROWS, 1)))
-  node, free = map(np.asarray, decide(rule, judged, both[ROWS:]))
+  verification = verify(tree, tokens, world.verify(tree, tokens), drafts)
+  verification = verification._replace(seen=jnp.tile(world.seen, (ROWS, 1)))
+  node, bonus = map(np.asarray, decide(rule, verification, both[ROWS:]))
   depth, rows = tree.depth[node], np.arange(ROWS)
-  window = np.asarray(judged.tokens)
+  window = np.asarray(verification.tokens)
   # Of texts with one token only the second comes by ordinary decoding.
-  law = world.follows(rule.sampler)[1].reshape(V, V, -1).sum(-1)[free]
+  distribution = world.follows(rule.sampler)[1].reshape(V, V, -1).sum(-1)[bonus]
   draw = np.random.default_rng(seed).random((ROWS, 1))
-  ordinary = np.minimum((law.cumsum(1) < draw).sum(1), V - 1)
-  first = np.where(depth == 0, free, window[rows, tree.path[node, 1]])
-  second = np.where(depth == 1, free, window[rows, tree.path[node, 2]])
+  ordinary = np.minimum((distribution.cumsum(1) < draw).sum(1), V - 1)
+  first = np.where(depth == 0, bonus, window[rows, tree.path[node, 1]])
+  second = np.where(depth == 1, bonus, window[rows, tree.path[node, 2]])
   second = np.where(depth == 0, ordinary, second)
   assert set(depth) == {0, 1, 2}
   counts = np.zeros((V, V))
@@ -407,23 +379,23 @@ def write_two(tree, world, rule, seed):
 
 
 @pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "best"])
-def test_texts_of_100_000_rows_have_head_1s_law(drawn, monkeypatch):
+def test_texts_of_100_000_rows_have_head_1s_distribution(drawn, monkeypatch):
   tree, vocab = tree_of("0 1 00 10 11"), 4
   world = World(2, vocab, tree.drafts)
   one = sampling.Sampler(temperature=0.8, penalty=1.3)
   rule = accept.Lossless(one, drawn)
   counts = write_two(tree, world, rule, 0)
 
-  def law(one):
+  def distribution(one):
     return world.follows(one)[0].reshape(vocab, vocab, -1).sum(-1)
 
-  assert pvalue(counts, law(one)) > 1e-3
+  assert pvalue(counts, distribution(one)) > 1e-3
   # So many rows tell temperatures that differ by a twentieth, and a residual
-  # that is head 1's whole law.
+  # that is head 1's whole distribution.
   near = sampling.Sampler(temperature=0.84, penalty=1.3)
-  assert pvalue(counts, law(near)) < 1e-6
+  assert pvalue(counts, distribution(near)) < 1e-6
   keep_p(monkeypatch)
-  assert pvalue(write_two(tree, world, rule, 0), law(one)) < 1e-6
+  assert pvalue(write_two(tree, world, rule, 0), distribution(one)) < 1e-6
 
 
 def test_a_rows_text_depends_on_its_own_key_alone():
@@ -438,8 +410,10 @@ def test_a_rows_text_depends_on_its_own_key_alone():
   @jax.jit
   def one_pass(proposed, logits, seen, drafting, accepting):
     drafts = rule.propose(proposed, tree.width, seen, drafting)
-    judged = judge(tree, drafts.tokens, logits, drafts)._replace(seen=seen)
-    return drafts.tokens, *rule.accept(tree, judged, accepting)
+    verification = verify(tree, drafts.tokens, logits, drafts)._replace(
+      seen=seen
+    )
+    return drafts.tokens, *rule.accept(tree, verification, accepting)
 
   def run(rows, keys_of):
     return [
@@ -467,21 +441,23 @@ def test_a_rows_text_depends_on_its_own_key_alone():
   assert any((a != b).any() for a, b in zip(others[1:], whole[1:], strict=True))
 
 
-def test_lossless_candidates_come_from_the_filtered_law():
+def test_lossless_candidates_come_from_the_filtered_distribution():
   rng = np.random.default_rng(13)
   logits = jnp.asarray(rng.normal(size=(3, 2, 7)), jnp.float32)
   seen = rng.random((3, 7)) < 0.5
   one = sampler(temperature=0.7, top_k=4, penalty=3.0)
-  law = probabilities(one, logits, jnp.asarray(seen)[:, None])
+  distribution = probabilities(one, logits, jnp.asarray(seen)[:, None])
   propose = jax.jit(lambda rule: rule.propose(logits, 3, seen, keys(0, 3)))
   drawn = propose(accept.Lossless(one))
   # The two programs may round otherwise.
-  np.testing.assert_allclose(drawn.probabilities, law, rtol=1e-6)
-  chances = np.take_along_axis(np.asarray(law), np.asarray(drawn.tokens), -1)
+  np.testing.assert_allclose(drawn.probabilities, distribution, rtol=1e-6)
+  chances = np.take_along_axis(
+    np.asarray(distribution), np.asarray(drawn.tokens), -1
+  )
   assert (chances > 0).all()
   best = propose(accept.Lossless(one, False))
   assert best.probabilities is None
-  want = np.argsort(-np.asarray(law), -1, kind="stable")[..., :3]
+  want = np.argsort(-np.asarray(distribution), -1, kind="stable")[..., :3]
   np.testing.assert_array_equal(best.tokens, want)
   # The penalty moves them: they are not the heads' own.
   assert (want != np.argsort(-np.asarray(logits), -1)[..., :3]).any()
@@ -496,16 +472,16 @@ def test_siblings_with_a_gap_would_not_be_lossless(monkeypatch):
 
 
 def test_the_root_alone_draws_from_head_1():
-  law = np.array([0.5, 0.2, 0.0, 0.3])
-  logits = np.log(np.maximum(law, 1e-45)).astype(np.float32)
-  logits[law == 0] = -np.inf
+  distribution = np.array([0.5, 0.2, 0.0, 0.3])
+  logits = np.log(np.maximum(distribution, 1e-45)).astype(np.float32)
+  logits[distribution == 0] = -np.inf
   for drawn in (True, False):
-    judged = judge(
+    verification = verify(
       tree_lib.Tree(),
       np.zeros((ROWS, 0, 1), int),
       np.tile(logits, (ROWS, 1, 1)),
     )
     rule = accept.Lossless(sampling.Sampler(), drawn)
-    node, free = decide(rule, tree_lib.Tree(), judged)
+    node, bonus = decide(rule, tree_lib.Tree(), verification)
     assert not node.any()
-    assert pvalue(np.bincount(free, minlength=4), law) > 1e-3
+    assert pvalue(np.bincount(bonus, minlength=4), distribution) > 1e-3

@@ -55,9 +55,9 @@ def lay_out(
 
   Raises:
     ValueError: the model has fewer ids than `vocab`, or none are wanted; a
-      sliding_window below 1; an unknown dtype; draft_dtype where head 1 reads
-      the other heads (anticausal), or int8 on a mesh; sizes that the mesh does
-      not divide.
+      sliding_window below 1; an unknown dtype; heads that read tokens;
+      draft_dtype where head 1 reads the other heads (anticausal), or int8 on a
+      mesh; sizes that the mesh does not divide.
   """
   cfg, mesh = net.cfg, on if isinstance(on, jax.sharding.Mesh) else None
   vocab = checks.integer("vocab", cfg.vocab if vocab is None else vocab, 1)
@@ -69,6 +69,11 @@ def lay_out(
   _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
   _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
   kind = heads.KINDS[cfg.head]
+  if kind.reads_tokens:
+    raise ValueError(
+      f"model.head is {cfg.head!r}, whose heads read tokens: no decoder drafts "
+      "with them yet"
+    )
   if draft_dtype and kind.feeds < 0:
     raise ValueError(
       f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
