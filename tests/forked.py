@@ -105,7 +105,7 @@ def _server() -> socket.socket:
 def _serve(requests: socket.socket) -> None:
   """Forks a guard for each request, and this a child, until there are none."""
   # It imports what all programs do.
-  from experiments.startup import program  # noqa: F401
+  from experiments.startup import options, program, terminal  # noqa: F401
 
   signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a guard
   while True:
