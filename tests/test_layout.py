@@ -83,6 +83,26 @@ def test_imports_go_one_way():
       assert allowed and there not in WITHOUT.get(here, ()), (name, other)
 
 
+def test_engineering_shares_instruments_only():
+  """A folder there imports `measure`, not what another folder is made of."""
+  top = "experiments.engineering."
+  found = {
+    (name, other)
+    for name, imported in modules().items()
+    for other in imported
+    if name.startswith(top) and other.startswith(top) and other.count(".") > 2
+    if name.split(".")[2] != other.split(".")[2]
+  }
+  # The bounds of `train_speed` are judged on an accelerator.
+  assert found == {(f"{top}accelerator.training", f"{top}train_speed.bounds")}
+
+
+def test_what_a_user_runs_is_flags():
+  for path in (ROOT / "experiments").glob("*.py"):
+    count = len(path.read_text(encoding="utf-8").splitlines())
+    assert count <= 100, f"{path.name} has {count} lines"
+
+
 def test_no_circle():
   graph = modules()
   for name, imported in graph.items():
