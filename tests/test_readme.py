@@ -156,3 +156,15 @@ def test_the_demo_and_the_notebook(home):
 )
 def test_the_demo_counts_what_is_repeated(text, words, times):
   assert report.most_repeats(text, words) == times
+
+
+def test_build_names_tests_that_exist():
+  text = (ROOT / "BUILD.md").read_text(encoding="utf-8")
+  files = [*(ROOT / "tests").glob("test_*.py")]
+  known = {f.name for f in files}
+  for file in files:
+    known |= set(re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.M))
+  named = set(re.findall(r"`(test_\w+(?:\.py)?)`", text))
+  assert len(named) > 30 and named <= known, named - known
+  for link in re.findall(r"\]\(([\w/.]+)", text):
+    assert (ROOT / link).exists(), link
