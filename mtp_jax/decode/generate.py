@@ -130,8 +130,9 @@ def generate(
     prompts: sequences of token ids, of any lengths.
     cache_len: positions of the cache; None: as many as turn out to be needed,
       the cache growing by half with the texts.
-    **settings: of `interface.check_settings`: heads and max_new; if wanted
-      stop, rule and seed.
+    **settings: `heads`, from 1 (ordinary decoding) to N, or a tree of drafts,
+      and `max_new` tokens. Optional: `stop`, an end token or several; `rule`
+      from `accept`; `seed`. See `interface.check_settings`.
 
   Raises:
     ValueError: a bad setting, an empty prompt, an id outside the vocabulary,
