@@ -1,1 +1,1 @@
-"""How a program starts: its config, its signals, its errors in one line."""
+"""How a program starts: its flags, config, signals, and errors in one line."""
