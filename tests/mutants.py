@@ -285,9 +285,9 @@ MUTANTS = [
   ),
   Mutant(
     "resumed one step off",
-    "mtp_jax/train/loop.py",
-    "      start=self.start,",
-    "      start=self.start + (self.start > 0),",
+    "mtp_jax/train/batches.py",
+    "      start=start,",
+    "      start=start + (start > 0),",
     "test_run.py::test_sigterm_saves_and_exits_with_0",
   ),
   Mutant(
@@ -342,9 +342,9 @@ MUTANTS = [
   ),
   Mutant(
     "processes train on the same rows",
-    "mtp_jax/train/loop.py",
-    "      process=block,",
-    "      process=0 * block,",
+    "mtp_jax/train/batches.py",
+    "      process=self._block,",
+    "      process=0 * self._block,",
     "test_processes.py::test_two_processes_end_with_the_bits_of_one",
   ),
   Mutant(

@@ -137,7 +137,10 @@ def test_a_log_that_is_no_regular_file_is_set_aside(
     aside = tmp_path / f"{group}.csv.damaged0"
     assert aside.exists() and not aside.is_file()
     said = caplog.messages.pop()
-    assert f"{group}.csv is not a regular file: it is now {aside.name}" in said
+    assert (
+      f"{group}.csv is not a regular file: it is renamed to {aside.name}"
+      in said
+    )
 
 
 def test_a_full_disk_ends_no_run_and_loses_no_row(tmp_path, caplog):

@@ -12,16 +12,16 @@ import rich.console
 
 from mtp_jax import config, sharding
 from mtp_jax.data import pack
-from mtp_jax.train import report
+from mtp_jax.train import report, terminal
 
 
 def test_progress_writes_lines_where_there_is_no_terminal(capsys):
-  progress = report.Progress()
+  progress = terminal.Progress()
   progress.start(20, 5)
   progress.advance(6)
   progress.report(10, "loss [1.5]")
   progress.close()
-  report.Progress(active=False).say("nothing")
+  terminal.Progress(active=False).say("nothing")
   assert capsys.readouterr().out == "step 10/20  loss [1.5]\n"
 
 
@@ -31,7 +31,7 @@ def test_only_the_note_gives_way_in_the_bar(width):
   console = rich.console.Console(
     file=io.StringIO(), width=width, force_terminal=True, color_system=None
   )
-  bar = report.bar(console)
+  bar = terminal.bar(console)
   task = bar.add_task("", total=18000, completed=12600, note=note)
   (line,) = console.render_lines(bar.get_renderable(), pad=False)
   text = "".join(segment.text for segment in line)
@@ -48,7 +48,7 @@ def test_letters_that_the_output_lacks_are_replaced(monkeypatch, encoding):
   raw = io.BytesIO()
   stream = io.TextIOWrapper(raw, encoding=encoding)
   monkeypatch.setattr(sys, "stdout", stream)
-  report.Progress().say("a\udcffb\u2581c\ufffd")
+  terminal.Progress().say("a\udcffb\u2581c\ufffd")
   stream.flush()
   assert re.fullmatch("a.b.c.\n", raw.getvalue().decode(encoding))
 
@@ -59,7 +59,7 @@ def test_an_output_that_is_gone_is_said_once(monkeypatch, caplog):
   os.close(read)
   stream = open(write, "w", encoding="utf-8")
   monkeypatch.setattr(sys, "stdout", stream)
-  progress = report.Progress()
+  progress = terminal.Progress()
   progress.start(20, 0)
   for step in range(3):
     progress.advance(step)
@@ -74,7 +74,7 @@ def test_an_output_that_is_gone_is_said_once(monkeypatch, caplog):
 def test_a_full_disk_under_the_output_ends_nothing(monkeypatch, caplog):
   stream = open("/dev/full", "w", encoding="utf-8", buffering=1)
   monkeypatch.setattr(sys, "stdout", stream)
-  progress = report.Progress()
+  progress = terminal.Progress()
   progress.say("one")
   progress.say("two")
   assert len(caplog.messages) == 1 and "No space left" in caplog.text

@@ -20,7 +20,7 @@ import pytest
 from mtp_jax import config, tokenizer, tokenizer_training
 from mtp_jax.checkpoint import checkpoints, integrity
 from mtp_jax.model import cost
-from mtp_jax.train import lock, loop, metrics, optim, processes, workdir
+from mtp_jax.train import lock, logs, loop, metrics, optim, processes, workdir
 
 # Reads that orbax abandons when a file is damaged complain when collected.
 pytestmark = pytest.mark.filterwarnings(
@@ -442,9 +442,9 @@ def test_a_sample_continues_text_and_no_padding(cfg, tmp_path, monkeypatch):
   monkeypatch.setattr(loop.evaluations.generate, "generate", generate)
   tokens = np.array([codec.bos, *codec.encode("old"), codec.eos])
   packed = loop.pipeline.Packed(tokens, np.zeros(1, int), 1.0, "", 1, {})
-  writer = loop.logs.Writer(tmp_path, 0, True)
+  reporter = types.SimpleNamespace(logs=logs.Writer(tmp_path, 0, True))
   loop.evaluations.Evaluations(
-    cfg, one_device(), codec, packed, None, writer, None
+    cfg, one_device(), codec, packed, None, reporter
   ).run(5, None)
   assert [p.tolist() for p in prompts] == [tokens.tolist()]
   (sample,) = (tmp_path / "samples").iterdir()

@@ -6,6 +6,7 @@ splits       which documents are trained on and which are held out
 pack         a corpus as arrays of tokens, cached on disk
 cache_entry  the files of one cached corpus, with checksums
 blocks       arrays on disk that are verified when they are read
+batch        what a step trains on
 packed       windows and excerpts of a packed split
 pipeline     shuffled batches, a pure function of (seed, step, process)
 """

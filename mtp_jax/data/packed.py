@@ -1,4 +1,4 @@
-"""A split of a corpus as one sequence of tokens, and what is read from it."""
+"""A packed split: one sequence of tokens, read in windows and excerpts."""
 
 import dataclasses
 
@@ -11,20 +11,19 @@ from mtp_jax.data import batch, blocks
 class Packed:
   """A split as one sequence of tokens; every document is [bos, ids, eos].
 
-  Whatever `pack.pack` returns is checked whenever it is read, block by block: a
-  cache that is damaged while it is in use raises `CacheDamaged` before a
-  damaged token reaches anyone. So every batch that was ever given is sound,
-  and with it every step before the error; nothing is left to verify.
+  The arrays that `pack.pack` returns are verified block by block whenever they
+  are read. If the cache is damaged while it is in use, `CacheDamaged` is raised
+  before a damaged token is used. So all steps before the error are sound.
   """
 
   tokens: np.ndarray | blocks.Array  # [tokens], unsigned
   starts: np.ndarray | blocks.Array  # [documents], int64, ascending from 0
-  bytes_per_token: float  # UTF-8 bytes over predicted tokens: all but bos
+  bytes_per_token: float  # UTF-8 bytes / predicted tokens, which exclude bos
   fingerprint: str  # of tokens, starts and tokenizer
   documents: int
   skipped: dict[str, int]  # records left out of the corpus, by reason
-  cut: str = ""  # the part of a document held out, where no whole one is
-  files: int = 0  # of the corpus, both splits together
+  cut: str = ""  # what is held out, if a document was cut (`splits.find_cut`)
+  files: int = 0  # files of the corpus, for both splits together
   # [tokens], of each token in the loss; None: 1. See `batch.Batch.weight`.
   weight: np.ndarray | blocks.Array | None = None
 

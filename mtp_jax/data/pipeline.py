@@ -1,9 +1,9 @@
-"""Packed tokens to batches: a pure function of (seed, step, process).
+"""Batches of packed tokens: a pure function of (seed, step, process).
 
-Window w of length T holds tokens [w T, w T + T + N): the N after its end are
-the first of the next window too, so that no head loses a target at the tail.
-grain shuffles the windows anew for every epoch. Nothing but the step needs to
-be saved for a run to go on, on any number of processes.
+Window w of length T holds the tokens [w T, w T + T + N). The last N of them
+are also the first of the next window, so that every head has a target at every
+position. grain shuffles the windows differently in each epoch. A run resumes
+from its step alone, with any number of processes.
 """
 
 import multiprocessing
@@ -37,20 +37,20 @@ def batches(
   workers: int = 0,
   start: int = 0,
 ) -> Iterator[batch_lib.Batch]:
-  """The batches of steps start, start + 1, ... without end.
+  """Yields the batches of steps start, start + 1, ... without end.
 
-  Equals `batch_at(packed, step, ...)` for those steps, read ahead by threads
-  or by worker processes. Getting to `start` costs nothing.
+  They equal `batch_at(packed, step, ...)`, and are prefetched by threads or by
+  worker processes. No earlier batch is read to reach `start`.
 
   Args:
     packed: the split.
     batch: B, rows of the global batch.
     seq_len: T.
     n_future: N.
-    seed: of the shuffle.
-    process: which block of B / processes rows to give.
-    processes: number of them; their blocks in order are the global batch.
-    workers: prefetching processes; 0 reads ahead in threads.
+    seed: seed of the shuffle.
+    process: index of the block of B / processes rows to read.
+    processes: number of blocks; together, in order, they are the global batch.
+    workers: number of worker processes that prefetch; 0: threads do.
     start: first step.
 
   Returns:
@@ -58,9 +58,9 @@ def batches(
 
   Raises:
     ValueError: batch is not divisible by processes, or there is no data.
-    ChildProcessError: from the iterator: a worker process has ended.
-    CacheDamaged: from the iterator, in place of the first batch whose tokens
-      have changed on the disk; all batches before it are sound.
+    ChildProcessError: by the iterator, if a worker process has ended.
+    CacheDamaged: by the iterator, instead of the first batch whose tokens have
+      changed on the disk.
 
   Example:
     >>> import numpy as np
@@ -83,7 +83,7 @@ def batches(
   stream = steps[start:].to_iter_dataset(ahead)
   if workers:
     refuse_in_worker()
-    if not flags.FLAGS.is_parsed():  # a notebook; grain reads its flags
+    if not flags.FLAGS.is_parsed():  # in a notebook; grain reads absl flags
       flags.FLAGS.mark_as_parsed()
     stream = stream.mp_prefetch(
       grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
@@ -93,12 +93,12 @@ def batches(
 
 
 def refuse_in_worker() -> None:
-  """Ends a worker that, being started, runs its parent's script again.
+  """Exits if this process is a worker that runs its parent's script again.
 
-  A worker process imports the script that started it. Where the script has no
-  `if __name__ == "__main__":`, the worker would do all its work once more.
+  A worker process imports the script that started it. If the script does not
+  guard its work by `if __name__ == "__main__":`, the worker would repeat it.
   """
-  # multiprocessing sets it while a new process imports the script.
+  # multiprocessing sets this while a new process imports the script.
   if getattr(multiprocessing.current_process(), "_inheriting", False):
     sys.exit(_UNGUARDED)
 
@@ -137,11 +137,10 @@ def batch_at(
 def _stream(
   packed, batch, seq_len, n_future, seed, process, processes
 ) -> grain.MapDataset:
-  """Item s is the batch of step s.
+  """A dataset whose item s is this process's block of the batch of step s.
 
-  Batches of B / processes rows of the shuffled stream: every `processes`-th
-  of them is this process's block, since the blocks of a step follow each
-  other.
+  The shuffled windows are divided into blocks of B / processes rows. The blocks
+  of one step are consecutive, so this process reads every `processes`-th block.
   """
   if batch % processes:
     raise ValueError(f"batch {batch} is not divisible by {processes} processes")
@@ -151,14 +150,15 @@ def _stream(
   if not len(windows):
     raise ValueError("the split holds no token, so no window")
   shuffled = grain.MapDataset.source(windows).seed(seed).shuffle()
-  # repeat(None) has length sys.maxsize, which batches of one cannot divide.
+  # Not repeat(None), whose length is sys.maxsize: grain divides the length by
+  # the rows in floating point, and with one row len() refuses the result.
   epochs = sys.maxsize // len(windows) // 2
   blocks = shuffled.repeat(epochs).batch(batch // processes)
   return blocks[process::processes]
 
 
 class _Windows:
-  """A split as the random-access source that grain wants."""
+  """A split as a random-access source of grain."""
 
   def __init__(self, packed: Packed, seq_len: int, n_future: int):
     self._packed, self._shape = packed, (seq_len, n_future)

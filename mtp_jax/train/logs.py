@@ -1,4 +1,4 @@
-"""What a run writes down: CSV, TensorBoard events, samples. Always UTF-8."""
+"""The logs of a run: CSV, TensorBoard events and samples, in UTF-8."""
 
 import contextlib
 import csv
@@ -16,24 +16,24 @@ from tensorboardX.proto import event_pb2, summary_pb2
 
 
 class Writer:
-  """Numbers by step, into one CSV per group and TensorBoard events; samples.
+  """Writes numbers by step to CSV files and TensorBoard events, and samples.
 
-  A resumed run appends to the same files. Rows after the step that it starts
-  from belong to a run that was cut off, and are dropped. A log never ends a
-  run. A failed write is reported once, and tried again with the next row. An
-  unreadable file is renamed.
+  Each group of numbers has one CSV file. A run that resumes appends to it, and
+  removes the rows of later steps, which were written before it was killed. A
+  failed write does not stop the run. It is reported once and repeated with the
+  next row. A file that cannot be parsed is renamed.
 
   Args:
-    folder: made if it is not there.
-    start: step that the run starts from.
-    active: False writes nothing (processes other than the first).
+    folder: made if it is missing.
+    start: step from which the run starts.
+    active: False writes nothing, for all processes but the first.
   """
 
   def __init__(self, folder: pathlib.Path, start: int, active: bool = True):
     self._folder, self._start, self._active = folder, start, active
     self._groups = {}
     self._events = _Events(folder / "tensorboard", start)
-    self._silent = False  # it was said that logs cannot be written
+    self._reported = False  # a failed write was reported
     if active:
       with self._surviving():
         folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ class Writer:
             path.unlink()
 
   def write(self, group: str, step: int, values: dict[str, float]) -> None:
-    """Appends a row to `group`.csv and to the events."""
+    """Appends a row to `group`.csv and to the TensorBoard events."""
     if not self._active:
       return
     if group not in self._groups:
@@ -68,7 +68,7 @@ class Writer:
       self._events.write(step, [summary.text("sample", f"```\n{text}\n```")])
 
   def has(self, group: str, step: int) -> bool:
-    """Whether `group`.csv has a row of `step`; False where it is unreadable."""
+    """Whether `group`.csv has a row of `step`; False if it is unreadable."""
     with self._surviving():
       rows = _read(self._folder / f"{group}.csv")[1]
       return any(int(row["step"]) == step for row in rows)
@@ -79,27 +79,27 @@ class Writer:
     try:
       yield
     except OSError as error:
-      if not self._silent:
+      if not self._reported:
         logging.warning(
           "logs cannot be written to %s: %s. The run goes on, and tries again "
           "with every row; this is not said again",
           self._folder,
           error,
         )
-      self._silent = True
+      self._reported = True
 
 
 class _Rows:
-  """A CSV file that grows by rows.
+  """Appends rows to a CSV file.
 
-  It is opened anew for each row: a file that was deleted is made again, and
-  one that took only a part of a row loses that part.
+  The file is opened for each row. So a deleted file is made again, and a row
+  that was written in part is removed.
   """
 
   def __init__(self, path: pathlib.Path, start: int):
     self._path, self._written = path, start
-    self._names = None  # None: the file has to be looked at first
-    self._pending = []  # rows that it does not have yet
+    self._names = None  # columns; None if the file must be read again
+    self._pending = []  # rows that are not in the file yet
 
   def write(self, row: dict[str, str]) -> None:
     self._pending.append(row)
@@ -113,7 +113,11 @@ class _Rows:
     self._pending.clear()
 
   def _begin(self, names: list[str]) -> list[str]:
-    """Makes the file, with its columns and what may stay of its rows."""
+    """Writes the file with all columns and the rows that are kept.
+
+    Returns:
+      The columns: `names`, then others that the file had.
+    """
     self._path.parent.mkdir(parents=True, exist_ok=True)
     old, rows, unreadable = _read(self._path)
     kept = [row for row in rows if int(row["step"]) <= self._written]
@@ -126,7 +130,7 @@ class _Rows:
       aside = _free_name(self._path)
       os.replace(self._path, aside)
       logging.warning(
-        "%s is not a regular file: it is now %s, and a new file takes its rows",
+        "%s is not a regular file: it is renamed to %s, and a new file is made",
         self._path,
         aside.name,
       )
@@ -134,8 +138,8 @@ class _Rows:
       aside = _free_name(self._path)
       os.replace(self._path, aside)
       logging.warning(
-        "%d lines of %s cannot be read: the file as it was is now %s, its "
-        "other rows stay",
+        "%d lines of %s cannot be read: a copy is kept as %s, and the other "
+        "rows stay",
         unreadable,
         self._path,
         aside.name,
@@ -147,9 +151,9 @@ class _Rows:
 def _read(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]], int]:
   """Columns, rows and number of unreadable lines of a CSV file of numbers.
 
-  A last line without an end was being written when the process was killed:
-  it does not count. No field holds a comma or a quotation mark. A device or a
-  FIFO is not read: it may have no end.
+  A last line without a newline is ignored: the process was killed while it
+  wrote the line. No field holds a comma or a quotation mark. A device or a FIFO
+  is not read, because it may never end.
   """
   if not path.is_file():
     return [], [], 0
@@ -159,14 +163,14 @@ def _read(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]], int]:
   if names[:1] != ["step"] or "\ufffd" in lines[0]:
     return [], [], len(lines)
   rows = [line.split(",") for line in lines[1:]]
-  whole = [row for row in rows if len(row) == len(names) and _is_row(row)]
-  found = [dict(zip(names, row, strict=True)) for row in whole]
-  return names, found, len(rows) - len(whole)
+  valid = [row for row in rows if len(row) == len(names) and _is_row(row)]
+  by_name = [dict(zip(names, row, strict=True)) for row in valid]
+  return names, by_name, len(rows) - len(valid)
 
 
 def _is_row(values: list[str]) -> bool:
   try:
-    for value in filter(None, values[1:]):  # a new column is empty before
+    for value in filter(None, values[1:]):  # a later column is empty here
       float(value)
     return int(values[0]) >= 0
   except ValueError:
@@ -179,18 +183,18 @@ def _free_name(path: pathlib.Path) -> pathlib.Path:
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a file in UTF-8; killed on the way, it leaves the old one."""
+  """Writes a file in UTF-8; the old one stays if the process is killed."""
   partial = path.with_name(f"{path.name}.partial")
   partial.write_bytes(text.encode("utf-8", errors="replace"))
   os.replace(partial, path)
 
 
 class _Events:
-  """A file of TensorBoard events, made with the first of them.
+  """A file of TensorBoard events, made when the first event is written.
 
-  `tensorboardX.SummaryWriter` writes in a thread of its own; where the disk
-  is full the thread ends, and the tenth event after that waits for it without
-  end. Here events that cannot be written are lost; the CSV files keep rows.
+  `tensorboardX.SummaryWriter` writes in a thread. If the disk is full, the
+  thread ends, and after ten more events the run hangs. This class loses events
+  that cannot be written; the CSV files keep the numbers.
   """
 
   def __init__(self, folder: pathlib.Path, start: int):
@@ -203,7 +207,7 @@ class _Events:
       name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
       self._file = record_writer.RecordWriter(str(self._folder / name))
       begin = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-      # TensorBoard hides what other files say of this step and later ones.
+      # Makes TensorBoard hide this step and later ones in other files.
       purge = event_pb2.Event(step=self._written + 1, session_log=begin)
       try:
         self._append(event_pb2.Event(file_version="brain.Event:2"), purge)
@@ -215,7 +219,7 @@ class _Events:
     self._written = step
 
   def _append(self, *events: event_pb2.Event) -> None:
-    file, self._file = self._file, None  # where it fails, a new one
+    file, self._file = self._file, None  # after an error, a new file is made
     for event in events:
       event.wall_time = time.time()
       file.write(event.SerializeToString())

@@ -1,4 +1,4 @@
-"""A run in a workdir: the loop around the training step, and what it keeps."""
+"""Trains a model in a workdir: the loop around the training step."""
 
 import contextlib
 import json
@@ -10,13 +10,14 @@ from mtp_jax import config, sharding
 from mtp_jax.checkpoint import checkpoints, storage
 from mtp_jax.data import pipeline
 from mtp_jax.train import (
+  batches,
   evaluations,
   lock,
-  logs,
   metrics,
   processes,
   report,
   resume,
+  terminal,
 )
 from mtp_jax.train import step as step_lib
 from mtp_jax.train import workdir as workdir_lib
@@ -32,28 +33,30 @@ def fit(
   *,
   profile: range = range(0),
 ) -> step_lib.State:
-  """Trains, or goes on training, in `workdir`.
+  """Trains a model in `workdir`, or resumes from its newest whole checkpoint.
 
-  Starts from the newest whole checkpoint there. SIGTERM (and the first
-  Ctrl-C) saves the current step and returns, once the first step is compiled;
-  before, there is nothing to save, and signals act as without this function.
-  The run is a function of `cfg` alone: stopped, killed and resumed anywhere, it
-  ends with the same bits.
-  Says on standard output what it does (`report`). Nothing that it says or
-  logs ends it, and no failed evaluation or sample; among several processes,
-  those end it that fail on some of them while the others compute.
+  The result depends on `cfg` alone: a run that was stopped, killed and resumed
+  ends with the same bits as one that was not.
+
+  SIGTERM, or Ctrl-C once, saves the current step and returns. Until the first
+  step is compiled there is nothing to save, and signals have their usual
+  effect.
+
+  Progress is printed on standard output. Failures of printing, logging,
+  evaluations and samples do not stop the run. One exception: with several
+  processes, a computation that fails on some of them stops all.
 
   Args:
     cfg: the run's settings.
     workdir: takes config.json, checkpoints/, train.csv, held_out.csv,
-      samples/, tensorboard/, profile/, a copy of a SentencePiece model and
-      `lock`, which keeps other runs out. Several processes
-      (`processes.join`) share it. A start that is refused leaves at most
-      `lock`, which is empty then.
+      samples/, tensorboard/, profile/, a copy of a SentencePiece model, and
+      `lock`, which excludes other runs. Several processes (`processes.join`)
+      share it. If the settings are refused, at most an empty `lock` is left.
     profile: steps, counted from 1, that `jax.profiler` traces.
 
   Returns:
-    The last state: of step `cfg.train.steps`, or where it was told to stop.
+    The last state: of step `cfg.train.steps`, or of the step at which a signal
+    stopped the run.
 
   Example:
     >>> import pathlib, mtp_jax
@@ -72,13 +75,13 @@ def fit(
     3
 
   Raises:
-    ValueError: settings that do not fit each other, the data or the devices.
-    pipeline.CacheDamaged: the packed corpus changed on the disk; every step
-      before it was trained on sound data.
-    checkpoint.CheckpointError: the workdir holds another run, is in use by
+    ValueError: the settings do not fit each other, the data or the devices.
+    pipeline.CacheDamaged: the packed corpus changed on the disk. All steps
+      before were trained on sound data.
+    checkpoints.CheckpointError: the workdir holds another run, is in use by
       one, cannot be written, or is not shared by all processes.
-    Diverged: `train.max_bad_steps` non-finite steps in a row, or the run
-      ends with one.
+    Diverged: `train.max_bad_steps` steps in a row, or the last step, had a
+      non-finite loss or gradient.
     processes.PeerLost: another process of the run is gone.
   """
   pipeline.refuse_in_worker()
@@ -98,8 +101,9 @@ def fit(
   _check_batch(cfg, mesh)
   like = step_lib.abstract_state(cfg, mesh)
   evaluations.check(cfg, mesh, like.model)
-  progress = report.Progress(jax.process_index() == 0)
-  with lock.exclusive(workdir):  # before the corpus is packed for hours
+  is_first = jax.process_index() == 0
+  progress = terminal.Progress(is_first)
+  with lock.exclusive(workdir):  # before hours of packing
     with progress.doing("reading the corpus, which is packed once"):
       packed = pipeline.pack(cfg.data, codec)
     metadata = workdir_lib.metadata(cfg, codec, packed)
@@ -111,13 +115,13 @@ def fit(
       checkpoints.Checkpoints(
         workdir / "checkpoints", keep=cfg.train.keep
       ) as saved,
-      processes.stop_signals() as asked,
+      processes.stop_signals() as stop_event,
       processes.watched(saved.abandon),
     ):
-      found = saved.restore(
+      restored = saved.restore(
         like, refusals=lambda stored: resume.refusals(stored, metadata)
       )
-      state = found[0] if found else step_lib.init_state(cfg, mesh)
+      state = restored[0] if restored else step_lib.init_state(cfg, mesh)
       start = int(state.step)
       if start > cfg.train.steps:
         raise ValueError(
@@ -125,155 +129,105 @@ def fit(
           f"{cfg.train.steps}: set --config.train.steps={start} or more"
         )
       workdir_lib.write_settings(cfg, workdir)
-      if found:
+      if restored:
         progress.say(f"resuming from step {start}")
-        for line in resume.changes(found[1], metadata):
+        for line in resume.changes(restored[1], metadata):
           progress.say(line)
       else:
         progress.say(f"a new run in {workdir}")
-      run = _Run(
-        cfg, mesh, codec, packed, workdir, start, profile, progress, saved
+      reporter = report.Reporter(cfg, workdir, packed[0], start, progress)
+      loop = _Loop(cfg, mesh, packed, saved, metadata, reporter)
+      measures = evaluations.Evaluations(
+        cfg, mesh, codec, packed[1], loop.batches.held_out, reporter
       )
-      try:
-        return run.steps(state, metadata, asked)
-      finally:
-        run.close()
+      trace = metrics.Trace(workdir / "profile", profile, is_first)
+      with contextlib.closing(progress), contextlib.closing(trace):
+        return loop.run(state, measures, trace, stop_event)
 
 
-class _Run:
-  """The loop of `fit`: steps, reports, saves, measures."""
+class _Loop:
+  """Makes the steps of `fit`; saves, evaluates and reports when due."""
 
-  def __init__(
-    self, cfg, mesh, codec, packed, workdir, start, profile, progress, saved
-  ):
-    self.cfg, self.mesh, self.workdir = cfg, mesh, workdir
-    self.train, self.held_out = packed
-    self.start, self.progress, self.saved = start, progress, saved
-    self.block = sharding.reader(mesh, jax.process_index())
-    first = jax.process_index() == 0
-    self.writer = logs.Writer(workdir, start, first)
-    self.clock = metrics.Clock(cfg.model, cfg.data)
-    self.trace = metrics.Trace(workdir / "profile", profile, first)
-    self.evaluations = evaluations.Evaluations(
-      cfg,
-      mesh,
-      codec,
-      self.held_out,
-      self._held_out_batch,
-      self.writer,
-      progress,
-    )
+  def __init__(self, cfg, mesh, packed, saved, metadata, reporter):
+    self.cfg, self.mesh = cfg, mesh
+    self.batches = batches.Batches(cfg, mesh, packed)
+    self.saved, self.metadata = saved, metadata
+    self.reporter = reporter
 
-  def close(self):
-    self.trace.close()
-    self.progress.close()
-
-  def steps(self, state, metadata, asked):
-    cfg = self.cfg.train
-    due = self._due(self.start, cfg.eval_every)
-    if due and self.evaluations.lacks(self.start):  # stopped before it
-      self.evaluations.run(self.start, state.model)
-    if self.start == cfg.steps:
-      self.progress.say(
-        f"finished already, with train.steps {cfg.steps}. To go on, set "
-        f"--config.train.steps={2 * cfg.steps}, for example: the learning rate "
-        "then follows the longer schedule from here on"
-      )
+  def run(self, state, measures, trace, stop_event):
+    """Trains from `state` to the last step or a signal; returns the state."""
+    cfg, reporter, clock = self.cfg.train, self.reporter, self.reporter.clock
+    start = int(state.step)
+    if self._due(start, cfg.eval_every) and measures.lacks(start):
+      measures.run(start, state.model)  # the run had stopped before it
+    if start == cfg.steps:
+      reporter.finished_before(cfg.steps)
       return state
-    self.progress.start(cfg.steps, self.start)
-    batches = pipeline.batches(
-      self.train,
-      **self._rows(self.cfg.data.batch),
-      seed=self.cfg.data.seed,
-      workers=self.cfg.data.workers,
-      start=self.start,
-    )
+    reporter.progress.start(cfg.steps, start)
+    rows = self.batches.training(start)
     step_fn = step_lib.compile_step(self.cfg, self.mesh)
     previous, unsaved = None, False
-    for step in range(self.start + 1, cfg.steps + 1):
-      with self.trace.step(step):
-        with (
-          self._rescuing(step - 1, state, previous, metadata),
-          self.clock.waiting(),
-        ):
-          batch = self._place(next(batches))
-        with self._compiling(step):
-          state, found = step_fn(state, batch)
-      asked.watch()  # compiled; until now there was nothing to save
-      self._check(step - 1, previous)  # one step late: the device goes on
-      previous = found
-      self.clock.step()
-      with self.clock.paused():
-        self.trace.end(step, found)
-      self.progress.advance(step)
-      stop = processes.told_to_stop(asked, step)
+    for step in range(start + 1, cfg.steps + 1):
+      with trace.step(step):
+        with self._rescuing(step - 1, state, previous), clock.waiting():
+          batch = self.batches.place(next(rows))
+        with self._compiling(is_first=step == start + 1):
+          state, values = step_fn(state, batch)
+      stop_event.watch()  # the first step is compiled: now there is a state
+      # Checked one step late, so that the device need not wait for the host.
+      self._check(step - 1, previous)
+      previous = values
+      clock.step()
+      with clock.paused():
+        trace.end(step, values)
+      reporter.progress.advance(step)
+      stop = processes.told_to_stop(stop_event, step)
       if self._due(step, cfg.log_every):
-        self._report(step, found)
-      # Before the evaluation: what fails there loses no step.
+        reporter.step(step, values)
+      # Before the evaluation, so that its failure loses no step.
       unsaved |= self._due(step, cfg.save_every) or stop
       if unsaved:
-        self._check(step, found)
-        # Do not save while the newest steps are not finite.
-        unsaved = int(found["bad"]) > 0
+        self._check(step, values)
+        # A state whose newest steps are not finite is saved later.
+        unsaved = int(values["bad"]) > 0
         if not unsaved:
-          with self.clock.paused():
-            self.saved.save(step, state, metadata, wait=stop)
+          with clock.paused():
+            self._save(step, state, wait=stop)
       if stop:
-        self._say_stopped(step, unsaved)
+        reporter.stopped(step, self._newest() if unsaved else "")
         break
       if self._due(step, cfg.eval_every):
-        with self.clock.paused():
-          self.evaluations.run(step, state.model)
+        with clock.paused():
+          measures.run(step, state.model)
     else:
-      self._check(step, found, most=1)
+      self._check(step, values, limit=1)
       self.saved.wait()
-      self.progress.say(report.end(self.workdir, step))
+      reporter.finished(step)
     return state
-
-  def _rows(self, batch):
-    """What `pipeline` has to know of the rows that this process reads."""
-    block, blocks = self.block
-    return dict(
-      batch=batch,
-      seq_len=self.cfg.data.seq_len,
-      n_future=self.cfg.model.n_future,
-      process=block,
-      processes=blocks,
-    )
-
-  def _place(self, batch):
-    where, (_, blocks) = sharding.batch_sharding(self.mesh), self.block
-    return jax.tree.map(
-      lambda rows: jax.make_array_from_process_local_data(
-        where, rows, (len(rows) * blocks, rows.shape[1])
-      ),
-      batch,
-    )
-
-  def _held_out_batch(self, index):
-    # As many rows at once as a step holds: the whole batch might not fit.
-    rows = self._rows(self.cfg.data.batch // self.cfg.train.accumulate)
-    return self._place(pipeline.batch_at(self.held_out, index, **rows, seed=0))
 
   def _due(self, step, every):
     return step > 0 and (step % every == 0 or step == self.cfg.train.steps)
 
-  def _compiling(self, step):
-    if step > self.start + 1:
+  def _compiling(self, is_first):
+    if not is_first:
       return contextlib.nullcontext()
-    return self.progress.doing("compiling the training step")
+    return self.reporter.progress.doing("compiling the training step")
+
+  def _save(self, step, state, wait):
+    self.saved.save(step, state, self.metadata, wait=wait)
 
   @contextlib.contextmanager
-  def _rescuing(self, step, state, found, metadata):
-    """Where reading the batch after `step` fails, saves `step` first.
+  def _rescuing(self, step, state, values):
+    """Saves `step` if reading the next batch, inside, fails.
 
-    Among several processes only one may fail, and none can save alone.
+    With several processes nothing is saved: perhaps only one has failed, and
+    none can save alone.
     """
     try:
       yield
     except Exception as error:
-      if jax.process_count() == 1 and found and not int(found["bad"]):
-        self.saved.save(step, state, metadata, wait=True)
+      if jax.process_count() == 1 and values and not int(values["bad"]):
+        self._save(step, state, wait=True)
       if isinstance(error, pipeline.CacheDamaged):
         raise pipeline.CacheDamaged(
           f"{error}. All steps up to {step} were trained on sound data; "
@@ -281,52 +235,33 @@ class _Run:
         ) from error
       raise
 
-  def _say_stopped(self, step, unsaved):
-    if not unsaved:
-      self.progress.say(f"told to stop: step {step} is saved")
-      return
-    self.progress.say(
-      f"told to stop: step {step} is not saved, since its loss or gradient "
-      f"was not finite; {self._newest()}"
-    )
-
   def _newest(self):
+    """A sentence on the newest checkpoint, for messages."""
     steps = self.saved.steps()
     if not steps:
       return "there is no checkpoint yet"
     return f"the newest checkpoint is that of step {steps[-1]}"
 
-  def _check(self, step, found, most=None):
-    bad = int(found["bad"]) if found else 0
-    if bad < (most or self.cfg.train.max_bad_steps):
+  def _check(self, step, values, limit=None):
+    """Raises Diverged if `limit` steps in a row were not finite.
+
+    Args:
+      step: number of the last of them.
+      values: what `step_fn` returned for it; None before the first step.
+      limit: default `train.max_bad_steps`.
+    """
+    bad = int(values["bad"]) if values else 0
+    if bad < (limit or self.cfg.train.max_bad_steps):
       return
     raise Diverged(
-      f"step {step}: loss {float(found['loss'])} or gradient norm "
-      f"{float(found['grad_norm'])} was not finite {bad} steps in a row. They "
+      f"step {step}: loss {float(values['loss'])} or gradient norm "
+      f"{float(values['grad_norm'])} was not finite {bad} steps in a row. They "
       f"changed no parameter and were not saved; {self._newest()}. Start again "
-      "on this workdir with a lower optim.peak, a longer optim.warmup, or, if "
-      "such steps are to be passed over, more train.max_bad_steps; or look at "
-      "the data of these steps. Where the next steps are not finite either, "
-      "remove that checkpoint, and the run goes on from the one before"
+      "on this workdir with a lower optim.peak, a longer optim.warmup or, to "
+      "skip more such steps, a higher train.max_bad_steps; or inspect the data "
+      "of these steps. If the next steps are not finite either, remove that "
+      "checkpoint: the run then resumes from the one before"
     )
-
-  def _report(self, step, found):
-    found = jax.device_get(found)
-    rate = self.clock.lap()
-    values = {"loss": found["loss"], "grad_norm": found["grad_norm"]}
-    values["learning_rate"] = found["learning_rate"]
-    values["skipped_steps"] = found["skipped"]
-    values |= evaluations.per_head(found["nats"], self.train) | rate
-    self.writer.write("train", step, values)
-    line = f"loss {found['loss']:.3f}  head 1 {found['nats'][0]:.3f} nats"
-    if rate["tokens_per_second"]:
-      line += (
-        f"  {rate['tokens_per_second']:,.0f} tokens/s, "
-        f"{rate['data_wait_share']:.0%} of it waiting for data"
-      )
-    if "flop_utilisation" in rate:
-      line += f"  {rate['flop_utilisation']:.1%} of peak"
-    self.progress.report(step, line)
 
 
 def _check_batch(cfg, mesh):
@@ -340,9 +275,9 @@ def _check_batch(cfg, mesh):
 
 
 def _check_agreement(metadata):
-  """All processes have the same settings, and packed the same corpus."""
-  found = processes.gather(json.dumps(metadata))
-  first, *others = map(json.loads, found)
+  """Raises ValueError if processes differ in their settings or corpora."""
+  texts = processes.gather(json.dumps(metadata))
+  first, *others = map(json.loads, texts)
   for i, other in enumerate(others, 1):
     if lines := resume.disagreements(first, other):
       raise ValueError(

@@ -1,4 +1,4 @@
-"""What a run measures of itself: time, FLOP/s, a profile."""
+"""Measures the speed of a run: time per step, FLOP/s, a profile."""
 
 import contextlib
 import pathlib
@@ -7,14 +7,19 @@ from collections.abc import Iterator
 
 import jax
 from absl import logging
-from jax._src.lib import xla_client  # what is loaded has no public name
+from jax._src.lib import xla_client  # for the list of loaded plugins
 
 from mtp_jax import config
 from mtp_jax.model import cost
 
 
 class Clock:
-  """Time per step, without compiling, measuring and saving."""
+  """Measures time per step, excluding compilation, evaluation and saving.
+
+  Args:
+    cfg: for the FLOPs per token.
+    data: for the tokens per step.
+  """
 
   def __init__(self, cfg: config.Model, data: config.Data):
     self._tokens = data.batch * data.seq_len
@@ -24,8 +29,8 @@ class Clock:
     self._steps, self._wait, self._pause = 0, 0.0, 0.0
 
   def step(self) -> None:
-    """Counts a step; the first one compiles and is not counted."""
-    if self._begin is None:  # the first step compiled
+    """Ends a step. The first one is not counted, because it compiles."""
+    if self._begin is None:
       self._begin = time.perf_counter()
       self._wait = self._pause = 0.0
     else:
@@ -33,22 +38,22 @@ class Clock:
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """Inside: time spent on data."""
+    """Counts the time inside as waiting for data."""
     begin = time.perf_counter()
     yield
     self._wait += time.perf_counter() - begin
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
-    """Inside: time that is no step's."""
+    """Excludes the time inside from the steps."""
     begin = time.perf_counter()
     yield
     self._pause += time.perf_counter() - begin
 
   def lap(self) -> dict[str, float]:
-    """Rates since the last lap, and the time of its pauses.
+    """Rates since the previous lap, and the seconds paused.
 
-    A utilisation of the devices' FLOP/s only where their peak is known.
+    'flop_utilisation' is there only if the devices' peak is known.
     """
     now = time.perf_counter()
     seconds = max(now - self._begin - self._pause, 1e-9)
@@ -68,10 +73,10 @@ class Clock:
 
 
 def check_tracing() -> None:
-  """Raises ValueError where starting a trace would crash the process.
+  """Raises ValueError if starting a trace would crash the process.
 
-  JAX loads an installed libtpu to look for a TPU. Without one, the profiler of
-  that library ends in a segmentation fault (jax 0.10.2, libtpu 0.0.52).
+  JAX loads libtpu, if it is installed, to look for a TPU. If there is none, the
+  profiler of libtpu causes a segmentation fault (jax 0.10.2, libtpu 0.0.52).
   """
   backend = jax.default_backend()
   if backend != "tpu" and xla_client.pjrt_plugin_loaded("tpu"):
@@ -83,13 +88,12 @@ def check_tracing() -> None:
 
 
 class Trace:
-  """A `jax.profiler` trace of some steps, with a name for each.
+  """Writes a `jax.profiler` trace of some steps.
 
   Args:
     folder: takes plugins/profile/<date>/<host>.xplane.pb and .trace.json.gz.
-    steps: to trace, as many of them as the run comes to; empty: none.
-    active: False traces nothing (processes other than the first, which do
-      the same).
+    steps: the steps to trace, which may go beyond the last; empty: none.
+    active: False traces nothing, for all processes but the first.
   """
 
   def __init__(self, folder: pathlib.Path, steps: range, active: bool = True):
@@ -98,7 +102,7 @@ class Trace:
 
   @contextlib.contextmanager
   def step(self, number: int) -> Iterator[None]:
-    """Inside: the host's part of a step."""
+    """Traces the code inside as step `number`, if it is one of `steps`."""
     if number not in self._steps:
       yield
       return
@@ -110,13 +114,13 @@ class Trace:
       yield
 
   def end(self, number: int, result) -> None:
-    """After a step; the last one's `result` is waited for and belongs to it."""
+    """Ends the trace after its last step, when `result` is computed."""
     if self._running and number + 1 not in self._steps:
       jax.block_until_ready(result)
       self.close()
 
   def close(self) -> None:
-    """Writes what was traced, if anything was."""
+    """Writes the trace, if one is running."""
     if self._running:
       self._running = False
       with self._surviving():

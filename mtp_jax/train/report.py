@@ -1,103 +1,111 @@
-"""What a run says on standard output: its start, its progress, its end.
+"""What a run reports: its settings, its steps and how it ends."""
 
-`contextlib.redirect_stdout` silences it.
-"""
-
-import contextlib
-import io
-import os
 import pathlib
-import sys
-import time
-from collections.abc import Iterator
 
 import jax
-import rich.console
-import rich.progress
-import rich.table
-from absl import logging
+import numpy as np
 
 from mtp_jax import config
 from mtp_jax.data import pipeline
 from mtp_jax.model import model
+from mtp_jax.train import logs, metrics, terminal
 
 
-class Progress:
-  """Lines that stay, and below them a bar on a terminal.
-
-  Without a terminal the bar is a line per report. Nothing here ends a run:
-  characters that the output's encoding lacks are replaced, and a closed output
-  (`train | head`) is reported once on standard error.
+class Reporter:
+  """Prints lines on the terminal and writes the same figures to the logs.
 
   Args:
-    active: False says nothing (processes other than the first).
+    cfg: the run's settings.
+    workdir: takes the logs.
+    packed: the training split, for bits per byte.
+    start: step from which the run starts or resumes.
+    progress: prints.
+
+  Attributes:
+    logs: the CSV files, events and samples.
+    clock: the caller tells it what the time is spent on.
+    progress: as given.
   """
 
-  def __init__(self, active: bool = True):
-    self._console = rich.console.Console(
-      file=_Output(sys.stdout or io.StringIO()),
-      soft_wrap=True,
-      quiet=not active,
+  def __init__(
+    self,
+    cfg: config.Config,
+    workdir: pathlib.Path,
+    packed: pipeline.Packed,
+    start: int,
+    progress: terminal.Progress,
+  ):
+    self._workdir, self._packed = workdir, packed
+    self.logs = logs.Writer(workdir, start, jax.process_index() == 0)
+    self.clock = metrics.Clock(cfg.model, cfg.data)
+    self.progress = progress
+
+  def step(self, step: int, values: dict) -> None:
+    """Reports a training step.
+
+    Args:
+      step: its number.
+      values: the second result of `step.train_step`.
+    """
+    values = jax.device_get(values)
+    speed = self.clock.lap()
+    row = {name: values[name] for name in ("loss", "grad_norm")}
+    row["learning_rate"] = values["learning_rate"]
+    row["skipped_steps"] = values["skipped"]
+    self.logs.write(
+      "train", step, row | per_head(values["nats"], self._packed) | speed
     )
-    self._total, self._bar = 0, None
+    line = f"loss {values['loss']:.3f}  head 1 {values['nats'][0]:.3f} nats"
+    if speed["tokens_per_second"]:
+      line += (
+        f"  {speed['tokens_per_second']:,.0f} tokens/s, "
+        f"{speed['data_wait_share']:.0%} of it waiting for data"
+      )
+    if "flop_utilisation" in speed:
+      line += f"  {speed['flop_utilisation']:.1%} of peak"
+    self.progress.report(step, line)
 
-  def start(self, total: int, step: int) -> None:
-    """Begins the bar of `total` steps at `step`."""
-    self._total = total
-    if self._console.is_terminal:
-      self._bar = bar(self._console)
-      self._task = self._bar.add_task("", total=total, completed=step, note="")
-      self._bar.start()
+  def stopped(self, step: int, newest: str = "") -> None:
+    """Reports that a signal ended the run.
 
-  def advance(self, step: int) -> None:
-    """Moves the bar to `step`."""
-    if self._bar:
-      self._bar.update(self._task, completed=step)
+    Args:
+      step: the last step.
+      newest: if `step` could not be saved, what the newest checkpoint is.
+    """
+    line = f"told to stop: step {step} is saved"
+    if newest:
+      line = (
+        f"told to stop: step {step} is not saved, since its loss or gradient "
+        f"was not finite; {newest}"
+      )
+    self.progress.say(line)
 
-  def report(self, step: int, note: str) -> None:
-    """Shows `note` beside the bar, or as a line."""
-    if self._bar:
-      self._bar.update(self._task, completed=step, note=note)
-    else:
-      self.say(f"step {step}/{self._total}  {note}")
+  def finished(self, step: int) -> None:
+    """Reports that the run has made its last step, and where its files are."""
+    self.progress.say(
+      f"finished at step {step}; {self._workdir}/ has checkpoints/{step}, the "
+      "logs train.csv, held_out.csv and tensorboard/, and samples/"
+    )
 
-  def say(self, text: str) -> None:
-    """Prints a line that stays."""
-    self._console.print(text, markup=False, highlight=False)
-
-  @contextlib.contextmanager
-  def doing(self, what: str) -> Iterator[None]:
-    """Says what is done inside, and the seconds it took if they were any."""
-    self.say(f"{what} ...")
-    begin = time.perf_counter()
-    yield
-    seconds = time.perf_counter() - begin
-    if seconds >= 1:
-      self.say(f"{what} took {seconds:.1f} s")
-
-  def close(self) -> None:
-    """Leaves the terminal as it was."""
-    if self._bar:
-      self._bar.stop()
+  def finished_before(self, steps: int) -> None:
+    """Reports that the run had finished, and how to extend it."""
+    self.progress.say(
+      f"finished already, with train.steps {steps}. To go on, set "
+      f"--config.train.steps={2 * steps}, for example: the learning rate then "
+      "follows the longer schedule from here on"
+    )
 
 
-def bar(console: rich.console.Console) -> rich.progress.Progress:
-  """A bar as wide as `console`, of which only the task's note is cut."""
-  fixed = [
-    rich.progress.MofNCompleteColumn(),
-    rich.progress.BarColumn(bar_width=16),
-    rich.progress.TimeElapsedColumn(),
-    rich.progress.TextColumn("left"),
-    rich.progress.TimeRemainingColumn(),
-  ]
-  note = rich.progress.TextColumn(
-    "{task.fields[note]}",
-    markup=False,
-    table_column=rich.table.Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-  )
-  return rich.progress.Progress(
-    *fixed[:2], note, *fixed[2:], console=console, expand=True
-  )
+def per_head(nats: np.ndarray, packed: pipeline.Packed) -> dict[str, float]:
+  """Nats per token and bits per byte of each head, by name.
+
+  Args:
+    nats: [N] per token.
+    packed: the split whose bytes per token count.
+  """
+  bits = nats / np.log(2) / packed.bytes_per_token
+  values = {f"nats_{i}": x for i, x in enumerate(nats, 1)}
+  return values | {f"bits_per_byte_{i}": x for i, x in enumerate(bits, 1)}
 
 
 def settings(
@@ -105,12 +113,12 @@ def settings(
   packed: tuple[pipeline.Packed, pipeline.Packed],
   mesh: jax.sharding.Mesh,
 ) -> list[str]:
-  """Lines on devices, model, corpus and steps of a run.
+  """Lines on the devices, the model, the corpus and the steps of a run.
 
   Args:
     cfg: the run's settings.
-    packed: its training split and its held-out split.
-    mesh: its devices.
+    packed: the training split and the held-out split.
+    mesh: the run's devices.
   """
   device, shape = mesh.devices.flat[0], mesh.shape
   processes = jax.process_count()
@@ -135,14 +143,6 @@ def settings(
   ]
 
 
-def end(workdir: pathlib.Path, step: int) -> str:
-  """A line on where a finished run's files lie."""
-  return (
-    f"finished at step {step}; {workdir}/ has checkpoints/{step}, the logs "
-    "train.csv, held_out.csv and tensorboard/, and samples/"
-  )
-
-
 def _size(split: pipeline.Packed) -> str:
   predicted = len(split.tokens) - split.documents
   size = round(split.bytes_per_token * predicted)
@@ -153,50 +153,8 @@ def _size(split: pipeline.Packed) -> str:
 
 
 def short(number: float) -> str:
-  """A count with a space: '1.23 million ', '12,345 '."""
+  """A count and a space: '1.23 million ', '12,345 '."""
   for size, name in ((1e9, "billion"), (1e6, "million")):
     if number >= size:
       return f"{number / size:.2f} {name} "
   return f"{number:,} "
-
-
-class _Output:
-  """A stream whose writes never raise."""
-
-  def __init__(self, stream: io.TextIOBase):
-    self._stream, self._failed, self._gone = stream, False, False
-
-  def write(self, text: str) -> int:
-    encoding = self._stream.encoding or "utf-8"
-    text = text.encode(encoding, "replace").decode(encoding)
-    self._surviving(self._stream.write, text)
-    return len(text)
-
-  def flush(self) -> None:
-    self._surviving(self._stream.flush)
-
-  def __getattr__(self, name: str):
-    return getattr(self._stream, name)
-
-  def _surviving(self, write, *text) -> None:
-    if self._gone:
-      return
-    try:
-      write(*text)
-    except (OSError, ValueError) as error:  # ValueError: it is closed
-      self._gone = not isinstance(error, OSError) or isinstance(
-        error, BrokenPipeError
-      )
-      if not self._failed:
-        logging.warning(
-          "standard output cannot be written: %s. The run goes on; its logs "
-          "are in the workdir",
-          error,
-        )
-      self._failed = True
-      if self._gone:
-        with contextlib.suppress(OSError, ValueError):
-          # What is in the buffer still would fail when Python exits.
-          nowhere = os.open(os.devnull, os.O_WRONLY)
-          os.dup2(nowhere, self._stream.fileno())
-          os.close(nowhere)

@@ -1,0 +1,69 @@
+"""The batches of a run: read by each process, placed on the mesh."""
+
+from collections.abc import Iterator
+
+import jax
+
+from mtp_jax import config, sharding
+from mtp_jax.data import batch as batch_lib
+from mtp_jax.data import pipeline
+
+
+class Batches:
+  """Reads the rows of this process and places whole batches on the mesh.
+
+  Args:
+    cfg: the run's settings.
+    mesh: the run's devices.
+    packed: the training split and the held-out split.
+  """
+
+  def __init__(
+    self,
+    cfg: config.Config,
+    mesh: jax.sharding.Mesh,
+    packed: tuple[pipeline.Packed, pipeline.Packed],
+  ):
+    self._cfg, self._mesh = cfg, mesh
+    self._train, self._held_out = packed
+    self._block, self._blocks = sharding.reader(mesh, jax.process_index())
+
+  def training(self, start: int) -> Iterator[batch_lib.Batch]:
+    """This process's rows of the batches after step `start`, on the host."""
+    data = self._cfg.data
+    return pipeline.batches(
+      self._train,
+      **self._rows(data.batch),
+      seed=data.seed,
+      workers=data.workers,
+      start=start,
+    )
+
+  def held_out(self, index: int) -> batch_lib.Batch:
+    """Batch `index` of the held-out split, on the mesh.
+
+    It has the rows of one microbatch, since a whole batch might not fit into
+    memory.
+    """
+    rows = self._rows(self._cfg.data.batch // self._cfg.train.accumulate)
+    return self.place(pipeline.batch_at(self._held_out, index, **rows, seed=0))
+
+  def place(self, batch: batch_lib.Batch) -> batch_lib.Batch:
+    """A batch on the mesh, from this process's rows of it."""
+    where = sharding.batch_sharding(self._mesh)
+    return jax.tree.map(
+      lambda rows: jax.make_array_from_process_local_data(
+        where, rows, (len(rows) * self._blocks, rows.shape[1])
+      ),
+      batch,
+    )
+
+  def _rows(self, batch: int) -> dict[str, int]:
+    """Arguments of `pipeline` for the rows of this process."""
+    return dict(
+      batch=batch,
+      seq_len=self._cfg.data.seq_len,
+      n_future=self._cfg.model.n_future,
+      process=self._block,
+      processes=self._blocks,
+    )
