@@ -60,15 +60,15 @@ class Packed:
         f"window {index} of {self.windows(seq_len)} at seq_len {seq_len}"
       )
     low = index * seq_len
-    found = self.tokens[low : low + seq_len + n_future]
+    ids = self.tokens[low : low + seq_len + n_future]
     tokens = np.zeros(seq_len + n_future, np.int32)
     segments = np.zeros_like(tokens)
-    tokens[: len(found)] = found
-    places = np.arange(low, low + len(found))
+    tokens[: len(ids)] = ids
+    places = np.arange(low, low + len(ids))
     before = self.starts.searchsorted(low, "right")
-    until = self.starts.searchsorted(low + len(found), "left")
+    until = self.starts.searchsorted(low + len(ids), "left")
     inside = self.starts[before:until]
-    segments[: len(found)] = before + np.searchsorted(
+    segments[: len(ids)] = before + np.searchsorted(
       inside, places, side="right"
     )
     return batch.Batch(tokens, segments, self._weights(low, len(tokens)))
@@ -76,28 +76,28 @@ class Packed:
   def _weights(self, low: int, size: int) -> np.ndarray:
     """[size] float32 from token `low` on; 0 past the end of the data."""
     inside = min(size, len(self.tokens) - low)
-    found = np.ones(inside, np.float32)
+    weights = np.ones(inside, np.float32)
     if self.weight is not None:
-      found = np.asarray(self.weight[low : low + inside], np.float32)
-      wrong = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
+      weights = np.asarray(self.weight[low : low + inside], np.float32)
+      wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
       if len(wrong):
         raise ValueError(
-          f"the weight of token {low + wrong[0]} is {found[wrong[0]]}: make "
+          f"the weight of token {low + wrong[0]} is {weights[wrong[0]]}: make "
           "every weight finite and at least 0"
         )
-    return np.pad(found, (0, size - inside))
+    return np.pad(weights, (0, size - inside))
 
   def excerpts(
     self, count: int, length: int, size: int, per_document: int = 1
   ) -> list[np.ndarray]:
-    """First `length` tokens of pieces of `size` tokens, each in one document.
+    """Cuts documents into pieces and returns the first tokens of some pieces.
 
     Args:
-      count: how many, spread evenly over all such pieces.
-      length: tokens of each, at most `size`.
-      size: tokens of a piece; the first begins where its document does.
-      per_document: most pieces of one document, or more where `count` needs
-        more, as in a corpus of one document.
+      count: number of pieces, spread evenly over all pieces.
+      length: tokens to return of each piece, at most `size`.
+      size: tokens of a piece. The first piece of a document begins with it.
+      per_document: maximum number of pieces of one document. It is raised if
+        there are fewer than `count` pieces.
 
     Returns:
       `count` arrays [length].
