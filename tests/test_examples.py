@@ -16,6 +16,7 @@ NAMES = [
   "mtp_jax.Config",
   "mtp_jax.tokenizer.Bytes",
   "mtp_jax.data.pipeline.batches",
+  "mtp_jax.checkpoint.checkpoints.Checkpoints",
   "mtp_jax.loss.heads.serial",
   "mtp_jax.decode.decoder.lay_out",
   "mtp_jax.decode.generate.generate",

@@ -335,7 +335,7 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
     assert saved.steps() == [1, 2]
     state, _, _ = saved.restore(
-      jax.tree.map(np.asarray, loop.train_lib.init_state(cfg, one_device()))
+      jax.tree.map(np.asarray, loop.step_lib.init_state(cfg, one_device()))
     )
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.model))
   assert int(state.skipped) == 0
@@ -564,7 +564,7 @@ def test_a_state_restores_onto_other_meshes(kind, run_with_devices, tmp_path):
 def test_reports_the_share_of_peak_where_it_is_known(
   cfg, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(metrics, "peak_flops", lambda: 1e12)
+  monkeypatch.setattr(metrics.cost, "peak_flops", lambda: 1e12)
   cfg = cfg.replace(train={"steps": 6, "eval_every": 6})
   loop.fit(cfg, tmp_path)
   with (tmp_path / "train.csv").open() as file:
