@@ -137,16 +137,16 @@ MUTANTS = [
   ),
   Mutant(
     "cache seen one position short",
-    "mtp_jax/decode/window.py",
+    "mtp_jax/decode/cache.py",
     "mask = key_positions[:, None] <= positions",
     "mask = key_positions[:, None] < positions",
     "test_window.py::test_windows_at_ragged_starts_equal_the_uncached_model",
   ),
   Mutant(
     "a sliding window that sees one token more",
-    "mtp_jax/decode/window.py",
-    "key_positions[:, None] > positions[..., None] - self.sliding_window",
-    "key_positions[:, None] >= positions[..., None] - self.sliding_window",
+    "mtp_jax/decode/cache.py",
+    "key_positions[:, None] > positions[..., None] - sliding_window",
+    "key_positions[:, None] >= positions[..., None] - sliding_window",
     "test_window.py::test_a_ring_equals_a_band",
   ),
   Mutant(

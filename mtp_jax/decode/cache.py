@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.decode import int8
+from mtp_jax.decode import tree as tree_lib
 
 DTYPES = ("float32", "bfloat16", "int8")
 LEAST = 512  # positions that a cache begins with, if it grows
@@ -154,3 +155,53 @@ def slot_positions(
     return slot
   last = start[:, None] + width - 1
   return last - (last - slot) % slots
+
+
+def visible(
+  slots: int,
+  start: jax.Array,
+  places: jax.Array,
+  width: int,
+  tree: tree_lib.Tree | None = None,
+  sliding_window: int | None = None,
+) -> jax.Array:
+  """Which slots the tokens of a window see, once it has been written.
+
+  Args:
+    slots: S.
+    start: [B] int32, each row's position of the window's first token.
+    places: [B or 1, W'] int32 in the window, of the tokens that look.
+    width: W.
+    tree: topology of drafts; None: the window is text.
+    sliding_window: tokens that each looks back to, itself included, in a ring;
+      None: all of them.
+
+  Returns:
+    [B, W', S] bool.
+  """
+  ring = bool(sliding_window)
+  key_positions = slot_positions(slots, start, width, ring=ring)
+  depth = places if tree is None else jnp.asarray(tree.depth)[places]
+  positions = start[:, None] + depth
+  mask = key_positions[:, None] <= positions[..., None]
+  if tree is not None and not tree.is_chain:
+    # Keys of the text are seen by all nodes, keys of the window by the tree's
+    # mask, which is written into the mask like K and V into the cache.
+    sees = jnp.broadcast_to(
+      jnp.asarray(tree.sees)[places], (*mask.shape[:2], width)
+    )
+    text = (key_positions < start[:, None])[:, None]
+    mask = jnp.broadcast_to(text, mask.shape)
+    mask = put(mask[..., None], sees[..., None], start, ring=ring)[..., 0]
+  if sliding_window:
+    mask &= key_positions[:, None] >= 0
+    if tree is not None:
+      # The slot of a draft follows from its number in the tree, its position
+      # from its depth.
+      node = jnp.clip(key_positions - start[:, None], 0, width - 1)
+      placed = start[:, None] + jnp.asarray(tree.depth)[node]
+      key_positions = jnp.where(
+        key_positions < start[:, None], key_positions, placed
+      )
+    mask &= key_positions[:, None] > positions[..., None] - sliding_window
+  return mask

@@ -296,37 +296,10 @@ class Transformer:
 
   def _context(self, start, width, places, cache, tree):
     """How `places` [B or 1, W'] of a window of `width` tokens attend."""
-    key_positions = cache_lib.slot_positions(
-      cache_lib.slots(cache[0]), start, width, ring=bool(self.sliding_window)
-    )
     depth = places if tree is None else jnp.asarray(tree.depth)[places]
     positions = start[:, None] + depth
-    mask = key_positions[:, None] <= positions[..., None]  # [B, W', S]
-    if tree is not None and not tree.is_chain:
-      # Keys of the text are seen by all nodes, keys of the window by the tree's
-      # mask, which is written into the mask like K and V into the cache.
-      sees = jnp.broadcast_to(
-        jnp.asarray(tree.sees)[places], (*mask.shape[:2], width)
-      )
-      mask = jnp.broadcast_to(
-        (key_positions < start[:, None])[:, None], mask.shape
-      )
-      mask = cache_lib.put(
-        mask[..., None], sees[..., None], start, ring=bool(self.sliding_window)
-      )[..., 0]
-    if self.sliding_window:
-      mask &= key_positions[:, None] >= 0
-      if tree is not None:
-        # The slot of a draft follows from its number in the tree, its position
-        # from its depth.
-        node = jnp.clip(key_positions - start[:, None], 0, width - 1)
-        placed = start[:, None] + jnp.asarray(tree.depth)[node]
-        key_positions = jnp.where(
-          key_positions < start[:, None], key_positions, placed
-        )
-      mask &= (
-        key_positions[:, None] > positions[..., None] - self.sliding_window
-      )
+    slots, band = cache_lib.slots(cache[0]), self.sliding_window
+    mask = cache_lib.visible(slots, start, places, width, tree, band)
     attend = jax.tree_util.Partial(cache_lib.attend, mask)
     return layers.context(positions, attend, self.cfg)
 
