@@ -6,12 +6,15 @@ reading     the same layer, but each head reads the trunk's output
 """
 
 import contextlib
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from mtp_jax import config
-from mtp_jax.model import heads, layers
+from mtp_jax.decode import window as window_lib
+from mtp_jax.model import heads, layers, model
 
 
 class Joining(layers.Block):
@@ -47,3 +50,66 @@ def registered():
       patch.setitem(heads.KINDS, name, kind)
       patch.setitem(config.HEAD_KINDS, name, 1)
     yield
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """An `interface.Decoder` of heads that read tokens, for chains of drafts.
+
+  Its cache is the text, and each call computes the model anew: it shows what
+  such heads ask of a decoding loop, not how to be fast.
+  """
+
+  net: model.Model
+  row_step = 1
+
+  @property
+  def vocab(self):
+    return self.net.cfg.vocab
+
+  @property
+  def n_future(self):
+    return self.net.cfg.n_future
+
+  def empty_cache(self, batch, slots, heads):
+    return (jnp.zeros((batch, slots), jnp.int32),)
+
+  def capacity(self, cache):
+    return cache[0].shape[1]
+
+  def grow(self, cache, slots):
+    return (jnp.pad(cache[0], ((0, 0), (0, slots - cache[0].shape[1]))),)
+
+  def forward(self, cache, tokens, start, *, tree=None, valid=None):
+    text = put(cache[0], tokens, start)
+    inputs = {0: jnp.zeros((*tokens.shape, 1))}
+    return window_lib.Window((text,), start, inputs, {}, tree=tree)
+
+  def keep_path(self, window, node):
+    # Of a chain, whose accepted drafts lie where they belong.
+    return dataclasses.replace(window, start=window.start + node, tree=None)
+
+  def draft(self, window, heads, tokens):
+    """Head d+1 alone, after d tokens."""
+    head, at = tokens.shape[1], jnp.zeros((len(tokens), 1), jnp.int32)
+    room = jnp.pad(window.cache[0], ((0, 0), (0, self.n_future)))
+    text = put(room, tokens, window.start + 1)
+    return self._logits(text, head, window.start[:, None] + at), window
+
+  def logits(self, window, head, at):
+    assert head == 0  # the others answer in `draft` alone
+    return self._logits(window.cache[0], head, window.start[:, None] + at)
+
+  def _logits(self, text, head, position):
+    ahead = jnp.pad(text, ((0, 0), (0, self.n_future - 1)))
+    return jnp.take_along_axis(self.net(ahead)[head], position[..., None], 1)
+
+
+def put(text, tokens, start):
+  """The text [B, S] with tokens [B, W] at positions [B] of its rows."""
+
+  def one(row, new, start):
+    return jax.lax.dynamic_update_slice_in_dim(row, new, start, 0)
+
+  return jax.vmap(one)(text, tokens, start)

@@ -1,4 +1,4 @@
-"""Heads that read tokens: model, loss and gradients, training, evaluation."""
+"""Heads that read tokens: model, loss, training, evaluation, drafts."""
 
 import functools
 
@@ -9,10 +9,12 @@ import pytest
 
 from mtp_jax import config, loss, sharding
 from mtp_jax.data import batch
+from mtp_jax.decode import generate as decode
+from mtp_jax.decode import interface
 from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import heads, layers, model
 from mtp_jax.train import step
-from tests import parameters, reading
+from tests import mocks, parameters, reading
 
 B, T, D, V, N = 2, 11, 12, 19, 3
 
@@ -218,3 +220,52 @@ def test_errors_name_the_numbers(name):
   short = inputs._replace(embedded=inputs.embedded[:, :T])
   with pytest.raises(ValueError, match=r"13 tokens .* \(2, 11, 12\)"):
     call(net.heads, short, targets, scale)
+
+
+first_choices = jax.jit(lambda net, tokens: net(tokens).argmax(-1))
+
+
+def one_by_one(net, prompt, max_new):
+  """What a Python loop writes: (text, first drafts, tokens of each pass).
+
+  Every token, draft or text, is the first choice of one head on the tokens
+  before it; a pass keeps the drafts that the text then confirms.
+  """
+
+  def choose(head, tokens, at):
+    padded = np.zeros((1, 32 + N - 1), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return int(first_choices(net, padded)[head, 0, at])
+
+  text, first, counts = list(prompt), None, []
+  while len(text) < len(prompt) + max_new + N:
+    text.append(choose(0, text, len(text) - 1))
+  length = len(prompt) + 1  # the bonus token of the prompt's pass is written
+  while length < len(prompt) + max_new:
+    given, last = text[:length], length - 2
+    for head in range(1, N):
+      given.append(choose(head, given, last))
+    drafts = given[length:]
+    first = first or drafts
+    right = [a == b for a, b in zip(drafts, text[length:], strict=False)]
+    accepted = (right + [False]).index(False)
+    counts.append(min(accepted + 1, len(prompt) + max_new - length))
+    length += counts[-1]
+  return text[len(prompt) : len(prompt) + max_new], first, counts
+
+
+@pytest.mark.parametrize("kind", reading.KINDS)
+def test_drafts_against_a_loop_token_by_token(kind):
+  """Of a small vocabulary some drafts are right by chance."""
+  cfg, prompts = settings(kind, vocab=3), [[1, 2, 0, 2, 2], [2], [0, 1, 1]]
+  net = parameters.filled(lambda key: model.Model(cfg, key), 0.3, seed=2)
+  decoder = reading.Decoder(net)
+  assert isinstance(decoder, interface.Decoder)
+  wanted = [one_by_one(net, prompt, 20) for prompt in prompts]
+  got = decode.generate(decoder, prompts, heads=N, max_new=20)
+  for text, counts, want in zip(got.tokens, got.per_pass, wanted, strict=True):
+    assert text.tolist() == want[0]
+    assert counts.tolist() == want[2]
+  assert len({n for _, _, counts in wanted for n in counts}) > 1
+  state = mocks.start(decoder, prompts, heads=N, max_new=20)
+  assert state.drafts.tokens[..., 0].tolist() == [w[1] for w in wanted]
