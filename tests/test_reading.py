@@ -254,10 +254,10 @@ def one_by_one(net, prompt, max_new):
   return text[len(prompt) : len(prompt) + max_new], first, counts
 
 
-@pytest.mark.parametrize("kind", reading.KINDS)
-def test_drafts_against_a_loop_token_by_token(kind):
+def test_drafts_against_a_loop_token_by_token():
   """Of a small vocabulary some drafts are right by chance."""
-  cfg, prompts = settings(kind, vocab=3), [[1, 2, 0, 2, 2], [2], [0, 1, 1]]
+  cfg = settings("sequential", vocab=3)
+  prompts = [[1, 2, 0, 2, 2], [2], [0, 1, 1]]
   net = parameters.filled(lambda key: model.Model(cfg, key), 0.3, seed=2)
   decoder = reading.Decoder(net)
   assert isinstance(decoder, interface.Decoder)
