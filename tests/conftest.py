@@ -3,8 +3,6 @@
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 from importlib import metadata
 
 import forked
@@ -51,22 +49,12 @@ def run_with_devices():
   """Runs a program on CPU devices and returns what it prints."""
 
   def run(devices: int, program: str, *arguments: str, **variables: str) -> str:
-    env = os.environ | {
-      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
-      f"--xla_force_host_platform_device_count={devices}",
-      "JAX_PLATFORMS": "cpu",
-      "PYTHONPATH": str(ROOT),
-      **variables,
-    }
-    done = subprocess.run(
-      [sys.executable, "-c", program, *arguments],
-      env=env,
-      capture_output=True,
-      text=True,
-      timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    count = f"--xla_force_host_platform_device_count={devices}"
+    variables["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {count}"
+    process = forked.Process(["-c", program, *arguments], **variables)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err[-3000:]
+    return out
 
   return run
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -26,10 +24,9 @@ BLOCK = 4 * (2 * D + D * D * 2 + 2 * D * D // 3 + 3 * D * F)  # bytes
 CACHED = 4 * 2 * D // 3  # bytes per token and layer
 
 
-def make(head):
-  return parameters.random_model(
-    head, vocab=V, width=D, mlp=F, attn_heads=H, kv_heads=K, n_future=N
-  )
+def make(head, **more):
+  sizes = {"vocab": V, "width": D, "mlp": F, "attn_heads": H, "kv_heads": K}
+  return parameters.random_model(head, n_future=N, **sizes, **more)
 
 
 @pytest.mark.parametrize(
@@ -78,14 +75,13 @@ def test_texts_are_compared_with_the_margin_where_they_part():
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
   """A random byte model, with documents of its own."""
-  cfg = config.Config(
-    model=make("unembedding").cfg, data=config.Data(seq_len=32)
-  )
+  net = make("unembedding", layers=1)  # a decoder compiles each layer anew
+  cfg = config.Config(model=net.cfg, data=config.Data(seq_len=32))
   rng = np.random.default_rng(0)
   packed = pack.Packed(
     rng.integers(0, 256, 1600), np.arange(0, 1600, 80), 1.0, "", 20, {}
   )
-  loaded = make("unembedding"), cfg, tokenizer.Bytes()
+  loaded = net, cfg, tokenizer.Bytes()
   monkeypatch.setattr(workdir, "load", lambda path: loaded)
   monkeypatch.setattr(pipeline, "pack", lambda data, codec: (None, packed))
   # A random model's drafts are never right, and no tree would be built.
@@ -141,22 +137,17 @@ def test_one_small_run(trained, capsys):
   assert sum(line.startswith("| 3 | 9 | tree 5 |") for line in lines) == 1
 
 
-def test_costs(tmp_path):
+def test_costs(call, tmp_path):
   path = tmp_path / "costs.json"
-  sizes = "width=24 mlp=32 layers=3 attn_heads=2 kv_heads=2 n_future=2".split()
-  subprocess.run(
-    [
-      *(sys.executable, "-m", "experiments.engineering.decode_speed.costs"),
-      "--config=configs/decode_speed.py:pieces",
-      *(f"--config.model.{size}" for size in sizes),
-      *("--batches=3", "--length=20", "--cache_len=800", "--repeats=1"),
-      "--dtypes=int8",
-      f"--output={path}",
-    ],
-    cwd=ROOT,
-    check=True,
-    timeout=600,
+  sizes = "width=24 mlp=32 layers=1 attn_heads=2 kv_heads=2 n_future=2".split()
+  code, _, err = call(
+    "--config=configs/decode_speed.py:pieces",
+    *(f"--config.model.{size}" for size in (*sizes, "head=unembedding")),
+    *("--batches=3", "--length=20", "--cache_len=800", "--repeats=1"),
+    *("--dtypes=int8", f"--output={path}"),
+    module="experiments.engineering.decode_speed.costs",
   )
+  assert code == 0, err
   found = json.loads(path.read_text())
   assert [(r["batch"], r["heads"]) for r in found["width"]] == [
     (3, 1), (3, 2),
@@ -167,7 +158,7 @@ def test_costs(tmp_path):
   assert all(r["seconds"] > 0 for r in found["width"] + found["cache"])
 
 
-def test_checkouts_take_turns(tmp_path):
+def test_checkouts_take_turns(call, tmp_path):
   """This one, and one whose clock runs 10,000 times as fast."""
   path, other = tmp_path / "out.json", tmp_path / "other"
   other.mkdir()
@@ -176,21 +167,15 @@ def test_checkouts_take_turns(tmp_path):
     "time.perf_counter = lambda: 1e4 * real()\n"
   )
   (other / "mtp_jax").symlink_to(ROOT / "mtp_jax")
-  done = subprocess.run(
-    [
-      *(sys.executable, "-m", "experiments.engineering.decode_speed.checkouts"),
-      "--config=configs/decode_speed.py:smollm2",
-      *("--config.model.width=36", "--config.model.layers=2"),
-      *("--config.model.vocab=31", "--config.model.mlp=8"),
-      *("--batches=2", "--widths=1,9", "--length=5", "--rounds=2"),
-      *(f"--before={other}", f"--output={path}"),
-    ],
-    cwd=ROOT,
-    check=True,
-    timeout=600,
-    capture_output=True,
-    text=True,
+  code, out, err = call(
+    "--config=configs/decode_speed.py:smollm2",
+    *("--config.model.width=36", "--config.model.layers=2"),
+    *("--config.model.vocab=31", "--config.model.mlp=8"),
+    *("--batches=2", "--widths=1,9", "--length=5", "--rounds=2"),
+    *(f"--before={other}", f"--output={path}"),
+    module="experiments.engineering.decode_speed.checkouts",
   )
+  assert code == 0, err
   rows = json.loads(path.read_text())["rows"]
   windows = [(r["batch"], r["width"]) for r in rows]
   assert windows == [(2, 1), (2, 9), (1, 256)]
@@ -198,7 +183,7 @@ def test_checkouts_take_turns(tmp_path):
     before, after = row["seconds"]["before"], row["seconds"]["after"]
     assert len(before) == len(after) == 2
     assert min(before) > max(after) > 0
-  assert done.stdout.splitlines()[-1].startswith("| 1 | 256 |")
+  assert out.splitlines()[-1].startswith("| 1 | 256 |")
 
 
 @pytest.mark.parametrize("head", ["parallel", "unembedding"])

@@ -28,7 +28,7 @@ from tests import parameters
 def loaded():
   """A random byte model; it writes bytes, not text."""
   cfg = config.Config(
-    model=parameters.model_config(vocab=259, layers=4),
+    model=parameters.model_config("unembedding", vocab=259, layers=1),
     decode=config.Decode(heads=2, max_new=19),
   )
   return parameters.model_of(cfg.model), cfg, tokenizer.Bytes()

@@ -1,12 +1,16 @@
 """The whole model: scan against loop, counts, metadata, plain JAX on it."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import ROOT
 from flax import nnx
 
 from mtp_jax import config
@@ -270,7 +274,13 @@ print("trained")
 """
 
 
-def test_trains_without_nnx_graphs(run_with_devices):
+def test_trains_without_nnx_graphs():
   """Plain jit, grad and optax on the module, with every NNX machinery off."""
   off = {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}
-  assert run_with_devices(1, TRAIN, **off) == "trained\n"
+  done = subprocess.run(  # flax reads them when it is imported
+    [sys.executable, "-c", TRAIN],
+    env=os.environ | {"PYTHONPATH": str(ROOT)} | off,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert (done.returncode, done.stdout) == (0, "trained\n")

@@ -16,6 +16,7 @@ import tracemalloc
 import warnings
 import zlib
 
+import forked
 import jax
 import numpy as np
 import pytest
@@ -408,8 +409,8 @@ pack.pack(config.Data(source="jsonl", path=sys.argv[1], cache=sys.argv[2],
 
 
 def test_a_killed_packing_leaves_no_cache(data):
-  command = [sys.executable, "-c", KILLED, data.path, data.cache]
-  assert subprocess.run(command, timeout=60).returncode == -9
+  process = forked.Process(["-c", KILLED, data.path, data.cache])
+  assert process.wait(60) == -9
   whole, every = entries(data)
   assert not whole and len(every) == 1  # only the partial folder
   codec = Counting()

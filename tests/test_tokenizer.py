@@ -2,8 +2,6 @@
 
 import dataclasses
 import pathlib
-import subprocess
-import sys
 
 import hypothesis
 import numpy as np
@@ -257,18 +255,14 @@ def test_load_names_what_it_cannot_load(tmp_path, trained):
       tokenizer.load(str(path))
 
 
-def test_the_training_program_proves_its_model_lossless(tmp_path):
+def test_the_training_program_proves_its_model_lossless(call, tmp_path):
   for i in range(40):
     (tmp_path / f"{i}.txt").write_text(f"file {i}\n" + SOURCE[i * 50 :])
-  command = [sys.executable, "-m", "experiments.train_tokenizer"]
-  command += ["--source=text", f"--path={tmp_path}", "--vocab=400"]
-  command += ["--held_out=0.2", f"--output={tmp_path}/.out/code.model"]
-  root = pathlib.Path(__file__).parents[1]
-  done = subprocess.run(
-    command, capture_output=True, text=True, cwd=root, timeout=60
-  )
-  assert done.returncode == 0, done.stderr
-  assert "all come back exactly" in done.stdout
+  arguments = ["--source=text", f"--path={tmp_path}", "--vocab=400"]
+  arguments += ["--held_out=0.2", f"--output={tmp_path}/.out/code.model"]
+  code, out, err = call(*arguments, module="experiments.train_tokenizer")
+  assert code == 0, err
+  assert "all come back exactly" in out
   assert tokenizer.load(f"{tmp_path}/.out/code.model").vocab == 400
   (tmp_path / "bad.txt").write_bytes(b"\xff")
   for change, words in {
@@ -278,7 +272,7 @@ def test_the_training_program_proves_its_model_lossless(tmp_path):
   }.items():
     extra = ["--on_error=skip"] if "output" in change else []
     with pytest.raises(SystemExit, match=words) as error:
-      call_program([*command[3:], change, *extra])
+      call_program([*arguments, change, *extra])
     assert "\n" not in str(error.value)
 
 

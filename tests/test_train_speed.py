@@ -1,13 +1,9 @@
 """The benchmark of training steps: the search for a batch, one small run."""
 
 import json
-import os
-import subprocess
-import sys
 
 import hypothesis
 import pytest
-from conftest import ROOT
 from hypothesis import strategies as st
 
 from experiments.engineering.train_speed import bounds
@@ -95,45 +91,32 @@ def test_a_formula_of_which_no_row_fits():
   assert "| 1.3B | 4 | formula | does not fit |" in bounds.table(rows)
 
 
-def program(*arguments):
-  """Runs it as its user does."""
-  return subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "experiments.engineering.train_speed.run",
-      *arguments,
-    ],
-    cwd=ROOT,
-    env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
+MODULE = "experiments.engineering.train_speed.run"
 
 
-def test_one_small_run(tmp_path):
+def test_one_small_run(call, tmp_path):
   path = tmp_path / "cpu.json"
-  done = program(
+  code, out, err = call(
     "--sizes=1M",
     "--heads=4",
     "--losses=serial,formula",
     "--rows=1",
-    "--seq_len=128",
+    "--seq_len=32",
     "--rounds=1",
     "--steps=1",
-    "--memory_gib=0.3",
+    "--memory_gib=0.203",
     f"--output={path}",
+    module=MODULE,
   )
-  assert done.returncode == 0, done.stderr[-3000:]
+  assert code == 0, err[-3000:]
   rows = json.loads(path.read_text())["rows"]
   assert [(r["n"], r["loss"]) for r in rows] == [(4, "serial"), (4, "formula")]
   assert all(r["seconds"] > 0 and r["gib"] > 0.1 for r in rows)
   serial, formula = (r["most_rows"] for r in rows)
   assert serial > 2 * formula > 0
-  assert "1M: most rows over the formula's, n=4" in done.stdout
+  assert "1M: most rows over the formula's, n=4" in out
 
 
-def test_a_device_that_does_not_tell_its_memory(tmp_path):
-  done = program(f"--output={tmp_path}/none.json")
-  assert done.returncode == 1 and "give --memory_gib" in done.stderr
+def test_a_device_that_does_not_tell_its_memory(call, tmp_path):
+  code, _, err = call(f"--output={tmp_path}/none.json", module=MODULE)
+  assert code == 1 and "give --memory_gib" in err
