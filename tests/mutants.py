@@ -288,14 +288,14 @@ MUTANTS = [
     "mtp_jax/train/batches.py",
     "      start=start,",
     "      start=start + (start > 0),",
-    "test_run.py::test_sigterm_saves_and_exits_with_0",
+    "test_train_loop.py::test_sigterm_saves_and_exits_with_0",
   ),
   Mutant(
     "SIGTERM not heard",
     "mtp_jax/train/processes.py",
     "    return asked.is_set()",
     "    return False",
-    "test_run.py::test_sigterm_saves_and_exits_with_0",
+    "test_train_loop.py::test_sigterm_saves_and_exits_with_0",
   ),
   Mutant(
     "norm scales decay",
@@ -309,21 +309,21 @@ MUTANTS = [
     "mtp_jax/checkpoint/reader.py",
     '      if checksum != record["arrays"][name]["checksum"]',
     '      if len(checksum) != len(record["arrays"][name]["checksum"])',
-    "test_checkpoint.py::test_falls_back_and_goes_on",
+    "test_checkpoints.py::test_falls_back_and_goes_on",
   ),
   Mutant(
     "windows of a document's neighbour",
     "mtp_jax/data/packed.py",
     'inside, places, side="right"',
     'inside, places, side="left"',
-    "test_pipeline.py",
+    "test_packed.py",
   ),
   Mutant(
     "a damaged block of the corpus is read",
     "mtp_jax/data/blocks.py",
     " or zlib.crc32(raw) != self._checksums[index]",
     "",
-    "test_pipeline.py::"
+    "test_pack.py::"
     "test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read",
   ),
   Mutant(
@@ -352,7 +352,7 @@ MUTANTS = [
     "mtp_jax/checkpoint/storage.py",
     "if error := sys.exc_info()[1]:",
     "if error := None:",
-    "test_checkpoint.py::test_a_thread_that_failed_waits_for_no_one",
+    "test_storage.py::test_a_thread_that_failed_waits_for_no_one",
   ),
   Mutant(
     "held-out drafts judged one place early",
