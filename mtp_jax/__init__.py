@@ -3,6 +3,7 @@
   mtp_jax.Config      a run's settings
   mtp_jax.fit         trains a model in a folder, or resumes there
   mtp_jax.load        the model, config and tokenizer of a run
+  mtp_jax.lay_out     a decoder: the weights of a model, arranged for decoding
   mtp_jax.generate    continues prompts, several tokens per forward pass
 
 The packages, each of which imports only what stands above it:
@@ -28,6 +29,7 @@ _FACE = {
   "Config": ("mtp_jax.config", "Config"),
   "fit": ("mtp_jax.train.loop", "fit"),
   "load": ("mtp_jax.train.workdir", "load"),
+  "lay_out": ("mtp_jax.decode.decoder", "lay_out"),
   "generate": ("mtp_jax.decode.generate", "generate"),
 }
 __all__ = [*_FACE]

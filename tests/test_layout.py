@@ -112,7 +112,9 @@ def test_no_circle():
 
 
 def test_the_face_of_the_library():
-  assert set(mtp_jax.__all__) == {"Config", "fit", "generate", "load"}
+  assert set(mtp_jax.__all__) == {
+    *("Config", "fit", "generate", "lay_out", "load")
+  }
   for name in mtp_jax.__all__:
     assert callable(getattr(mtp_jax, name))
     assert f"mtp_jax.{name} " in mtp_jax.__doc__

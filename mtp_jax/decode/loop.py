@@ -83,6 +83,8 @@ def begin(
     cache=(),
     tree=tree,
   )
+  # The prompt's last logits verify a tree without drafts: the rule accepts its
+  # root and adds the first token. The root's own token is never read.
   keys, root = _keys(key, jnp.zeros((B,), jnp.int32)), tree_lib.Tree()
   tokens = jnp.zeros((B, 1), jnp.int32)
   verification = _verification(state, tokens, prompt.logits[:, None])

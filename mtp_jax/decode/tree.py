@@ -83,7 +83,7 @@ class Tree:
 
   @functools.cached_property
   def path(self) -> np.ndarray:
-    """[M, drafts+1] int32: nodes from the root to each; then itself again."""
+    """[M, drafts+1] int32: from the root to each node, which is repeated."""
     number = self._number
     rows = [
       [number[p[:d]] for d in range(self.drafts + 1)] for p in ((), *self.paths)

@@ -8,15 +8,15 @@ chain) of drafts after it. The rule for K and V, heads and trees:
   smaller `start` rolls the cache back.
 * A node of a tree attends to the text and to its ancestors. Its rotary
   position is `start` plus its depth.
-* A head that another head reads runs on the whole window, and K and V of all
-  heads in use are written. A head that no other head reads runs only at the
-  places whose logits are asked for.
-* Of drafts, `forward` treats so only the verifying heads, those that head 1's
-  logits need: head 1, or in an anticausal model all of them. The others wait
-  for `keep_path`, and run on the accepted path: k tokens, however large the
-  tree.
-* `keep_path` moves K and V of a tree's accepted path to consecutive positions.
-  A chain's lie there already.
+* `forward` of text writes K and V of the trunk and of all heads in use.
+  `forward` of drafts writes those of the trunk and of the verifying heads only,
+  the heads that head 1's logits need: head 1, or in an anticausal model all.
+* `keep_path` moves K and V of a tree's accepted path to consecutive positions
+  (a chain's lie there already). The other heads then write theirs, on the k
+  tokens of that path, however large the tree.
+* `logits` and `draft` run a head's query, attention and MLP at the places that
+  are asked for, unless another head reads its output: then it has already run
+  on the whole window, or path.
 """
 
 import dataclasses
@@ -208,7 +208,9 @@ class Transformer:
     """Keeps the path to the last accepted `node` [B] of the tree.
 
     The path's K and V come from the window, since a TPU would copy a cache
-    that is both read and written. The result's window is one token, the node's.
+    that is both read and written. A path shorter than k repeats its last node;
+    those entries of the cache lie behind the new `start`, where the next window
+    overwrites them. The result's window is one token, the node's.
     """
     tree, cache = window.tree, list(window.cache)
     path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
