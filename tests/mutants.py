@@ -279,8 +279,8 @@ MUTANTS = [
   Mutant(
     "microbatches averaged twice",
     "mtp_jax/train/step.py",
-    "scale = head_weights / counts[0]",
-    "scale = head_weights / (counts[0] * parts)",
+    "scale = head_weights / weight_sums[0]",
+    "scale = head_weights / (weight_sums[0] * parts)",
     "test_train.py::test_microbatches_give_the_same_step",
   ),
   Mutant(

@@ -26,6 +26,7 @@ def train():
     compile()
 
 def take_over():
+  interrupts.PATIENCE = 9  # a busy machine may not run this within 3 seconds
   with processes.stop_signals() as asked:
     try:
       print("compiling", flush=True)
@@ -33,9 +34,10 @@ def take_over():
     except KeyboardInterrupt:
       pass  # Python ignores it in a finalizer
     asked.watch()
-    print("stopped" if asked.wait(20) else "lost")
+    print("stopped" if asked.wait(40) else "lost")
 
 def take_over_first():  # before the thread can look at the handler
+  interrupts.PATIENCE = 9
   sys.setswitchinterval(9)
   with processes.stop_signals() as asked:
     try:
@@ -44,7 +46,7 @@ def take_over_first():  # before the thread can look at the handler
       pass
     asked.watch()
     sys.setswitchinterval(0.005)
-    print("stopped" if asked.wait(20) else "lost")
+    print("stopped" if asked.wait(40) else "lost")
 
 def texts():
   interrupts.PATIENCE = 0.5

@@ -26,7 +26,7 @@ class State:
 
 
 def init_state(cfg: config.Config, mesh: jax.sharding.Mesh) -> State:
-  """A fresh State, made where it belongs; equal on every mesh.
+  """A fresh State, placed as its parameters declare; equal on every mesh.
 
   Raises:
     ValueError: an axis of a parameter does not divide by its devices.
@@ -64,7 +64,7 @@ def train_step(
     state: donated by `compile_step`.
     batch: windows of T+N tokens.
     cfg: the run's settings.
-    mesh: where state and batch lie.
+    mesh: the devices that hold state and batch.
 
   Returns:
     The next state, and metrics: loss and nats [N] of each head, both nats per
@@ -74,10 +74,10 @@ def train_step(
   """
   N, parts = cfg.model.n_future, cfg.train.accumulate
   targets = loss.future_targets(batch, N)
-  weights = targets.weights()
-  counts = jnp.where(weights > 0, weights, 1.0)  # nothing is divided by 0
+  weight_sums = targets.weights()
+  weight_sums = jnp.where(weight_sums > 0, weight_sums, 1.0)  # a divisor
   head_weights = jnp.array(cfg.train.head_weights or (1.0,) * N, jnp.float32)
-  scale = head_weights / counts[0]
+  scale = head_weights / weight_sums[0]
   settings = loss.Settings(
     implementation=cfg.train.loss,
     block=cfg.train.loss_block,
@@ -106,18 +106,18 @@ def train_step(
     total, nats, grads = gradient(batch, targets)
   else:
 
-    def one(sums, rows):
+    def add(sums, rows):
       # Targets of these rows: cut from the batch's, they would be exchanged
       # between devices.
-      found = gradient(rows, loss.future_targets(rows, N))
-      return jax.tree.map(jnp.add, sums, found), None
+      here = gradient(rows, loss.future_targets(rows, N))
+      return jax.tree.map(jnp.add, sums, here), None
 
     rows = jax.tree.map(
       lambda x: jnp.moveaxis(x.reshape(-1, parts, x.shape[-1]), 1, 0), batch
     )
     zeros = jax.tree.map(jnp.zeros_like, state.model)
     sums = jnp.zeros(()), jnp.zeros((N,)), zeros
-    (total, nats, grads), _ = jax.lax.scan(one, sums, rows)
+    (total, nats, grads), _ = jax.lax.scan(add, sums, rows)
 
   norm = optax.tree.norm(grads)
   good = jnp.isfinite(total) & jnp.isfinite(norm)
@@ -129,9 +129,9 @@ def train_step(
       lambda new, old: jnp.where(good, new, old), new, (state.model, state.opt)
     )
   bad = jnp.where(good, 0, state.bad + 1)
-  found = {
+  metrics = {
     "loss": total,
-    "nats": nats / counts,
+    "nats": nats / weight_sums,
     "grad_norm": norm,
     "learning_rate": optim.schedule(cfg.optim, cfg.train.steps)(
       state.step - state.skipped
@@ -139,7 +139,7 @@ def train_step(
     "bad": bad,
     "skipped": state.skipped + ~good,
   }
-  return State(net, opt, state.step + 1, bad, found["skipped"]), found
+  return State(net, opt, state.step + 1, bad, metrics["skipped"]), metrics
 
 
 def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
