@@ -22,6 +22,9 @@ NAMES = [
   "mtp_jax.decode.generate.generate",
   "mtp_jax.decode.serve.generate_all",
   "mtp_jax.decode.stream.stream",
+  "mtp_jax.decode.tree.chain",
+  "mtp_jax.decode.tree.build",
+  "mtp_jax.decode.sampling.Sampler",
   "mtp_jax.train.optim.schedule",
   "mtp_jax.train.step.compile_step",
 ]

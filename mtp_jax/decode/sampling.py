@@ -27,6 +27,14 @@ class Sampler:
     top_p: keeps the likeliest tokens up to this share of the probability, the
       one that crosses it included.
     min_p: keeps tokens at least this share as likely as the likeliest.
+
+  Example:
+    >>> from mtp_jax.decode import sampling
+    >>> sampling.Sampler(temperature=0.8, top_p=0.95).check()
+    >>> sampling.Sampler(top_p=2).check()
+    Traceback (most recent call last):
+    ...
+    ValueError: top_p=2 ...
   """
 
   temperature: float | None = None

@@ -122,6 +122,11 @@ def chain(heads: int, candidates: int = 1) -> Tree:
 
   Raises:
     ValueError: heads below 1.
+
+  Example:
+    >>> from mtp_jax.decode import tree
+    >>> tree.chain(4).size  # the last token and 3 drafts
+    4
   """
   if checks.integer("heads", heads) < 1:
     raise ValueError(f"heads={heads}: head 1 at least has to decode")
@@ -168,6 +173,11 @@ def build(acceptance: np.ndarray, size: int) -> Tree:
 
   Raises:
     ValueError: size below 1, or chances that are none.
+
+  Example:
+    >>> from mtp_jax.decode import tree
+    >>> tree.build([[0.6, 0.3], [0.5, 0.1]], 4).paths
+    ((0,), (1,), (0, 0))
   """
   acceptance = np.asarray(acceptance, float)
   if checks.integer("size", size) < 1:

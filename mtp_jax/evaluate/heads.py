@@ -110,7 +110,7 @@ def score(
   inputs = net.read(batch.tokens, batch.segments, kernel=kernel)
   first = jnp.pad(net.heads.first(inputs), ((0, 0), (0, N - 1), (0, 0)))
   own_unembed = net.heads.own_unembed
-  judge = net.heads.unembed[...] if own_unembed is None else own_unembed[0]
+  verifier = net.heads.unembed[...] if own_unembed is None else own_unembed[0]
 
   def log_p(hidden, unembed):
     unembed = unembed.astype(hidden.dtype)
@@ -118,81 +118,84 @@ def score(
 
   def one_head(hidden, unembed, xs):
     i, target = xs
-    judging = jax.lax.dynamic_slice_in_dim(first, i, T, 1)
+    verifying = jax.lax.dynamic_slice_in_dim(first, i, T, 1)
 
     def one_block(_, xs):
-      hidden, judging, target, weight = xs
-      own, judged = log_p(hidden, unembed), log_p(judging, judge)
+      hidden, verifying, target, weight = xs
+      own, verified = log_p(hidden, unembed), log_p(verifying, verifier)
       picked = jnp.take_along_axis(own, jnp.maximum(target, 0)[..., None], -1)
       choice = own.argmax(-1)
       return None, {
         "nats": -jnp.where(target >= 0, picked[..., 0] * weight, 0.0).sum(),
         "hits": jnp.where(choice == target, weight, 0.0).sum(),
-        "greedy": choice == judged.argmax(-1),
-        "sampled": jnp.exp(jnp.minimum(own, judged)).sum(-1),
+        "greedy": choice == verified.argmax(-1),
+        "sampled": jnp.exp(jnp.minimum(own, verified)).sum(-1),
       }
 
     xs = (
       cross_entropy.in_blocks(hidden, block),
-      cross_entropy.in_blocks(judging, block),
+      cross_entropy.in_blocks(verifying, block),
       *cross_entropy.targets_in_blocks(target, block),
     )
-    found = jax.lax.scan(one_block, None, xs)[1]
-    sums = {name: found[name].sum() for name in ("nats", "hits")}
+    per_block = jax.lax.scan(one_block, None, xs)[1]
+    sums = {name: per_block[name].sum() for name in ("nats", "hits")}
     for name in ("greedy", "sampled"):  # [blocks, B, T / blocks] -> [B, T]
-      sums[name] = jnp.moveaxis(found[name], 0, 1).reshape(B, -1)[:, :T]
+      sums[name] = jnp.moveaxis(per_block[name], 0, 1).reshape(B, -1)[:, :T]
     return sums
 
-  found = net.heads.one_by_one(one_head, inputs, (jnp.arange(N), targets))
-  sums = {name: found[name] for name in ("nats", "hits")}
+  per_head = net.heads.one_by_one(one_head, inputs, (jnp.arange(N), targets))
+  sums = {name: per_head[name] for name in ("nats", "hits")}
   sums["targets"] = targets.weights()
 
   # A draft counts where its place and the next token's are inside the window,
   # the document and the stretch with weights.
   scored = (targets.tokens >= 0) & (targets.weight > 0)
-  seen = jnp.arange(T) + jnp.arange(N)[:, None] < T
-  inside = scored & scored[0] & seen[:, None]
-  documents, begins = batch.segments, jnp.ones((B, 1), bool)
-  fresh = (documents[:, 1:T] != documents[:, : T - 1]) | (
+  in_window = jnp.arange(T) + jnp.arange(N)[:, None] < T
+  inside = scored & scored[0] & in_window[:, None]
+  documents, first_token = batch.segments, jnp.ones((B, 1), bool)
+  starts = (documents[:, 1:T] != documents[:, : T - 1]) | (
     scored[0, :, 1:] & ~scored[0, :, :-1]
   )
-  fresh = jnp.concatenate([begins, fresh], 1)
-  full = (jnp.arange(T) <= T - N) & scored[0]
+  starts = jnp.concatenate([first_token, starts], 1)
+  counted = (jnp.arange(T) <= T - N) & scored[0]
   for name in ("greedy", "sampled"):
-    passes, written = walk((found[name] * inside)[1:], fresh, full)
+    passes, written = walk((per_head[name] * inside)[1:], starts, counted)
     sums[f"{name}_tokens"], sums[f"{name}_passes"] = written, passes
   return jax.tree.map(lambda x: x.astype(jnp.float32), sums)
 
 
 def walk(
-  accept: jax.Array, fresh: jax.Array, full: jax.Array
+  accept: jax.Array, starts: jax.Array, counted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Passes that decode a text, and the tokens that they write.
 
   Args:
     accept: [N-1, B, T] probability that the draft of head i+2 made at t is
       accepted once the ones before it are.
-    fresh: [B, T] where a document begins, or a prompt ends: a pass drafts there
-      for certain.
-    full: [B, T] positions that count.
+    starts: [B, T] where a document begins or a prompt ends: a pass drafts
+      there for certain.
+    counted: [B, T] positions that count.
 
   Returns:
     (passes, tokens): expected numbers, float32; tokens counts the accepted
     drafts and one bonus token of each pass.
   """
   reach = jnp.cumprod(accept.astype(jnp.float32), 0)
-  ones = jnp.ones((1, *fresh.shape), jnp.float32)
+  ones = jnp.ones((1, *starts.shape), jnp.float32)
   reach = jnp.concatenate([ones, reach, 0 * ones])
   exactly = reach[:-1] - reach[1:]  # [N, B, T]: j drafts accepted, no more
 
   def step(mass, xs):  # mass [N, B]: probability of drafting at t, t+1, ...
-    exactly, fresh, full = xs
-    here = jnp.where(fresh, 1.0, mass[0])
+    exactly, starts, counted = xs
+    here = jnp.where(starts, 1.0, mass[0])
     ahead = jnp.concatenate([mass[1:], jnp.zeros_like(mass[:1])])
     written = here * (exactly * jnp.arange(1, len(mass) + 1)[:, None]).sum(0)
-    sums = jnp.where(full, here, 0).sum(), jnp.where(full, written, 0).sum()
+    sums = (
+      jnp.where(counted, here, 0).sum(),
+      jnp.where(counted, written, 0).sum(),
+    )
     return ahead + here * exactly, sums
 
-  xs = jnp.moveaxis(exactly, 2, 0), fresh.T, full.T
+  xs = jnp.moveaxis(exactly, 2, 0), starts.T, counted.T
   passes, tokens = jax.lax.scan(step, jnp.zeros(exactly.shape[:2]), xs)[1]
   return passes.sum(), tokens.sum()
