@@ -9,20 +9,25 @@ from mtp_jax import config
 STEPS, SAVE_EVERY = 50, 2
 
 
-def make(folder: pathlib.Path) -> pathlib.Path:
-  """Writes a corpus and the config of a small run on it; the folder."""
+def corpus(folder: pathlib.Path) -> pathlib.Path:
+  """Writes 60 documents of 99 words; their file."""
   rng = random.Random(0)
   words = ["def", "return", "if", "x", "y", "(", ")", "\n", "    "]
   rows = [" ".join(rng.choices(words, k=99)) for _ in range(60)]
-  corpus = folder / "corpus.jsonl"
-  corpus.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+  path = folder / "corpus.jsonl"
+  path.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+  return path
+
+
+def make(folder: pathlib.Path) -> pathlib.Path:
+  """Writes a corpus and the config of a small run on it; the folder."""
   cfg = config.Config(
     model=config.Model(
       width=20, mlp=28, layers=2, attn_heads=2, kv_heads=1, n_future=3,
       head="unembedding",
     ),
     data=config.Data(
-      source="jsonl", path=str(corpus), cache=str(folder / "cache"),
+      source="jsonl", path=str(corpus(folder)), cache=str(folder / "cache"),
       seq_len=31, batch=3, held_out=0.1,
     ),
     optim=config.Optim(warmup=5, peak=1e-2),

@@ -12,20 +12,11 @@ from mtp_jax import config
 from mtp_jax.decode import cpu
 from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.model import heads, layers
-from tests import parameters
+from tests import parameters, passes
 
-# Logits are of order 1 and sums of at most 64 float32 products, each rounded
-# at 1e-7 and in another order when a window is cut differently.
-ATOL = 2e-5
-
-
-B, T, S = 5, 29, 37
-
+ATOL, B, S, ZERO = passes.ATOL, passes.B, passes.S, passes.ZERO
 
 KINDS = config.HEAD_KINDS
-
-
-decoder_of = jax.jit(decoder_lib.lay_out)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,34 +34,18 @@ def net(request):
 
 @pytest.fixture(scope="module")
 def tokens():
-  return np.random.default_rng(1).integers(0, 31, (B, T)).astype(np.int32)
-
-
-@functools.partial(jax.jit, static_argnames="heads")
-def read(decoder, cache, window, start, at, *, heads):
-  """One pass: the cache, and logits [k, B, W', V] of k heads at `at`."""
-  memory = decoder.forward(cache, window, start)
-  logits = [decoder.logits(memory, i, at) for i in range(heads)]
-  return memory.cache, jnp.stack(logits)
-
-
-uncached = jax.jit(lambda net, tokens: net(tokens))
-
-
-def places(width):
-  return np.broadcast_to(np.arange(width, dtype=np.int32), (B, width))
-
-
-ZERO = np.zeros(B, np.int32)
+  return passes.text()
 
 
 def test_padding_ids_are_never_written(net, tokens):
   """A padded vocabulary's other columns are cut off, for every head."""
-  whole, cut = decoder_of(net), decoder_lib.lay_out(net, 19)
+  whole, cut = passes.decoder_of(net), decoder_lib.lay_out(net, 19)
   assert (whole.vocab, cut.vocab) == (31, 19)
   window = tokens[:, :7] % 19
   found = [
-    read(d, d.empty_cache(B, S, 3), window, ZERO, places(7), heads=3)[1]
+    passes.read(
+      d, d.empty_cache(B, S, 3), window, ZERO, passes.places(7), heads=3
+    )[1]
     for d in (whole, cut)
   ]
   cut, whole = found[1][..., :19], found[0][..., :19]
@@ -84,7 +59,7 @@ def test_padding_ids_are_never_written(net, tokens):
 def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
   half = parameters.random_model(kind, dtype="bfloat16")
   full = parameters.random_model(kind)
-  decoder = decoder_of(half)
+  decoder = passes.decoder_of(half)
   kinds = {
     ".".join(str(getattr(p, "name", p)) for p in path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(decoder)
@@ -95,11 +70,13 @@ def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
   assert half.embed[...].dtype == jnp.float32  # the trained model is as it was
   cache = decoder.empty_cache(B, S, 3)
   assert {a.dtype for a in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
-  _, got = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
+  _, got = passes.read(
+    decoder, cache, tokens[:, :16], ZERO, passes.places(16), heads=3
+  )
   assert got.dtype == jnp.float32
   # A rounding to 8 bits errs by 0.002 of a value; some thirty of them in a
   # row walk to 0.01.
-  for want in (uncached(half, tokens), uncached(full, tokens)):
+  for want in (passes.uncached(half, tokens), passes.uncached(full, tokens)):
     error = got - want[:, :, :16]
     assert jnp.std(error) < 0.02 * jnp.std(want)
 
@@ -127,8 +104,8 @@ def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
     weight = decoder.trunk[0].wo.get_value()
     assert isinstance(weight, cpu.Matrix) == (platform is None)
     cache = decoder.empty_cache(B, S, 3)
-    args = tokens[:, :16], ZERO, places(16)
-    seen.append(read(decoder, cache, *args, heads=3)[1])
+    args = tokens[:, :16], ZERO, passes.places(16)
+    seen.append(passes.read(decoder, cache, *args, heads=3)[1])
   for got in seen[1:]:
     np.testing.assert_allclose(got, seen[0], rtol=0, atol=ATOL)
   size = net.trunk.wo[0].size
@@ -140,7 +117,7 @@ def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
 
 def test_smaller_caches(net, tokens):
   """Bytes as promised, and logits near enough: errors in deviations."""
-  want, sizes = np.asarray(uncached(net, tokens))[:, :, :16], {}
+  want, sizes = np.asarray(passes.uncached(net, tokens))[:, :, :16], {}
   errors = {}
   for dtype in ("float32", "bfloat16", "int8"):
     decoder = jax.jit(
@@ -148,7 +125,9 @@ def test_smaller_caches(net, tokens):
     )(net)
     cache = decoder.empty_cache(B, S, 3)
     sizes[dtype] = sum(a.nbytes for a in jax.tree.leaves(cache))
-    _, got = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
+    _, got = passes.read(
+      decoder, cache, tokens[:, :16], ZERO, passes.places(16), heads=3
+    )
     errors[dtype] = float(jnp.std(got - want) / jnp.std(want))
   print(errors)
   # 4 channels of 4, 2 and 1 bytes, and a float32 scale beside int8's.
@@ -166,10 +145,10 @@ def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
     with pytest.raises(ValueError, match="would change the text"):
       lower(net)
     return
-  full, low = decoder_of(net), jax.jit(lower)(net)
-  args = tokens[:, :16], ZERO, places(16)
-  want = read(full, full.empty_cache(B, S, 3), *args, heads=3)[1]
-  got = read(low, low.empty_cache(B, S, 3), *args, heads=3)[1]
+  full, low = passes.decoder_of(net), jax.jit(lower)(net)
+  args = tokens[:, :16], ZERO, passes.places(16)
+  want = passes.read(full, full.empty_cache(B, S, 3), *args, heads=3)[1]
+  got = passes.read(low, low.empty_cache(B, S, 3), *args, heads=3)[1]
   np.testing.assert_array_equal(got[0], want[0])
   for i in (1, 2):
     error = float(jnp.std(got[i] - want[i]) / jnp.std(want[i]))

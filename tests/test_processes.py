@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ from conftest import ROOT
 from mtp_jax import config
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import workdir
+from tests import runs
 
 STEPS = 23
 
@@ -35,18 +35,14 @@ LAUNCH = ROOT / "experiments" / "launch"
 def home(tmp_path_factory):
   """A folder with a corpus and the config of a small run on it."""
   folder = tmp_path_factory.mktemp("processes")
-  rng = random.Random(0)
-  words = ["def", "return", "if", "x", "y", "(", ")", "\n", "    "]
-  rows = [" ".join(rng.choices(words, k=99)) for _ in range(60)]
-  corpus = folder / "corpus.jsonl"
-  corpus.write_text("\n".join(json.dumps({"text": row}) for row in rows))
   cfg = config.Config(
     model=config.Model(
       vocab=260, width=24, mlp=20, layers=1, attn_heads=2, kv_heads=2,
       n_future=2, head="unembedding",
     ),
     data=config.Data(
-      source="jsonl", path=str(corpus), cache=str(folder / "cache"),
+      source="jsonl", path=str(runs.corpus(folder)),
+      cache=str(folder / "cache"),
       seq_len=31, batch=12, held_out=0.1,
     ),
     optim=config.Optim(warmup=5, peak=1e-2),

@@ -13,15 +13,9 @@ from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.decode import window as window_lib
 from mtp_jax.model import heads, layers
-from tests import parameters
+from tests import parameters, passes
 
-# Logits are of order 1 and sums of at most 64 float32 products, each rounded
-# at 1e-7 and in another order when a window is cut differently.
-ATOL = 2e-5
-
-
-B, T, S = 5, 29, 37
-
+ATOL, B, S, T, ZERO = passes.ATOL, passes.B, passes.S, passes.T, passes.ZERO
 
 LENGTHS = np.array([1, 2, 11, 16, 7], np.int32)  # each row's prompt
 
@@ -30,9 +24,6 @@ KINDS = config.HEAD_KINDS
 
 
 TREE = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0]])
-
-
-decoder_of = jax.jit(decoder_lib.lay_out)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,18 +41,7 @@ def net(request):
 
 @pytest.fixture(scope="module")
 def tokens():
-  return np.random.default_rng(1).integers(0, 31, (B, T)).astype(np.int32)
-
-
-@functools.partial(jax.jit, static_argnames="heads")
-def read(decoder, cache, window, start, at, *, heads):
-  """One pass: the cache, and logits [k, B, W', V] of k heads at `at`."""
-  memory = decoder.forward(cache, window, start)
-  logits = [decoder.logits(memory, i, at) for i in range(heads)]
-  return memory.cache, jnp.stack(logits)
-
-
-uncached = jax.jit(lambda net, tokens: net(tokens))
+  return passes.text()
 
 
 def windows(tokens, start, width):
@@ -70,17 +50,10 @@ def windows(tokens, start, width):
   )
 
 
-def places(width):
-  return np.broadcast_to(np.arange(width, dtype=np.int32), (B, width))
-
-
-ZERO = np.zeros(B, np.int32)
-
-
 @pytest.mark.parametrize("k", [2, 3])
 def test_windows_at_ragged_starts_equal_the_uncached_model(net, tokens, k):
-  want = np.asarray(uncached(net, tokens))
-  decoder = decoder_of(net)
+  want = np.asarray(passes.uncached(net, tokens))
+  decoder = passes.decoder_of(net)
   cache, start = decoder.empty_cache(B, S, k), ZERO
 
   def check(logits, valid):
@@ -94,43 +67,51 @@ def test_windows_at_ragged_starts_equal_the_uncached_model(net, tokens, k):
 
   # The prompts' pass reads all rows as wide as the longest: what lies behind
   # a row's own prompt is rubbish, and the next window overwrites it.
-  window = np.where(places(16) < LENGTHS[:, None], tokens[:, :16], 30)
-  cache, logits = read(decoder, cache, window, start, places(16), heads=k)
+  window = np.where(passes.places(16) < LENGTHS[:, None], tokens[:, :16], 30)
+  cache, logits = passes.read(
+    decoder, cache, window, start, passes.places(16), heads=k
+  )
   check(logits, LENGTHS)
   start = LENGTHS
   for step in ([3, 1, 2, 3, 1], [1, 3, 3, 2, 2], [0, 0, 0, 0, 0]):
     window = windows(tokens, start, 3)
-    cache, logits = read(decoder, cache, window, start, places(3), heads=k)
+    cache, logits = passes.read(
+      decoder, cache, window, start, passes.places(3), heads=k
+    )
     check(logits, [3] * B)
     start = start + np.int32(step)
 
 
 def test_one_place_equals_the_whole_window(net, tokens):
-  decoder = decoder_of(net)
+  decoder = passes.decoder_of(net)
   cache = decoder.empty_cache(B, S, 3)
   at = np.array([[0], [15], [3], [7], [11]], np.int32)
   window = tokens[:, :16]
-  _, whole = read(decoder, cache, window, ZERO, places(16), heads=3)
-  _, one = read(decoder, cache, window, ZERO, at, heads=3)
+  _, whole = passes.read(
+    decoder, cache, window, ZERO, passes.places(16), heads=3
+  )
+  _, one = passes.read(decoder, cache, window, ZERO, at, heads=3)
   want = np.take_along_axis(np.asarray(whole), at[None, ..., None], 2)
   np.testing.assert_allclose(one, want, rtol=0, atol=ATOL)
 
 
 def test_a_smaller_start_rolls_back(net, tokens):
   """Drafts that were refused leave no trace, to the last bit."""
-  decoder = decoder_of(net)
+  decoder = passes.decoder_of(net)
   cache = decoder.empty_cache(B, S, 3)
-  cache, _ = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=3)
+  cache, _ = passes.read(
+    decoder, cache, tokens[:, :16], ZERO, passes.places(16), heads=3
+  )
   window = windows(tokens, LENGTHS, 3)
   wrong = np.concatenate([window[:, :1], 30 - window[:, 1:]], 1)
-  at = places(3)
-  _, want = read(decoder, cache, window, LENGTHS, at, heads=3)
-  detour, _ = read(decoder, cache, wrong, LENGTHS, at, heads=3)
+  at = passes.places(3)
+  _, want = passes.read(decoder, cache, window, LENGTHS, at, heads=3)
+  detour, _ = passes.read(decoder, cache, wrong, LENGTHS, at, heads=3)
   # Far larger than any key or value: one look at it would show.
   behind = (np.arange(S) >= LENGTHS[:, None])[:, None, :, None]
   spoilt = jax.tree.map(lambda a: jnp.where(behind, 1e4, a), detour)
   for cache in (detour, spoilt):
-    _, got = read(decoder, cache, window, LENGTHS, at, heads=3)
+    _, got = passes.read(decoder, cache, window, LENGTHS, at, heads=3)
     np.testing.assert_array_equal(got, want)
 
 
@@ -138,7 +119,7 @@ def test_caches_are_only_those_that_the_heads_need():
   slots = {"parallel": 1, "causal": 1, "anticausal": 3}
   for kind in KINDS:
     cfg = parameters.model_config(kind)
-    decoder = decoder_of(parameters.random_model(kind))
+    decoder = passes.decoder_of(parameters.random_model(kind))
     for k in (1, 3):
       cache = decoder.empty_cache(B, S, k)
       own = (3 if k == 3 else slots[kind]) if kind in slots else 0
@@ -175,9 +156,11 @@ def commit(decoder, memory, node, *, heads=3):
 )
 def test_nodes_of_a_tree_equal_the_text_of_their_path(net, tokens, tree, k):
   """Head 1 at every node and, once it is kept, the others; then the cache."""
-  decoder = decoder_of(net)
+  decoder = passes.decoder_of(net)
   cache = decoder.empty_cache(B, S, k)
-  cache, _ = read(decoder, cache, tokens[:, :16], ZERO, places(16), heads=k)
+  cache, _ = passes.read(
+    decoder, cache, tokens[:, :16], ZERO, passes.places(16), heads=k
+  )
   window = np.random.default_rng(2).integers(0, 31, (B, tree.size))
   window = window.astype(np.int32)
   memory, judged = read_tree(decoder, cache, window, LENGTHS, tree=tree)
@@ -186,13 +169,15 @@ def test_nodes_of_a_tree_equal_the_text_of_their_path(net, tokens, tree, k):
     node = (np.arange(B) + turn) % tree.size  # every row keeps every node
     kept, drafted = commit(decoder, memory, node.astype(np.int32), heads=k)
     start = LENGTHS + tree.depth[node] + 1
-    _, later = read(decoder, kept, after, start, places(3), heads=k)
+    _, later = passes.read(
+      decoder, kept, after, start, passes.places(3), heads=k
+    )
     texts, ends = np.zeros((B, S), np.int32), LENGTHS + tree.depth[node]
     for b, m in enumerate(node):
       path = window[b, tree.path[m][: tree.depth[m] + 1]]
       text = [*tokens[b, : LENGTHS[b]], *path, *after[b]]
       texts[b, : len(text)] = text
-    want = np.asarray(uncached(net, texts))
+    want = np.asarray(passes.uncached(net, texts))
     for b, end in enumerate(ends):
       here = want[:, b, end]
       for got, want_here in (
@@ -227,13 +212,15 @@ def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
 
   for name in widths:
     spy_on(name)
-  decoder = decoder_of(parameters.random_model(kind, n_future=5, layers=7))
+  decoder = passes.decoder_of(
+    parameters.random_model(kind, n_future=5, layers=7)
+  )
 
   def advance(tree):
     window = np.zeros((B, tree.size), np.int32)
     cache = decoder.empty_cache(B, S, tree.heads)
     memory = decoder.forward(cache, window, LENGTHS, tree=tree)
-    decoder.logits(memory, 0, places(tree.size))
+    decoder.logits(memory, 0, passes.places(tree.size))
     memory = decoder.keep_path(memory, ZERO)
     return decoder.draft(memory, tree.heads, None) if tree.drafts else memory
 
@@ -248,19 +235,19 @@ def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["parallel", "causal"])
 def test_a_head_that_has_not_read_the_drafts_is_not_asked(kind):
-  decoder = decoder_of(parameters.random_model(kind))
+  decoder = passes.decoder_of(parameters.random_model(kind))
   window, waits = np.zeros((B, 7), np.int32), "head 1 reads drafts after"
 
   def ask(heads):
     cache = decoder.empty_cache(B, S, heads)
     memory = decoder.forward(cache, window, LENGTHS, tree=TREE)
     with pytest.raises(ValueError, match=waits):
-      decoder.logits(memory, 1, places(7))
+      decoder.logits(memory, 1, passes.places(7))
     with pytest.raises(ValueError, match=waits):
       decoder.draft(memory, 3, None)
     kept = decoder.keep_path(memory, ZERO)
     with pytest.raises(ValueError, match="head 3, but the cache is for 3"):
-      decoder.logits(kept, 3, places(1))
+      decoder.logits(kept, 3, passes.places(1))
 
   jax.eval_shape(lambda: ask(3))
 
@@ -352,7 +339,7 @@ def test_drafts_deeper_than_the_window(tree, window):
   memory = decoder.forward(
     memory.cache, drafts.astype(np.int32), LENGTHS, tree=tree
   )
-  judged = decoder.logits(memory, 0, places(tree.size))
+  judged = decoder.logits(memory, 0, passes.places(tree.size))
   node = np.full(B, tree.size - 1, np.int32)  # a deepest one
   drafted = decoder.draft(decoder.keep_path(memory, node), 5, None)[0]
   texts = np.zeros((tree.size, B, 21), np.int32)
