@@ -9,7 +9,8 @@
 The packages, each of which imports only what stands above it:
 
   fields, sections, config    the settings of a run and their checks
-  tokenizer, tokenizer_training    text to ids and back; SentencePiece models
+  tokenizer   text to ids and back: bytes, SentencePiece, tokenizer.json
+  tokenizer_training    trains SentencePiece models
   sharding    meshes, and which axis of an array is split over which devices
   data        the corpus: read, split, tokenised once, served in batches
   model       attention, layers, heads, the model that joins them, its cost

@@ -109,7 +109,7 @@ class Data:
   source: str = "python"  # one of SOURCES
   path: str = _local("")  # file or folder; may be empty for 'python'
   field: str = "text"  # JSONL field that holds the document
-  tokenizer: str = _local("bytes")  # or the path of a SentencePiece model
+  tokenizer: str = _local("bytes")  # or a path: see tokenizer.load
   cache: str = _local("~/.cache/mtp_jax")  # folder of packed corpora
   seq_len: int = 256  # T
   batch: int = 16  # B, over all processes

@@ -12,8 +12,12 @@ from absl.testing import flagsaver
 from hypothesis import strategies as st
 
 from mtp_jax import tokenizer, tokenizer_training
+from mtp_jax.tokenizer import byte_ids, interface, sentence_piece
 
-SOURCE = pathlib.Path(tokenizer.__file__).read_text(encoding="utf-8")
+SOURCE = "".join(
+  pathlib.Path(module.__file__).read_text(encoding="utf-8")
+  for module in (interface, byte_ids, sentence_piece)
+)
 
 
 @pytest.fixture(scope="session")

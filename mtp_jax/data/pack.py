@@ -42,7 +42,7 @@ def pack(data: config.Data, tokenizer) -> tuple[Packed, Packed]:
   Args:
     data: `source`, `path`, `field`, `max_bytes`, `held_out`, `on_error` and
       `cache` are used; `batch` and `seq_len` only for a warning.
-    tokenizer: `tokenizer.Bytes` or `tokenizer.SentencePiece`.
+    tokenizer: any kind of `mtp_jax.tokenizer`.
 
   Returns:
     The training split and the held-out split.

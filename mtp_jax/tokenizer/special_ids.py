@@ -1,0 +1,150 @@
+"""Special ids, from the files that lie beside a tokenizer.json.
+
+These are, as Hugging Face writes them: tokenizer_config.json and
+special_tokens_map.json, which name tokens; generation_config.json and
+config.json, which have their ids. Any of them may be missing.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+_NAMED = "tokenizer_config.json", "special_tokens_map.json"
+_NUMBERED = "generation_config.json", "config.json"
+_TEMPLATE = "chat_template.jinja"
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialIds:
+  """Special ids of a model, and what else is said beside them."""
+
+  bos: int
+  eos: int
+  pad: int
+  ends: tuple[int, ...]  # `eos` first
+  adds_bos: bool | None  # before a prompt; None: the post-processor decides
+  names: dict[str, str]  # for chat templates, such as {"bos_token": "<s>"}
+  template: str | None  # of a chat
+
+  def files(self) -> dict[str, bytes]:
+    """Two files from which `read` makes the same."""
+    named = dict(self.names)
+    if self.adds_bos is not None:
+      named["add_bos_token"] = self.adds_bos
+    if self.template is not None:
+      named["chat_template"] = self.template
+    numbered = {
+      "bos_token_id": self.bos,
+      "eos_token_id": list(self.ends),
+      "pad_token_id": self.pad,
+    }
+    return {
+      name: f"{json.dumps(value, indent=2)}\n".encode()
+      for name, value in zip(
+        ("tokenizer_config.json", "generation_config.json"),
+        (named, numbered),
+        strict=True,
+      )
+    }
+
+
+def read(
+  folder: pathlib.Path, id_of: Callable[[str], int | None], vocab: int
+) -> SpecialIds:
+  """Reads the special ids of a tokenizer.json in `folder`.
+
+  A model's own end tokens (`generation_config.json`, else `config.json`) are
+  added to the tokenizer's. Without `bos` or `pad`, `eos` is used instead.
+
+  Args:
+    folder: may hold the files that this module names.
+    id_of: the id of a token's name, None if there is no such token.
+    vocab: number of the tokenizer's ids.
+
+  Raises:
+    ValueError: a file is not JSON, an id is outside the vocabulary, or no id
+      ends a document.
+  """
+  named = [_fields(folder / name) for name in _NAMED]
+  names = {}
+  for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+    values = (_name(fields.get(key)) for fields in named)
+    if name := next(filter(None, values), None):
+      names[key] = name
+
+  def numbers(key):
+    for name in _NUMBERED:
+      if ids := _ids(folder / name, key, vocab):
+        return ids
+    return []
+
+  def named_id(key):
+    return [] if (i := id_of(names.get(key, ""))) is None else [i]
+
+  ends = [*named_id("eos_token"), *numbers("eos_token_id")]
+  if not ends:
+    raise ValueError(
+      f"{folder}/tokenizer.json has no id that ends a document: name an "
+      "`eos_token` in tokenizer_config.json beside it"
+    )
+  (bos, *_), (pad, *_) = (
+    [*named_id(f"{kind}_token"), *numbers(f"{kind}_token_id"), ends[0]]
+    for kind in ("bos", "pad")
+  )
+  adds_bos = named[0].get("add_bos_token")
+  return SpecialIds(
+    bos,
+    ends[0],
+    pad,
+    tuple(dict.fromkeys(ends)),
+    None if adds_bos is None else bool(adds_bos),
+    names,
+    _template(folder, named[0].get("chat_template")),
+  )
+
+
+def _fields(path: pathlib.Path) -> dict:
+  """The object in a JSON file; empty if there is no such file."""
+  try:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} cannot be read: {error}") from error
+  if not isinstance(fields, dict):
+    raise ValueError(f"{path} holds no JSON object")
+  return fields
+
+
+def _name(value) -> str:
+  """A token's name, which is written by itself or with its properties."""
+  value = value.get("content") if isinstance(value, dict) else value
+  return value if isinstance(value, str) else ""
+
+
+def _ids(path: pathlib.Path, key: str, vocab: int) -> list[int]:
+  value = _fields(path).get(key)
+  ids = value if isinstance(value, list) else [value]
+  ids = [i for i in ids if i not in (None, -1)]  # -1: none
+  for i in ids:
+    if type(i) is not int or not 0 <= i < vocab:
+      raise ValueError(
+        f"{path}: {key} {i!r} is not one of the tokenizer's {vocab} ids"
+      )
+  return ids
+
+
+def _template(folder: pathlib.Path, inline) -> str | None:
+  """The chat template: a file of its own, or in tokenizer_config.json."""
+  path = folder / _TEMPLATE
+  try:
+    return path.read_text(encoding="utf-8")
+  except FileNotFoundError:
+    pass
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} cannot be read: {error}") from error
+  if isinstance(inline, list):  # several, by name
+    found = {t.get("name"): t.get("template") for t in inline}
+    inline = found.get("default")
+  return inline if isinstance(inline, str) else None
