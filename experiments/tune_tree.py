@@ -14,8 +14,7 @@ from absl import flags
 from experiments.measure import study
 from experiments.startup import options, program, terminal
 from mtp_jax.data import blocks, pipeline
-from mtp_jax.decode import autotune, tuned
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import autotune, layout, tuned
 from mtp_jax.decode import window as window_lib
 from mtp_jax.train import workdir
 
@@ -49,7 +48,7 @@ def main(_: list[str]) -> None:
   except ValueError as error:
     raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
   net, _, _ = workdir.load(_WORKDIR.value)
-  decoder = decoder_lib.lay_out(net, codec.vocab)
+  decoder = layout.lay_out(net, codec.vocab)
   found = tuned.build(autotune.acceptance(decoder, prompts, max_new=new), sizes)
   path = _WORKDIR.value / "tree.json"
   study.write_json(path, found)

@@ -30,7 +30,7 @@ _FACE = {
   "Config": ("mtp_jax.config", "Config"),
   "fit": ("mtp_jax.train.loop", "fit"),
   "load": ("mtp_jax.train.workdir", "load"),
-  "lay_out": ("mtp_jax.decode.decoder", "lay_out"),
+  "lay_out": ("mtp_jax.decode.layout", "lay_out"),
   "generate": ("mtp_jax.decode.generate", "generate"),
 }
 __all__ = [*_FACE]

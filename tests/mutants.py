@@ -130,7 +130,7 @@ MUTANTS = [
   ),
   Mutant(
     "rotary position off by one at the accepted place",
-    "mtp_jax/decode/window.py",
+    "mtp_jax/decode/decoder.py",
     "return layers.context(positions, attend, self.cfg)",
     "return layers.context(positions + (len(places) > 1), attend, self.cfg)",
     "test_window.py::test_windows_at_ragged_starts_equal_the_uncached_model",
@@ -158,14 +158,14 @@ MUTANTS = [
   ),
   Mutant(
     "the winning path left where it was",
-    "mtp_jax/decode/window.py",
+    "mtp_jax/decode/decoder.py",
     "cache_lib.pick(new, path)",
     "cache_lib.pick(new, path * 0 + jnp.arange(path.shape[1]))",
     "test_window.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
   ),
   Mutant(
     "heads read the tree's first nodes, not the path",
-    "mtp_jax/decode/window.py",
+    "mtp_jax/decode/decoder.py",
     "window.at(path), cache=",
     "window.at(path * 0 + jnp.arange(path.shape[1])), cache=",
     "test_window.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
@@ -186,9 +186,9 @@ MUTANTS = [
   ),
   Mutant(
     "a ring that never grows",
-    "mtp_jax/decode/window.py",
-    "if self.sliding_window and slots == self.sliding_window + CHUNK:",
-    "if self.sliding_window:",
+    "mtp_jax/decode/decoder.py",
+    "slots == self.sliding_window + window_lib.CHUNK",
+    "True",
     "test_exactness.py::test_a_ring_grows_until_it_is_whole",
   ),
   Mutant(
@@ -215,7 +215,7 @@ MUTANTS = [
   ),
   Mutant(
     "the next drafts made at the wrong place",
-    "mtp_jax/decode/window.py",
+    "mtp_jax/decode/decoder.py",
     "ctx).at(depth[:, None])",
     "ctx).at(0 * depth[:, None])",
     "test_window.py::test_nodes_of_a_tree_equal_the_text_of_their_path",

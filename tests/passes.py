@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import layout
 
 # Logits are of order 1 and sums of at most 64 float32 products, each rounded
 # at 1e-7 and in another order when a window is cut differently.
@@ -14,7 +14,7 @@ ATOL = 2e-5
 B, T, S = 5, 29, 37
 ZERO = np.zeros(B, np.int32)
 
-decoder_of = jax.jit(decoder_lib.lay_out)
+decoder_of = jax.jit(layout.lay_out)
 uncached = jax.jit(lambda net, tokens: net(tokens))
 
 

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.decode import accept, autotune, checks, serve
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import accept, autotune, checks, layout, serve
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from tests import parameters
@@ -121,7 +120,7 @@ def test_settings_are_refused_before_any_work(settings):
     ),
     (
       lambda: decode.generate(object(), [[1]], heads=2, max_new=3),
-      "decoder that decoder.lay_out.* not an object of type object",
+      "decoder that mtp_jax.lay_out.* not an object of type object",
     ),
     (
       lambda: autotune.seconds_per_pass(None, [], autotune.Load(1, 0)),
@@ -145,14 +144,14 @@ def test_other_functions_refuse_alike(call, words):
 )
 def test_a_decoder_refuses_alike(settings, words):
   with pytest.raises(ValueError, match=words):
-    decoder_lib.lay_out(parameters.random_model("linear"), **settings)
+    layout.lay_out(parameters.random_model("linear"), **settings)
 
 
 X64 = """
 import jax
 import numpy as np
 from mtp_jax.decode import accept, sampling, serve
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import layout
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from tests import parameters
@@ -160,7 +159,7 @@ from tests import parameters
 net = parameters.random_model(
   width=8, mlp=8, layers=3, attn_heads=2, kv_heads=1, n_future=2
 )
-decoder = decoder_lib.lay_out(net)
+decoder = layout.lay_out(net)
 TREE = tree_lib.from_paths([[0], [1]])
 drawn = accept.Lossless(sampling.Sampler(np.float64(0.9), 9, 0.9, 0.01, 1.1))
 prompts = [[1, 2, 3], [4]]

@@ -13,8 +13,7 @@ from experiments.engineering.decode_speed import run
 from experiments.measure import compare, limits
 from mtp_jax import config, tokenizer
 from mtp_jax.data import pack, pipeline
-from mtp_jax.decode import autotune, generate
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import autotune, generate, layout
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.train import workdir
 from tests import parameters
@@ -39,7 +38,7 @@ def make(head, **more):
   ],
 )
 def test_bytes_of_a_pass(head, heads, blocks, unembeddings, caches):
-  decoder = decoder_lib.lay_out(make(head))
+  decoder = layout.lay_out(make(head))
   got = limits.bytes_per_pass(decoder, tree_lib.chain(heads), 7, 100)
   weights = blocks * BLOCK + unembeddings * 4 * D * V + 4 * D
   assert got == weights + 7 * 100 * caches * CACHED
@@ -194,13 +193,13 @@ def test_a_llama_says_what_head_1_says(head):
   from experiments.engineering.decode_speed import peer
 
   net = make(head)
-  llama = peer.export(decoder_lib.lay_out(net))
+  llama = peer.export(layout.lay_out(net))
   tokens = np.random.default_rng(0).integers(0, V, (2, 11))
   with torch.no_grad():
     got = llama(torch.tensor(tokens)).logits.numpy()
   np.testing.assert_allclose(got, np.asarray(net(tokens)[0]), atol=2e-5)
   with pytest.raises(ValueError, match="looks back over 7 tokens"):
-    peer.export(decoder_lib.lay_out(net, sliding_window=7))
+    peer.export(layout.lay_out(net, sliding_window=7))
 
 
 def test_names():

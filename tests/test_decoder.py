@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from mtp_jax import config
-from mtp_jax.decode import cpu
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import cpu, layout
 from mtp_jax.model import heads, layers
 from tests import parameters, passes
 
@@ -39,7 +38,7 @@ def tokens():
 
 def test_padding_ids_are_never_written(net, tokens):
   """A padded vocabulary's other columns are cut off, for every head."""
-  whole, cut = passes.decoder_of(net), decoder_lib.lay_out(net, 19)
+  whole, cut = passes.decoder_of(net), layout.lay_out(net, 19)
   assert (whole.vocab, cut.vocab) == (31, 19)
   window = tokens[:, :7] % 19
   found = [
@@ -52,7 +51,7 @@ def test_padding_ids_are_never_written(net, tokens):
   np.testing.assert_allclose(cut, whole, rtol=0, atol=ATOL)
   assert np.isneginf(found[1][..., 19:]).all()
   with pytest.raises(ValueError, match="vocab 99 exceeds .* 31 ids"):
-    decoder_lib.lay_out(net, 99)
+    layout.lay_out(net, 99)
 
 
 @pytest.mark.parametrize("kind", ["parallel", "unembedding"])
@@ -100,7 +99,7 @@ def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
   ones."""
   seen = []
   for platform in (None, "gpu", "tpu"):
-    decoder = decoder_lib.lay_out(net, on=platform)
+    decoder = layout.lay_out(net, on=platform)
     weight = decoder.trunk[0].wo.get_value()
     assert isinstance(weight, cpu.Matrix) == (platform is None)
     cache = decoder.empty_cache(B, S, 3)
@@ -111,7 +110,7 @@ def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
   size = net.trunk.wo[0].size
   for large, turned in ((size, True), (size + 1, False)):
     monkeypatch.setattr(cpu, "LARGE", large)
-    weight = decoder_lib.lay_out(net).trunk[0].wo.get_value()
+    weight = layout.lay_out(net).trunk[0].wo.get_value()
     assert isinstance(weight, cpu.Matrix) == turned
 
 
@@ -120,9 +119,7 @@ def test_smaller_caches(net, tokens):
   want, sizes = np.asarray(passes.uncached(net, tokens))[:, :, :16], {}
   errors = {}
   for dtype in ("float32", "bfloat16", "int8"):
-    decoder = jax.jit(
-      functools.partial(decoder_lib.lay_out, cache_dtype=dtype)
-    )(net)
+    decoder = jax.jit(functools.partial(layout.lay_out, cache_dtype=dtype))(net)
     cache = decoder.empty_cache(B, S, 3)
     sizes[dtype] = sum(a.nbytes for a in jax.tree.leaves(cache))
     _, got = passes.read(
@@ -140,7 +137,7 @@ def test_smaller_caches(net, tokens):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
-  lower = functools.partial(decoder_lib.lay_out, draft_dtype=dtype)
+  lower = functools.partial(layout.lay_out, draft_dtype=dtype)
   if net.cfg.head == "anticausal":
     with pytest.raises(ValueError, match="would change the text"):
       lower(net)
@@ -167,7 +164,7 @@ def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
 )
 def test_settings_that_there_are_not(settings, words):
   with pytest.raises(ValueError, match=words):
-    decoder_lib.lay_out(parameters.random_model("parallel"), **settings)
+    layout.lay_out(parameters.random_model("parallel"), **settings)
 
 
 def test_heads_that_read_tokens_are_refused(monkeypatch):
@@ -176,14 +173,14 @@ def test_heads_that_read_tokens_are_refused(monkeypatch):
   kind = dataclasses.replace(heads.KINDS["parallel"], reads_tokens=True)
   monkeypatch.setitem(heads.KINDS, "parallel", kind)
   with pytest.raises(ValueError, match="'parallel', whose heads read tokens"):
-    decoder_lib.lay_out(net)
+    layout.lay_out(net)
 
 
 MESHES = """
 import jax, numpy as np
 from mtp_jax import config, sharding
 from mtp_jax.decode import accept, interface, loop, sampling, serve
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import layout
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from tests import parameters
@@ -192,7 +189,7 @@ TREE = tree_lib.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
 rng = np.random.default_rng(0)
 prompts = [rng.integers(0, 31, n).tolist() for n in (1, 5, 3, 11, 2, 7, 13, 2)]
 net = parameters.random_model(vocab=32, mlp=44, attn_heads=12, kv_heads=4)
-plain = decoder_lib.lay_out(net, 31)
+plain = layout.lay_out(net, 31)
 drawn = accept.Lossless(sampling.Sampler(temperature=0.8, top_k=7))
 want = {
   (heads, rule): decode.generate(
@@ -201,7 +198,7 @@ want = {
 }
 for shape in ((4, 2), (2, 4), (8, 1)):
   mesh = sharding.make_mesh(config.Mesh(*shape), jax.devices())
-  decoder = decoder_lib.lay_out(net, 31, on=mesh)
+  decoder = layout.lay_out(net, 31, on=mesh)
   assert decoder.trunk[0].wq[...].sharding.spec == jax.P(None, "model", None)
   for (heads, rule), text in want.items():
     got = decode.generate(decoder, prompts, heads=heads, max_new=23, rule=rule)
@@ -242,7 +239,7 @@ for shape in ((4, 2), (2, 4), (8, 1)):
   part = k.addressable_shards[0].data.shape
   assert part[:2] == (8 // shape[0], 4 // shape[1]), (shape, part)
 try:
-  decoder_lib.lay_out(
+  layout.lay_out(
     net, on=sharding.make_mesh(config.Mesh(1, 8), jax.devices()))
 except ValueError as error:
   assert "kv_heads 4 is not divisible by 8" in str(error), error

@@ -8,8 +8,7 @@ import pytest
 
 from mtp_jax import config, loss
 from mtp_jax.data import batch as batch_lib
-from mtp_jax.decode import decoder as decoder_lib
-from mtp_jax.decode import generate
+from mtp_jax.decode import generate, layout
 from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import model
 from tests import parameters
@@ -179,7 +178,7 @@ def test_predicts_what_the_decoder_counts(head):
   net, new = learn(make(head, n_future=4), text, 25), 90
   prompt = text[:5]
   result = generate.generate(
-    decoder_lib.lay_out(net), [prompt], heads=4, max_new=new
+    layout.lay_out(net), [prompt], heads=4, max_new=new
   )
   own = np.array([*prompt, *result.tokens[0]])
   sources = len(prompt) - 1 + np.cumsum([0, *result.per_pass[0]])[:-1]

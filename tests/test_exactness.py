@@ -13,7 +13,7 @@ import pytest
 
 from mtp_jax import config, loss, tokenizer
 from mtp_jax.data import batch as batch_lib
-from mtp_jax.decode import accept, cache, sampling
+from mtp_jax.decode import accept, cache, layout, sampling
 from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
@@ -156,7 +156,7 @@ def ordinary(trained):
   """Ordinary greedy texts of the prompts, and their judge."""
   net, prompts = trained
   texts = decode.generate(
-    decoder_lib.lay_out(net), prompts, heads=1, max_new=MAX_NEW, cache_len=CACHE
+    layout.lay_out(net), prompts, heads=1, max_new=MAX_NEW, cache_len=CACHE
   ).tokens
   return Ties(net, prompts, texts, len(prompts))
 
@@ -164,7 +164,7 @@ def ordinary(trained):
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
   net, prompts = trained
-  decoder = decoder_lib.lay_out(net)
+  decoder = layout.lay_out(net)
   for size in range(1, 8):
     batch = prompts[:size]
     run = functools.partial(
@@ -192,7 +192,7 @@ def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
 
 def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
   net, prompts = trained
-  decoder = decoder_lib.lay_out(net)
+  decoder = layout.lay_out(net)
   for row, prompt in enumerate(prompts):
     alone = decode.generate(
       decoder, [prompt], heads=3, max_new=MAX_NEW, cache_len=CACHE
@@ -204,7 +204,7 @@ def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
 def test_log_probabilities_and_margins_are_head_1s(trained, ordinary, rule):
   """Of every token written, by a chain or a tree, as the uncached model has."""
   net, prompts = trained
-  decoder = decoder_lib.lay_out(net)
+  decoder = layout.lay_out(net)
   sampler = sampling.Sampler(temperature=0.7, top_k=40)
   rule = accept.GREEDY if rule == "greedy" else accept.Lossless(sampler)
   for heads in (3, tree_lib.from_paths([[0], [1], [0, 0], [1, 0]])):
@@ -249,7 +249,7 @@ TREE3 = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]])
 def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
   """With second and third choices accepted, on caches of every kind."""
   net, prompts = trained
-  decoder = decoder_lib.lay_out(net, **settings)
+  decoder = layout.lay_out(net, **settings)
   run = functools.partial(decode.generate, decoder, prompts, max_new=MAX_NEW)
   want, got = run(heads=1), run(heads=TREE3)
   for a, b in zip(want.texts, got.texts, strict=True):
@@ -265,7 +265,7 @@ def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
   net, prompts = trained
   monkeypatch.setattr(window_lib, "CHUNK", 16)
   monkeypatch.setattr(cache, "ladder", lambda needed: -(-needed // 16) * 16)
-  decoder = decoder_lib.lay_out(net, sliding_window=41)
+  decoder = layout.lay_out(net, sliding_window=41)
   run = functools.partial(decode.generate, decoder, prompts, max_new=150)
   assert decoder.capacity(decoder.empty_cache(1, 56, 1)) == 56
   assert decoder.capacity(decoder.empty_cache(1, 99, 1)) is None
@@ -279,7 +279,7 @@ def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
 def test_logits_of_two_widths_stay_within_epsilon(trained, ordinary):
   """What EPSILON stands on: the error of a logit is below half of it."""
   net, prompts = trained
-  decoder = decoder_lib.lay_out(net)
+  decoder = layout.lay_out(net)
   texts = [[*p, *t] for p, t in zip(prompts, ordinary.texts, strict=True)]
   tokens = np.array([t[: 1 + MAX_NEW] for t in texts], np.int32)
   want = np.asarray(uncached(net, tokens))
@@ -297,7 +297,7 @@ def test_logits_of_two_widths_stay_within_epsilon(trained, ordinary):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rigged(window_lib.Transformer):
+class Rigged(decoder_lib.Transformer):
   """A model whose drafts are the greedy text up to `wanted` tokens a pass."""
 
   texts: jax.Array  # [B, S] prompt and greedy text
@@ -323,7 +323,7 @@ def random_model(kind, seed):
 
 def plain(net, prompts):
   texts = decode.generate(
-    decoder_lib.lay_out(net), prompts, heads=1, max_new=64
+    layout.lay_out(net), prompts, heads=1, max_new=64
   ).tokens
   return Ties(net, prompts, texts, len(prompts))
 
@@ -332,7 +332,7 @@ def plain(net, prompts):
 def test_random_models_lose_nothing(kind):
   """208 prompts of 64 tokens each, every k, all tokens equal."""
   net, prompts = random_model(kind, 0)
-  want, decoder = plain(net, prompts), decoder_lib.lay_out(net)
+  want, decoder = plain(net, prompts), layout.lay_out(net)
   for k in (2, 3, 4) if kind == "parallel" else (3,):
     got = decode.generate(decoder, prompts, heads=k, max_new=64)
     for row, text in enumerate(got.tokens):
@@ -349,7 +349,7 @@ def test_heads_that_always_or_never_agree_lose_nothing(seed):
   for row, p, t in zip(texts, prompts, want.texts, strict=True):
     row[: len(p) + len(t)] = [*p, *t]
   for count in (1, 4):
-    decoder = decoder_lib.lay_out(net)
+    decoder = layout.lay_out(net)
     rigged = Rigged(**vars(decoder), texts=texts, wanted=np.int32(count))
     got = decode.generate(rigged, prompts, heads=4, max_new=64)
     for row, text in enumerate(got.tokens):

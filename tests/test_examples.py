@@ -18,7 +18,7 @@ NAMES = [
   "mtp_jax.data.pipeline.batches",
   "mtp_jax.checkpoint.checkpoints.Checkpoints",
   "mtp_jax.loss.heads.serial",
-  "mtp_jax.decode.decoder.lay_out",
+  "mtp_jax.decode.layout.lay_out",
   "mtp_jax.decode.generate.generate",
   "mtp_jax.decode.serve.generate_all",
   "mtp_jax.decode.stream.stream",

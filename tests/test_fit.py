@@ -165,7 +165,7 @@ def test_a_sample_continues_text_and_no_padding(cfg, tmp_path, monkeypatch):
     return types.SimpleNamespace(tokens=[codec.encode("new")])
 
   monkeypatch.setattr(loop.evaluations.head_measures, "measure", None)
-  monkeypatch.setattr(loop.evaluations.decoder_lib, "lay_out", lambda *_: None)
+  monkeypatch.setattr(loop.evaluations.layout, "lay_out", lambda *_: None)
   monkeypatch.setattr(loop.evaluations.generate, "generate", generate)
   tokens = np.array([codec.bos, *codec.encode("old"), codec.eos])
   packed = loop.pipeline.Packed(tokens, np.zeros(1, int), 1.0, "", 1, {})

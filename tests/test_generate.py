@@ -16,8 +16,7 @@ from experiments import generate
 from experiments.startup import interrupts, program, terminal
 from mtp_jax import config, tokenizer
 from mtp_jax.checkpoint import checkpoints
-from mtp_jax.decode import accept, loop, sampling, stream
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import accept, layout, loop, sampling, stream
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.train import workdir
@@ -57,9 +56,7 @@ def call(loaded, monkeypatch, capsys):
 def expected(loaded, prompt, **settings):
   net, _, codec = loaded
   ids = [codec.bos, *codec.encode(prompt)]
-  return decode.generate(
-    decoder_lib.lay_out(net), [ids], stop=codec.eos, **settings
-  )
+  return decode.generate(layout.lay_out(net), [ids], stop=codec.eos, **settings)
 
 
 @pytest.mark.parametrize("heads", [None, 0, 1])
@@ -115,7 +112,7 @@ def test_drafts_by_a_tuned_tree(call, loaded, tmp_path):
 def test_a_window_writes_on_without_end(call, loaded):
   """Far past what the cache holds."""
   out = call(prompt="a" * 300, sliding_window=5, max_new=400)
-  decoder = decoder_lib.lay_out(loaded[0], sliding_window=5)
+  decoder = layout.lay_out(loaded[0], sliding_window=5)
   ids = [loaded[2].bos, *loaded[2].encode("a" * 300)]
   want = decode.generate(
     decoder, [ids], heads=2, max_new=400, stop=loaded[2].eos
@@ -200,9 +197,7 @@ def test_several_samples_are_the_servers(call, loaded):
   net, _, codec = loaded
   ids = [codec.bos, *codec.encode("ab")]
   settings = {"heads": 2, "max_new": 19, "stop": codec.eos, "rule": rule}
-  want = decode.generate(
-    decoder_lib.lay_out(net), [ids] * 3, seed=4, **settings
-  )
+  want = decode.generate(layout.lay_out(net), [ids] * 3, seed=4, **settings)
   out = call(prompt="ab", temperature=1.5, seed=4, num_samples=3)
   texts = [codec.decode(t) for t in want.tokens]
   assert out.out == "".join(f"{text}\0" for text in texts)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import mtp_jax.decode
-from mtp_jax.decode import accept, interface
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import accept, interface, layout
 from mtp_jax.decode import tree as tree_lib
 from tests import parameters
 from tests.mocks import Mock
@@ -29,7 +28,7 @@ def test_every_rule_is_a_rule(rule):
 
 
 def test_a_model_and_a_mock_are_decoders():
-  model = decoder_lib.lay_out(parameters.random_model("unembedding"))
+  model = layout.lay_out(parameters.random_model("unembedding"))
   for decoder in (model, Mock(np.ones((1, 9), int), 13, 5)):
     assert isinstance(decoder, interface.Decoder)
 

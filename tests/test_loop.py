@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mtp_jax import config
-from mtp_jax.decode import accept, interface, loop, sampling
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import accept, interface, layout, loop, sampling
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
@@ -356,7 +355,7 @@ def test_the_loop_updates_its_cache_in_place(kind, tree):
     kind, width=192, layers=5 + heads, attn_heads=3, kv_heads=3
   )
   key = jax.random.key(0)
-  decoder = jax.eval_shape(lambda: decoder_lib.lay_out(model.Model(cfg, key)))
+  decoder = jax.eval_shape(lambda: layout.lay_out(model.Model(cfg, key)))
   rule = accept.Greedy()
   settings = interface.check_settings(
     decoder, heads=tree, max_new=3980, rule=rule

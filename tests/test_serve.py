@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax.decode import accept, autotune, loop, sampling, serve
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import accept, autotune, layout, loop, sampling, serve
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
@@ -194,7 +193,7 @@ def test_a_row_that_is_not_finite_does_not_spoil_the_others():
 
 
 def test_a_ring_serves_too():
-  decoder = decoder_lib.lay_out(
+  decoder = layout.lay_out(
     parameters.random_model(),
     sliding_window=8,
   )

@@ -52,7 +52,7 @@ with flagsaver.as_parsed(workdir=sys.argv[1], prompt_len="8"):
   except SystemExit as error:
     print(error)
   workdir.load = lambda path: (None, book, None)
-  tune_tree.decoder_lib.lay_out = lambda net, vocab: None
+  tune_tree.layout.lay_out = lambda net, vocab: None
   workdir.settings = lambda path: (settings(path)[0], book)
   type(book).vocab = 7
   counted = np.array([[0.5, 0.2], [0.4, 0.1]])

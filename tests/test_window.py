@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from mtp_jax import config
-from mtp_jax.decode import cpu
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import cpu, layout
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.decode import window as window_lib
 from mtp_jax.model import heads, layers
@@ -275,7 +274,7 @@ def banded(net, tokens, window):
 def test_a_ring_equals_a_band(net, tokens, tree, monkeypatch):
   """Windows and prompts that wrap round, rows at odds, nothing beyond sight."""
   monkeypatch.setattr(window_lib, "CHUNK", 7)  # a ring of 13 positions
-  decoder = decoder_lib.lay_out(net, sliding_window=6)
+  decoder = layout.lay_out(net, sliding_window=6)
   want = np.asarray(banded(net, tokens, 6))
   cache = decoder.empty_cache(B, S, 3)
   assert cache[0][0].shape[2] == 13 and decoder.capacity(cache) is None
@@ -330,7 +329,7 @@ DEEP = [[0], [1], [0, 0], [1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0, 0]]
 def test_drafts_deeper_than_the_window(tree, window):
   """A node sees the tokens before it on its path, not the nodes before it."""
   net = parameters.random_model("parallel", n_future=5, layers=6)
-  decoder = decoder_lib.lay_out(net, sliding_window=window)
+  decoder = layout.lay_out(net, sliding_window=window)
   tokens = np.random.default_rng(3).integers(0, 31, (B, 16)).astype(np.int32)
   memory = decoder.forward(
     decoder.empty_cache(B, S, 5), tokens, ZERO, valid=LENGTHS

@@ -6,8 +6,8 @@ import numpy as np
 
 from experiments.measure import timing
 from mtp_jax.data import pipeline
-from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate as generate_lib
+from mtp_jax.decode import layout
 from mtp_jax.evaluate import heads as head_measures
 
 
@@ -33,7 +33,7 @@ def score(net, cfg, held, batches: int) -> dict:
 
 def decode(net, codec, prompts, *, new: int, repeats: int) -> list[dict]:
   """One entry per number of heads: tokens, passes, seconds, agreement."""
-  decoder = decoder_lib.lay_out(net, codec.vocab)
+  decoder = layout.lay_out(net, codec.vocab)
   counts = range(1, net.cfg.n_future + 1)
 
   def generate(heads):

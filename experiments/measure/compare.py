@@ -10,10 +10,10 @@ import numpy as np
 from absl import logging
 
 from experiments.measure import limits, timing
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import generate, interface, loop
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.decode import window as window_lib
 
 EPSILON = 1e-4  # top-two margin of logits below which a tie may fall either way
 
@@ -36,7 +36,7 @@ class Work:
 
 
 def one_batch(
-  decoder: window_lib.Transformer,
+  decoder: decoder_lib.Transformer,
   trees: Sequence[tree_lib.Tree],
   work: Work,
   *,

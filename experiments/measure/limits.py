@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.measure import timing
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.decode import window as window_lib
 from mtp_jax.model import heads as heads_lib
 
 
@@ -27,7 +27,7 @@ def flop_rate(size: int = 8192, repeats: int = 9) -> float:
 
 
 def bytes_per_pass(
-  decoder: window_lib.Transformer,
+  decoder: decoder_lib.Transformer,
   tree: tree_lib.Tree,
   batch: int,
   length: float,

@@ -9,8 +9,7 @@ import jax
 from experiments.measure import aot, flops, schedule
 from mtp_jax import config, sharding
 from mtp_jax.data import batch as batch_lib
-from mtp_jax.decode import decoder as decoder_lib
-from mtp_jax.decode import interface, loop
+from mtp_jax.decode import interface, layout, loop
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import cost, model
 from mtp_jax.train import step as step_lib
@@ -125,7 +124,7 @@ def decoding(
   if tree is None:
     tree = tree_lib.chain(cfg.decode.heads or cfg.model.n_future)
   decoder = jax.eval_shape(
-    lambda key: decoder_lib.lay_out(model.Model(cfg.model, key), on="tpu"),
+    lambda key: layout.lay_out(model.Model(cfg.model, key), on="tpu"),
     jax.random.key(0),
   )
   rules = {k: v for k, v in sharding.RULES.items() if v != "data"}

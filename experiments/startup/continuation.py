@@ -17,8 +17,15 @@ from experiments.measure import study
 from experiments.startup import interrupts, terminal
 from mtp_jax import tokenizer
 from mtp_jax.checkpoint import storage
-from mtp_jax.decode import accept, checks, interface, sampling, stream, tuned
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import (
+  accept,
+  checks,
+  interface,
+  layout,
+  sampling,
+  stream,
+  tuned,
+)
 from mtp_jax.model import model
 from mtp_jax.train import report, workdir
 
@@ -66,7 +73,7 @@ def run(request: Request) -> None:
   prompt = None if interactive else _ids(codec, _prompt(request))
 
   net, _, _, step = workdir.load_step(request.workdir, request.step)
-  decoder = decoder_lib.lay_out(
+  decoder = layout.lay_out(
     net, codec.vocab, sliding_window=request.sliding_window
   )
   drafts, size = settings["heads"], sum(a.size for a in jax.tree.leaves(net))
@@ -151,7 +158,7 @@ def _continue_lines(writer: _Writer, seed: int) -> None:
 def _settings(request: Request, cfg, codec, rule, tree) -> dict:
   """Arguments of `stream.stream`, checked against a decoder without weights."""
   make = functools.partial(
-    decoder_lib.lay_out,
+    layout.lay_out,
     vocab=codec.vocab,
     sliding_window=request.sliding_window,
   )

@@ -62,7 +62,7 @@ def choose(
   Its tree is what `mtp_jax.generate` takes as `heads`.
 
   Args:
-    decoder: from `decoder.lay_out(model)`.
+    decoder: from `mtp_jax.lay_out(model)`.
     prompts: sequences of token ids; they are decoded once.
     batch: rows B of the decoding to come.
     **settings: of `interface.check_settings`, without heads.
@@ -93,7 +93,7 @@ def acceptance(
   """Chances [N-1, R] for `tree.build`, counted on some prompts' texts.
 
   Args:
-    decoder: from `decoder.lay_out(model)`.
+    decoder: from `mtp_jax.lay_out(model)`.
     prompts: sequences of token ids.
     **settings: of `interface.check_settings`, without heads.
 

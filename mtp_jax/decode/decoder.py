@@ -1,162 +1,298 @@
-"""A trained model laid out for decoding: layers apart, cast, split.
+"""The decoder: passes of a model over windows of tokens after a cached text.
 
-Training stacks layers and keeps float32. A decoding pass reads every weight
-once, so a stack's slices and casts would cost as much as the pass itself.
+A window [B, W] is text, or drafts: the last token of the text and a tree (or
+chain) of drafts after it. The rule for K and V, heads and trees:
+
+* K and V of a window are written at positions `start` + 0, 1, ..., W-1 of each
+  row. Positions from `start` on are never read by anything earlier, so a
+  smaller `start` rolls the cache back.
+* A node of a tree attends to the text and to its ancestors. Its rotary
+  position is `start` plus its depth.
+* `forward` of text runs the trunk, and every head in use writes its K and V.
+* `forward` of drafts runs the trunk on all M nodes. Only the verifying heads,
+  which head 1's logits need, write K and V: head 1, or in an anticausal model
+  all heads.
+* `keep_path` moves K and V of a tree's accepted path to consecutive positions;
+  a chain's lie there already. The other heads then write theirs, on the k
+  tokens of that path.
+* `logits` and `draft` run a head's query, attention and MLP at the places asked
+  for. A head that another head reads has run before, on the whole window.
 """
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from mtp_jax import sharding
+from mtp_jax import config
 from mtp_jax.decode import cache as cache_lib
-from mtp_jax.decode import checks, cpu, int8
+from mtp_jax.decode import tree as tree_lib
 from mtp_jax.decode import window as window_lib
-from mtp_jax.model import heads, model
+from mtp_jax.model import heads as heads_lib
+from mtp_jax.model import layers
+
+_static = {"static": True}
 
 
-def lay_out(
-  net: model.Model,
-  vocab: int | None = None,
-  *,
-  sliding_window: int | None = None,
-  cache_dtype: str | None = None,
-  draft_dtype: str | None = None,
-  on: jax.sharding.Mesh | str | None = None,
-) -> window_lib.Transformer:
-  """Lays a trained model out for decoding; call it once, outside the loop.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+  """A model's weights as `mtp_jax.lay_out` arranges them: the decoder."""
 
-  Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU large
-  matrices are transposed (`cpu.Matrix`), except int8 ones and on a mesh. In a
-  float32 model the embedding, and the unembedding if not transposed, are shared
-  with `net`; the layers are copies.
+  embed: nnx.Param  # [V, D]
+  trunk: tuple[layers.Block, ...]
+  heads: tuple  # N of `layers.Block`, of `heads.Linear` or of None
+  norm: nnx.Param  # [D]
+  unembed: tuple  # [D, V]: one shared, or head 1's and the drafts', or N
+  cfg: config.Model = dataclasses.field(metadata=_static)
+  vocab: int = dataclasses.field(metadata=_static)  # ids read and written
+  sliding_window: int | None = dataclasses.field(metadata=_static)
+  cache_dtype: str = dataclasses.field(metadata=_static)
+  mesh: jax.sharding.Mesh | None = dataclasses.field(metadata=_static)
 
-  Example, with the run that the example of `mtp_jax.fit` trains:
-    >>> import mtp_jax
-    >>> from mtp_jax.decode import decoder as decoder_lib
-    >>> net, _, codec = mtp_jax.load("runs/tiny")
-    >>> decoder = decoder_lib.lay_out(net, codec.vocab)
-    >>> decoder.n_future
-    4
+  @property
+  def n_future(self) -> int:
+    """N, the number of heads."""
+    return self.cfg.n_future
 
-  Args:
-    net: the model.
-    vocab: the tokenizer's ids, where the model's vocabulary is padded beyond
-      them; a padding id is then never written.
-    sliding_window: attend to the last so many tokens only, in a cache of about
-      that size, so the text may have any length. The model was not trained
-      for this, unless its texts were no longer than the window.
-    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`.
-    draft_dtype: keep what only heads 2..N use, their layers and unembedding,
-      in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
-      own; drafts may be accepted less often.
-    on: where the decoder runs. A mesh: tensor parallel over its axis 'model',
-      rows over 'data'. Or the name of a platform; None:
-      `jax.default_backend()`.
+  @property
+  def row_step(self) -> int:
+    """Devices that share the rows; the batch has to be a multiple of it."""
+    return self.mesh.shape["data"] if self.mesh else 1
 
-  Raises:
-    ValueError: the model has fewer ids than `vocab`, or none are wanted; a
-      sliding_window below 1; an unknown dtype; heads that read tokens;
-      draft_dtype where head 1 reads the other heads (anticausal), or int8 on a
-      mesh; sizes that the mesh does not divide.
-  """
-  cfg, mesh = net.cfg, on if isinstance(on, jax.sharding.Mesh) else None
-  vocab = checks.integer("vocab", cfg.vocab if vocab is None else vocab, 1)
-  cache_dtype = cfg.dtype if cache_dtype is None else cache_dtype
-  if vocab > cfg.vocab:
-    raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
-  if sliding_window is not None:
-    sliding_window = checks.integer("sliding_window", sliding_window, 1)
-  _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
-  _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
-  kind = heads.KINDS[cfg.head]
-  if kind.reads_tokens:
-    raise ValueError(
-      f"model.head is {cfg.head!r}, whose heads read tokens: no decoder drafts "
-      "with them yet"
+  def empty_cache(self, batch: int, slots: int, heads: int) -> tuple:
+    """Zeros for the trunk and for those heads that the first k need.
+
+    Args:
+      batch: B; on a mesh a multiple of its axis 'data'.
+      slots: positions S; with a sliding window, those of its ring at most.
+      heads: k; every pass over the cache uses so many.
+
+    Returns:
+      A `cache.empty` of each trunk layer, then of each head.
+    """
+    cfg = self.cfg
+    if batch % self.row_step:
+      raise ValueError(
+        f"{batch} rows do not divide by the {self.row_step} devices of axis "
+        "'data'"
+      )
+    slots = self._at_most(slots)
+    if self._kind.feeds < 0:  # head 1 reads the others
+      heads = self.n_future
+    count = len(self.trunk) + (heads if cfg.head_layers else 0)
+    channels = cfg.width // cfg.attn_heads
+    return self._split(
+      tuple(
+        cache_lib.empty(batch, cfg.kv_heads, slots, channels, self.cache_dtype)
+        for _ in range(count)
+      )
     )
-  if draft_dtype and kind.feeds < 0:
-    raise ValueError(
-      f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
-      "model head 1 reads what the other heads wrote"
+
+  def capacity(self, cache: tuple) -> int | None:
+    """Positions that fit; None: a whole ring, which takes any number."""
+    slots = cache_lib.slots(cache[0])
+    if self.sliding_window and slots == self.sliding_window + window_lib.CHUNK:
+      return None
+    return slots
+
+  def grow(self, cache: tuple, slots: int) -> tuple:
+    """The same cache with room for `slots` positions."""
+    slots = self._at_most(slots)
+    return self._split(tuple(cache_lib.grow(a, slots) for a in cache))
+
+  def forward(
+    self,
+    cache: tuple,
+    tokens: jax.Array,
+    start: jax.Array,
+    *,
+    tree: tree_lib.Tree | None = None,
+    valid: jax.Array | None = None,
+  ) -> window_lib.Window:
+    """Runs the trunk over a window, and the heads as the module says.
+
+    Args:
+      cache: from `empty_cache` or an earlier Window.
+      tokens: [B, W] int32; start + W <= S, or the write would be clamped.
+      start: [B] int32, each row's position of tokens[:, 0].
+      tree: topology of a window of drafts, which sets the attention mask; None:
+        the window is text.
+      valid: [B] tokens of a prompt's window before its padding, which must not
+        enter a ring.
+    """
+    places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    ctx = self._context(start, tokens.shape[1], places, cache, tree)
+    window = window_lib.Window(cache, start, {}, {}, tree=tree)
+    x = self.embed[tokens].astype(self.cfg.dtype)
+    for slot, block in enumerate(self.trunk):
+      window = self._write(window, slot, block, x, ctx, valid)
+      x = block.mix(x, ctx, *window.cache[slot])
+    window = dataclasses.replace(
+      window, inputs=dict.fromkeys(range(self.n_future), x)
     )
-  if draft_dtype == "int8" and mesh is not None:
-    raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
+    order, verifying = self._order(cache)
+    heads = order if tree is None else order[:verifying]
+    window = self._run(window, heads, ctx, valid)
+    branches = tree is not None and not tree.is_chain
+    return window if branches else dataclasses.replace(window, kv={})
 
-  def cast(p):
-    return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
+  def logits(
+    self, window: window_lib.Window, head: int, at: jax.Array
+  ) -> jax.Array:
+    """Float32 logits [B, W', V] of one head at some places of the window.
 
-  net = _map(cast, net)
-  transpose = mesh is None and (on or jax.default_backend()) == "cpu"
+    Equals `model(tokens)[head]` at those positions. Ids beyond `vocab`, a
+    padded vocabulary's, get -inf.
 
-  def arrange(layer, dtype=cfg.dtype):
-    """Its matrices in a dtype, transposed where that is faster."""
+    Args:
+      window: from `forward` or `keep_path`.
+      head: from 0 to k-1; 0 predicts the next token, i the token i further.
+        Of drafts before `keep_path`, a verifying head.
+      at: [B, W'] int32, places (nodes of a tree) within the window.
 
-    def one(p):
-      w = p[...]
-      if w.ndim == 1:
-        return p
-      if dtype == "int8":
-        return p.replace(int8.matrix(w))
-      w = w.astype(dtype)
-      large = transpose and w.size >= cpu.LARGE
-      return p.replace(cpu.matrix(w, _inputs(p)) if large else w)
+    Raises:
+      ValueError: a head without a cache, or one that waits for `keep_path`.
+    """
+    return self._unembed(self._hidden(window, head, at), head)
 
-    return _map(one, layer)
+  def draft(
+    self, window: window_lib.Window, heads: int, tokens: jax.Array
+  ) -> tuple[jax.Array, window_lib.Window]:
+    """Float32 logits [B, k-1, V] of heads 2..k after a window of one token.
 
-  def unstack(tree, size):
-    return (jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
+    Equals `logits` head by head; an unembedding that they share is read once.
 
-  def arrange_all(layers):
-    first, *drafting = layers
-    rest = (arrange(layer, draft_dtype or cfg.dtype) for layer in drafting)
-    return arrange(first), *rest
+    Args:
+      window: from `keep_path`, or of text.
+      heads: k, at least 2.
+      tokens: [B, 1], not used: these heads read the trunk alone.
+    """
+    del tokens
+    at = jnp.zeros((len(window.start), 1), jnp.int32)
+    hidden = [self._hidden(window, i, at) for i in range(1, heads)]
+    if self._kind.own_unembed:
+      logits = [self._unembed(h, i) for i, h in enumerate(hidden, 1)]
+      return jnp.concatenate(logits, 1), window
+    return self._unembed(jnp.concatenate(hidden, 1), 1), window
 
-  unembed = net.heads.unembed
-  if kind.own_unembed:
-    unembed = unstack(unembed, cfg.n_future)
-  else:  # a second one, for drafts, where they are in another dtype
-    unembed = [unembed] * (2 if draft_dtype else 1)
-  decoder = window_lib.Transformer(
-    embed=net.embed,
-    trunk=tuple(map(arrange, unstack(net.trunk, cfg.trunk_layers))),
-    heads=arrange_all(unstack(net.heads.layers, cfg.n_future)),
-    norm=net.heads.norm,
-    unembed=arrange_all(unembed),
-    cfg=cfg,
-    vocab=vocab,
-    sliding_window=sliding_window,
-    cache_dtype=cache_dtype,
-    mesh=mesh,
-  )
-  return decoder if mesh is None else _place(decoder, mesh)
+  def keep_path(
+    self, window: window_lib.Window, node: jax.Array
+  ) -> window_lib.Window:
+    """Keeps the path to the last accepted `node` [B] of the tree.
 
-
-def _inputs(p: nnx.Param) -> int:
-  """How many axes a product sums over: `embed` is read, or else written."""
-  return 1 if p.axes[0] == "embed" else len(p.axes) - 1
-
-
-def _place(
-  decoder: window_lib.Transformer, mesh: jax.sharding.Mesh
-) -> window_lib.Transformer:
-  """Weights over 'model'; split over 'data', every pass would gather them."""
-  model_size = mesh.shape["model"]
-  if decoder.cfg.kv_heads % model_size:
-    raise ValueError(
-      f"kv_heads {decoder.cfg.kv_heads} is not divisible by {model_size} "
-      "devices of axis 'model'"
+    The path's K and V come from the window, since a TPU would copy a cache
+    that is both read and written. A path shorter than k repeats its last node;
+    those entries of the cache lie behind the new `start`, where the next window
+    overwrites them. The result's window is one token, the node's.
+    """
+    tree, cache = window.tree, list(window.cache)
+    path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
+    for slot, new in window.kv.items():
+      kept = cache_lib.pick(new, path)
+      cache[slot] = self._put(cache[slot], kept, window.start)
+    window = dataclasses.replace(
+      window.at(path), cache=tuple(cache), kv={}, tree=None
     )
-  rules = {k: v for k, v in sharding.RULES.items() if v != "data"}
-  return jax.device_put(decoder, sharding.shardings(decoder, mesh, rules))
+    places = jnp.arange(tree.heads, dtype=jnp.int32)[None]
+    ctx = self._context(window.start, tree.heads, places, cache, None)
+    order, verifying = self._order(cache)
+    window = self._run(window, order[verifying:], ctx).at(depth[:, None])
+    return dataclasses.replace(window, start=window.start + depth, kv={})
 
+  @property
+  def _kind(self) -> heads_lib.Kind:
+    return heads_lib.KINDS[self.cfg.head]
 
-def _map(fun, tree):
-  """`fun` of every parameter, with its axes."""
-  return jax.tree.map(fun, tree, is_leaf=lambda x: isinstance(x, nnx.Param))
+  def _order(self, cache) -> tuple[range, int]:
+    """Heads with K and V as they run; how many of them are verifying heads."""
+    heads = range(len(cache) - len(self.trunk))
+    if self._kind.feeds < 0:  # head 1 is the last of the chain
+      return heads[::-1], len(heads)
+    return heads, 1
 
+  def _read_by_others(self, cache) -> range:
+    """Heads whose output another head reads, in their order."""
+    order, _ = self._order(cache)
+    return order[:-1] if self._kind.feeds else order[:0]
 
-def _one_of(name, value, known):
-  if value not in known:
-    raise ValueError(
-      f"{name}={value!r} is none of {', '.join(map(str, known))}"
+  def _run(self, window, heads, ctx, valid=None):
+    """Heads write K and V of the window; those that others read run on it."""
+    order, _ = self._order(window.cache)
+    for i in heads:
+      slot, x = len(self.trunk) + i, window.inputs[i]
+      window = self._write(window, slot, self.heads[i], x, ctx, valid)
+      if i in self._read_by_others(window.cache):
+        x = self.heads[i].mix(x, ctx, *window.cache[slot])
+        readers = order[order.index(i) + 1 :]
+        inputs = {j: x if j in readers else a for j, a in window.inputs.items()}
+        del inputs[i]
+        window = dataclasses.replace(
+          window, inputs=inputs, outputs=window.outputs | {i: x}
+        )
+    return window
+
+  def _write(self, window, slot, block, x, ctx, valid=None):
+    """The window after one layer's K and V of x [B, W, D] are in the cache."""
+    new = cache_lib.stored(*block.project_kv(x, ctx), self.cache_dtype)
+    cache = list(window.cache)
+    cache[slot] = self._put(cache[slot], new, window.start, valid)
+    return dataclasses.replace(
+      window, cache=tuple(cache), kv=window.kv | {slot: new}
     )
+
+  def _put(self, layer, new, start, valid=None):
+    ring = bool(self.sliding_window)
+    return cache_lib.write(layer, new, start, ring=ring, keep=valid)
+
+  def _hidden(self, window, head, at):
+    """What the unembedding of a head reads, [B, W', D]."""
+    order, verifying = self._order(window.cache)
+    if self.cfg.head_layers and head not in order:
+      raise ValueError(f"head {head}, but the cache is for {len(order)} heads")
+    if window.tree is not None and head in order[verifying:]:
+      raise ValueError(f"head {head} reads drafts after `keep_path` alone")
+    has_run = head in window.outputs
+    states = (window.outputs if has_run else window.inputs)[head]
+    x, layer = jnp.take_along_axis(states, at[..., None], 1), self.heads[head]
+    if head in order and not has_run:
+      width = states.shape[1]
+      ctx = self._context(window.start, width, at, window.cache, window.tree)
+      return layer.mix(x, ctx, *window.cache[len(self.trunk) + head])
+    return x if has_run or layer is None else layer(x, None)
+
+  def _unembed(self, x, head):
+    x = layers.rms_norm(x, self.norm[...], self.cfg.norm_eps)
+    unembed = self.unembed[min(head, len(self.unembed) - 1)]
+    logits = layers.product("BWD,DV->BWV", x, unembed, "float32")
+    padded = logits.shape[-1]
+    if self.vocab < padded:
+      logits = jnp.where(jnp.arange(padded) < self.vocab, logits, -jnp.inf)
+    return logits
+
+  def _context(self, start, width, places, cache, tree):
+    """How `places` [B or 1, W'] of a window of `width` tokens attend."""
+    depth = places if tree is None else jnp.asarray(tree.depth)[places]
+    positions = start[:, None] + depth
+    slots, band = cache_lib.slots(cache[0]), self.sliding_window
+    mask = cache_lib.visible(slots, start, places, width, tree, band)
+    attend = jax.tree_util.Partial(cache_lib.attend, mask)
+    return layers.context(positions, attend, self.cfg)
+
+  def _at_most(self, slots: int) -> int:
+    """What a window of CHUNK tokens and those that it looks back to take."""
+    return (
+      min(slots, self.sliding_window + window_lib.CHUNK)
+      if self.sliding_window
+      else slots
+    )
+
+  def _split(self, cache):
+    """The cache over the mesh: rows over 'data', kv heads over 'model'."""
+    if self.mesh is None:
+      return cache
+    where = NamedSharding(self.mesh, P("data", "model"))
+    return jax.lax.with_sharding_constraint(cache, where)

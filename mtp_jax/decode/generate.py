@@ -115,9 +115,8 @@ def generate(
 
   Example, with the run that the example of `mtp_jax.fit` trains:
     >>> import mtp_jax
-    >>> from mtp_jax.decode import decoder as decoder_lib
     >>> net, _, codec = mtp_jax.load("runs/tiny")
-    >>> decoder = decoder_lib.lay_out(net, codec.vocab)
+    >>> decoder = mtp_jax.lay_out(net, codec.vocab)
     >>> prompts = [[codec.bos, *codec.encode(text)] for text in ("To", "be or")]
     >>> result = mtp_jax.generate(decoder, prompts, heads=4, max_new=9)
     >>> [len(tokens) for tokens in result.tokens]
@@ -126,7 +125,7 @@ def generate(
     True
 
   Args:
-    decoder: from `decoder.lay_out(model)`.
+    decoder: from `mtp_jax.lay_out(model)`.
     prompts: sequences of token ids, of any lengths.
     cache_len: positions of the cache; None: as many as turn out to be needed,
       the cache growing by half with the texts.
@@ -165,7 +164,7 @@ def start(
   """Prompts read and begun, by `prompts.read` and `loop.begin`.
 
   Args:
-    decoder: from `decoder.lay_out(model)`.
+    decoder: from `mtp_jax.lay_out(model)`.
     tokens, lengths: from `prompts.pad`.
     settings: from `interface.check_settings`.
     samples: texts per prompt, in neighbouring rows. They share one reading.

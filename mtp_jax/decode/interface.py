@@ -1,6 +1,6 @@
 """What a decoding loop asks of a decoder and of a rule, and its settings.
 
-`window.Transformer` is the decoder of a trained model; the rules are in
+`decoder.Transformer` is the decoder of a trained model; the rules are in
 `accept`. Any object with the methods below can replace either of them.
 """
 
@@ -48,7 +48,7 @@ class Decoder(Protocol):
     tree: tree_lib.Tree | None = None,
     valid: jax.Array | None = None,
   ) -> window_lib.Window:
-    """Reads a window [B, W] of text or of drafts; see `window.Transformer`."""
+    """Reads a window [B, W] of text or of drafts; see `decoder.Transformer`."""
 
   def logits(
     self, window: window_lib.Window, head: int, at: jax.Array
@@ -143,7 +143,7 @@ def check_settings(
   """The settings of `generate.generate`, once all of them are sound.
 
   Args:
-    decoder: from `decoder.lay_out(model)`.
+    decoder: from `mtp_jax.lay_out(model)`.
     heads: k, from 1 (ordinary decoding) to N, or a tree of drafts.
     max_new: most tokens to write per prompt.
     stop: id of the end token, or several of them, for all rows; None: every
@@ -159,7 +159,7 @@ def check_settings(
   """
   if not isinstance(decoder, Decoder):
     raise ValueError(
-      "the first argument is the decoder that decoder.lay_out(model) returns, "
+      "the first argument is the decoder that mtp_jax.lay_out(model) returns, "
       f"not an object of type {type(decoder).__name__}"
     )
   tree = _check_tree(decoder, heads)

@@ -41,10 +41,9 @@ def generate_all(
 
   Example, with the run that the example of `mtp_jax.fit` trains:
     >>> import mtp_jax
-    >>> from mtp_jax.decode import decoder as decoder_lib
     >>> from mtp_jax.decode import accept, sampling, serve
     >>> net, _, codec = mtp_jax.load("runs/tiny")
-    >>> decoder = decoder_lib.lay_out(net, codec.vocab)
+    >>> decoder = mtp_jax.lay_out(net, codec.vocab)
     >>> prompts = [[codec.bos, *codec.encode(text)] for text in ("To", "be or")]
     >>> rule = accept.Lossless(sampling.Sampler(temperature=0.8))
     >>> result = serve.generate_all(
@@ -54,7 +53,7 @@ def generate_all(
     4
 
   Args:
-    decoder: from `decoder.lay_out(model)`.
+    decoder: from `mtp_jax.lay_out(model)`.
     prompts: sequences of token ids, of any lengths.
     slots: rows B that are decoded at once.
     samples: texts per prompt. They share one reading of it.

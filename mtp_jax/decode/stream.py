@@ -33,17 +33,16 @@ def stream(
 
   Example, with the run that the example of `mtp_jax.fit` trains:
     >>> import mtp_jax
-    >>> from mtp_jax.decode import decoder as decoder_lib
     >>> from mtp_jax.decode import stream
     >>> net, _, codec = mtp_jax.load("runs/tiny")
-    >>> decoder = decoder_lib.lay_out(net, codec.vocab)
+    >>> decoder = mtp_jax.lay_out(net, codec.vocab)
     >>> prompt = [codec.bos, *codec.encode("To be")]
     >>> passes = stream.stream(decoder, prompt, heads=4, max_new=9)
     >>> sum(len(each.tokens[0]) for each in passes)
     9
 
   Args:
-    decoder: from `decoder.lay_out(model)`.
+    decoder: from `mtp_jax.lay_out(model)`.
     prompt: token ids.
     samples: texts to write.
     **settings: of `interface.check_settings`: heads and max_new; if wanted

@@ -9,8 +9,7 @@ from absl import logging
 from mtp_jax import config, tokenizer
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pipeline
-from mtp_jax.decode import decoder as decoder_lib
-from mtp_jax.decode import generate
+from mtp_jax.decode import generate, layout
 from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import model
 from mtp_jax.train import processes, report
@@ -133,7 +132,7 @@ class Evaluations:
   def _sample(self, step, net, prompt):
     """Writes a sample: the prompt and its continuation."""
     written = generate.generate(
-      decoder_lib.lay_out(net, self._codec.vocab),
+      layout.lay_out(net, self._codec.vocab),
       [prompt],
       heads=self._cfg.decode.heads or self._cfg.model.n_future,
       max_new=self._cfg.train.sample_tokens,

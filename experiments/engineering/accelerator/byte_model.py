@@ -17,8 +17,7 @@ from experiments.engineering.accelerator import exactness, record, scales
 from experiments.measure import compare, limits, steps, study
 from mtp_jax import config, sharding, tokenizer
 from mtp_jax.data import pipeline
-from mtp_jax.decode import autotune
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import autotune, layout
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import cost, model
 from mtp_jax.train import loop, workdir
@@ -185,7 +184,7 @@ def decode(
 
   def load():
     net, cfg, codec = workdir.load(folder)
-    decoder = decoder_lib.lay_out(net, codec.vocab)
+    decoder = layout.lay_out(net, codec.vocab)
     length = min(PROMPT, cfg.data.seq_len // 2)
     new = cfg.data.seq_len - length
     count = max(scale.batches)

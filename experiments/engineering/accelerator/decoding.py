@@ -12,10 +12,9 @@ import numpy as np
 
 from experiments.engineering.accelerator import record, scales
 from experiments.measure import compare, flops, limits, timing
-from mtp_jax.decode import accept, interface, loop
+from mtp_jax.decode import accept, interface, layout, loop
 from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.decode import window as window_lib
 from mtp_jax.model import model
 
 
@@ -35,7 +34,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
 
   def make():
     like = jax.eval_shape(
-      lambda key: decoder_lib.lay_out(model.Model(work.model, key)),
+      lambda key: layout.lay_out(model.Model(work.model, key)),
       jax.random.key(0),
     )
     # Not by the model's own constructor: all its draws in one program take a
@@ -77,7 +76,7 @@ class Program:
 
 
 def build(
-  decoder: window_lib.Transformer,
+  decoder: decoder_lib.Transformer,
   work: scales.Decoding,
   trees: Sequence[tree_lib.Tree],
   programs: dict[tuple[tree_lib.Tree, int], Program],
@@ -131,7 +130,7 @@ def build(
 
 
 def passes(
-  decoder: window_lib.Transformer,
+  decoder: decoder_lib.Transformer,
   work: scales.Decoding,
   trees: Sequence[tree_lib.Tree],
   batch: int,
@@ -188,7 +187,7 @@ def rates(row: dict, seconds: list[float], batch: int, device: dict) -> dict:
 
 
 def timed(
-  program: Program, decoder: window_lib.Transformer, work: scales.Decoding
+  program: Program, decoder: decoder_lib.Transformer, work: scales.Decoding
 ) -> float:
   """Seconds of a pass of one turn that starts at `work.length` tokens.
 

@@ -13,8 +13,7 @@ from experiments.engineering.accelerator import record, scales
 from experiments.measure import compare, study, timing
 from mtp_jax import config, loss
 from mtp_jax.data import batch as batch_lib
-from mtp_jax.decode import decoder as decoder_lib
-from mtp_jax.decode import generate
+from mtp_jax.decode import generate, layout
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import attention, model
 
@@ -175,7 +174,7 @@ def texts(scale: scales.Scale, name: str) -> dict:
   """
   precision = "highest" if name == "float32" else None
   cfg = dataclasses.replace(scale.checked, dtype=name.split(",")[0])
-  decoder = decoder_lib.lay_out(random_model(cfg))
+  decoder = layout.lay_out(random_model(cfg))
   rng = np.random.default_rng(0)
   prompts = rng.integers(0, cfg.vocab, (scale.rows, 16))
   chances = np.full((cfg.n_future - 1, 3), 0.3)

@@ -19,8 +19,7 @@ from absl import flags
 
 from experiments.measure import limits, study
 from experiments.startup import options, program
-from mtp_jax.decode import autotune, cache
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import autotune, cache, layout
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
@@ -52,7 +51,7 @@ def main(_: list[str]) -> None:
 
 def by_width(net, bandwidth: float) -> list[dict]:
   """A row per batch and chain of heads."""
-  decoder, rows = decoder_lib.lay_out(net), []
+  decoder, rows = layout.lay_out(net), []
   most = net.cfg.n_future
   chains = sorted({1, most} | {1 << i for i in range(most.bit_length())})
   trees = [tree_lib.chain(k) for k in chains if k <= most]
@@ -80,7 +79,7 @@ def by_cache(net, bandwidth: float) -> list[dict]:
   rows, ordinary = [], tree_lib.chain(1)
   batch = _CACHE_BATCH.value
   for dtype in _DTYPES.value:
-    decoder = decoder_lib.lay_out(net, cache_dtype=dtype)
+    decoder = layout.lay_out(net, cache_dtype=dtype)
     for part, grown in itertools.product((8, 2, 1), (True, False)):
       # Room for the passes themselves.
       length = _CACHE_LEN.value // part - autotune.PASSES - 2

@@ -20,14 +20,20 @@ from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
 try:
-  from mtp_jax.decode import decoder as decoder_lib
+  from mtp_jax.decode import layout
   from mtp_jax.decode import window as window_lib
 
-  lay_out, CHUNK = decoder_lib.lay_out, window_lib.CHUNK
+  lay_out, CHUNK = layout.lay_out, window_lib.CHUNK
 except ImportError:  # a checkout before these modules had their names
-  from mtp_jax.decode import network, prepare
+  try:
+    from mtp_jax.decode import decoder as decoder_lib
+    from mtp_jax.decode import window as window_lib
 
-  lay_out, CHUNK = prepare.decoder, network.CHUNK
+    lay_out, CHUNK = decoder_lib.lay_out, window_lib.CHUNK
+  except ImportError:
+    from mtp_jax.decode import network, prepare
+
+    lay_out, CHUNK = prepare.decoder, network.CHUNK
 
 TURN = 0.3  # seconds of passes that are timed at once
 MOST = 64  # of them at most

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtp_jax.decode import cpu, prompts
-from mtp_jax.decode import window as window_lib
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.model import heads as heads_lib
 from mtp_jax.model import layers
 
@@ -26,7 +26,7 @@ except ImportError as error:
 
 
 def export(
-  decoder: window_lib.Transformer, attention: str = "sdpa"
+  decoder: decoder_lib.Transformer, attention: str = "sdpa"
 ) -> transformers.LlamaForCausalLM:
   """The same ordinary decoder as a Hugging Face Llama, in memory.
 
@@ -35,7 +35,7 @@ def export(
   beyond `decoder.vocab`, a padded vocabulary's, are left out.
 
   Args:
-    decoder: from `decoder.lay_out`, without a sliding window.
+    decoder: from `mtp_jax.lay_out`, without a sliding window.
     attention: transformers' attn_implementation.
 
   Returns:

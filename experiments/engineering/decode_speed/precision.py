@@ -4,15 +4,14 @@ import jax
 import numpy as np
 
 from experiments.measure import compare
-from mtp_jax.decode import decoder as decoder_lib
-from mtp_jax.decode import generate
+from mtp_jax.decode import generate, layout
 
 
 def drafts(net, codec, prompts, new, trees) -> dict:
   """Tokens per forward with drafting heads in fewer bits; the texts agree."""
   tree, found = trees[-1], {}
   for dtype in (None, "bfloat16", "int8"):
-    decoder = decoder_lib.lay_out(net, codec.vocab, draft_dtype=dtype)
+    decoder = layout.lay_out(net, codec.vocab, draft_dtype=dtype)
     row = {}
     for name, heads in (("chain", net.cfg.n_future), ("tree", tree)):
       result = generate.generate(decoder, prompts, heads=heads, max_new=new)
@@ -38,7 +37,7 @@ def caches(net, codec, prompts, new) -> dict:
   """What a smaller cache does to texts and to their probability."""
   found, base = {}, None
   for dtype in ("float32", "bfloat16", "int8"):
-    decoder = decoder_lib.lay_out(net, codec.vocab, cache_dtype=dtype)
+    decoder = layout.lay_out(net, codec.vocab, cache_dtype=dtype)
     result = generate.generate(decoder, prompts, heads=1, max_new=new)
     cache = jax.eval_shape(lambda d: d.empty_cache(1, 1024, 1), decoder)
     base = result if base is None else base

@@ -31,8 +31,7 @@ from experiments.measure import compare, limits, study
 from experiments.startup import options, program
 from mtp_jax.checkpoint import storage
 from mtp_jax.data import pipeline
-from mtp_jax.decode import autotune
-from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.decode import autotune, layout
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.train import workdir
 
@@ -76,7 +75,7 @@ def main(_: list[str]) -> None:
 def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
   """Everything about one model, so far: once more after each batch size."""
   jax.clear_caches()  # of another model: see below
-  decoder = decoder_lib.lay_out(net, codec.vocab)
+  decoder = layout.lay_out(net, codec.vocab)
   new = cfg.data.seq_len - _PROMPT_LEN.value
   counts = _PROMPTS.value // 2, _PROMPTS.value, _SERVED.value
   every = held.excerpts(

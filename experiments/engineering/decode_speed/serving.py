@@ -25,7 +25,7 @@ def measure(
   decoding, every chain, what 'auto' takes, and the smallest built tree.
 
   Args:
-    decoder: from `decoder.lay_out`.
+    decoder: from `mtp_jax.lay_out`.
     options: from `autotune.options` at this batch, ordinary decoding among
       them.
     chosen: the one that 'auto' takes.

@@ -1,0 +1,161 @@
+"""A trained model laid out for decoding: layers apart, cast, split.
+
+Training stacks layers and keeps float32. A decoding pass reads every weight
+once, so a stack's slices and casts would cost as much as the pass itself.
+"""
+
+import jax
+from flax import nnx
+
+from mtp_jax import sharding
+from mtp_jax.decode import cache as cache_lib
+from mtp_jax.decode import checks, cpu, int8
+from mtp_jax.decode import decoder as decoder_lib
+from mtp_jax.model import heads, model
+
+
+def lay_out(
+  net: model.Model,
+  vocab: int | None = None,
+  *,
+  sliding_window: int | None = None,
+  cache_dtype: str | None = None,
+  draft_dtype: str | None = None,
+  on: jax.sharding.Mesh | str | None = None,
+) -> decoder_lib.Transformer:
+  """Lays a trained model out for decoding; call it once, outside the loop.
+
+  Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU large
+  matrices are transposed (`cpu.Matrix`), except int8 ones and on a mesh. In a
+  float32 model the embedding, and the unembedding if not transposed, are shared
+  with `net`; the layers are copies.
+
+  Example, with the run that the example of `mtp_jax.fit` trains:
+    >>> import mtp_jax
+    >>> net, _, codec = mtp_jax.load("runs/tiny")
+    >>> decoder = mtp_jax.lay_out(net, codec.vocab)
+    >>> decoder.n_future
+    4
+
+  Args:
+    net: the model.
+    vocab: the tokenizer's ids, where the model's vocabulary is padded beyond
+      them; a padding id is then never written.
+    sliding_window: attend to the last so many tokens only, in a cache of about
+      that size, so the text may have any length. The model was not trained
+      for this, unless its texts were no longer than the window.
+    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`.
+    draft_dtype: keep what only heads 2..N use, their layers and unembedding,
+      in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
+      own; drafts may be accepted less often.
+    on: where the decoder runs. A mesh: tensor parallel over its axis 'model',
+      rows over 'data'. Or the name of a platform; None:
+      `jax.default_backend()`.
+
+  Raises:
+    ValueError: the model has fewer ids than `vocab`, or none are wanted; a
+      sliding_window below 1; an unknown dtype; heads that read tokens;
+      draft_dtype where head 1 reads the other heads (anticausal), or int8 on a
+      mesh; sizes that the mesh does not divide.
+  """
+  cfg, mesh = net.cfg, on if isinstance(on, jax.sharding.Mesh) else None
+  vocab = checks.integer("vocab", cfg.vocab if vocab is None else vocab, 1)
+  cache_dtype = cfg.dtype if cache_dtype is None else cache_dtype
+  if vocab > cfg.vocab:
+    raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
+  if sliding_window is not None:
+    sliding_window = checks.integer("sliding_window", sliding_window, 1)
+  _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
+  _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
+  kind = heads.KINDS[cfg.head]
+  if kind.reads_tokens:
+    raise ValueError(
+      f"model.head is {cfg.head!r}, whose heads read tokens: no decoder drafts "
+      "with them yet"
+    )
+  if draft_dtype and kind.feeds < 0:
+    raise ValueError(
+      f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
+      "model head 1 reads what the other heads wrote"
+    )
+  if draft_dtype == "int8" and mesh is not None:
+    raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
+
+  def cast(p):
+    return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
+
+  net = _map(cast, net)
+  transpose = mesh is None and (on or jax.default_backend()) == "cpu"
+
+  def arrange(layer, dtype=cfg.dtype):
+    """Its matrices in a dtype, transposed where that is faster."""
+
+    def one(p):
+      w = p[...]
+      if w.ndim == 1:
+        return p
+      if dtype == "int8":
+        return p.replace(int8.matrix(w))
+      w = w.astype(dtype)
+      large = transpose and w.size >= cpu.LARGE
+      return p.replace(cpu.matrix(w, _inputs(p)) if large else w)
+
+    return _map(one, layer)
+
+  def unstack(tree, size):
+    return (jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
+
+  def arrange_all(layers):
+    first, *drafting = layers
+    rest = (arrange(layer, draft_dtype or cfg.dtype) for layer in drafting)
+    return arrange(first), *rest
+
+  unembed = net.heads.unembed
+  if kind.own_unembed:
+    unembed = unstack(unembed, cfg.n_future)
+  else:  # a second one, for drafts, where they are in another dtype
+    unembed = [unembed] * (2 if draft_dtype else 1)
+  decoder = decoder_lib.Transformer(
+    embed=net.embed,
+    trunk=tuple(map(arrange, unstack(net.trunk, cfg.trunk_layers))),
+    heads=arrange_all(unstack(net.heads.layers, cfg.n_future)),
+    norm=net.heads.norm,
+    unembed=arrange_all(unembed),
+    cfg=cfg,
+    vocab=vocab,
+    sliding_window=sliding_window,
+    cache_dtype=cache_dtype,
+    mesh=mesh,
+  )
+  return decoder if mesh is None else _place(decoder, mesh)
+
+
+def _inputs(p: nnx.Param) -> int:
+  """How many axes a product sums over: `embed` is read, or else written."""
+  return 1 if p.axes[0] == "embed" else len(p.axes) - 1
+
+
+def _place(
+  decoder: decoder_lib.Transformer, mesh: jax.sharding.Mesh
+) -> decoder_lib.Transformer:
+  """Weights over 'model'; split over 'data', every pass would gather them."""
+  model_size = mesh.shape["model"]
+  if decoder.cfg.kv_heads % model_size:
+    raise ValueError(
+      f"kv_heads {decoder.cfg.kv_heads} is not divisible by {model_size} "
+      "devices of axis 'model'"
+    )
+  rules = {k: v for k, v in sharding.RULES.items() if v != "data"}
+  return jax.device_put(decoder, sharding.shardings(decoder, mesh, rules))
+
+
+def _map(fun, tree):
+  """`fun` of every parameter, with its axes."""
+  return jax.tree.map(fun, tree, is_leaf=lambda x: isinstance(x, nnx.Param))
+
+
+def _one_of(name, value, known):
+  if value not in known:
+    raise ValueError(
+      f"{name}={value!r} is none of {', '.join(map(str, known))}"
+    )
