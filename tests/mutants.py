@@ -361,6 +361,20 @@ MUTANTS = [
     "jax.lax.dynamic_slice_in_dim(first, i - 1, T, 1)",
     "test_evaluate_heads.py::test_equals_the_slow_way",
   ),
+  Mutant(
+    "text writes special tokens",
+    "mtp_jax/tokenizer/hugging_face.py",
+    "    t.encode_special_tokens = True",
+    "    t.encode_special_tokens = False",
+    "test_tokenizer_json.py::test_hard_texts_come_back",
+  ),
+  Mutant(
+    "a workdir's tokenizer.json loses its special ids",
+    "mtp_jax/tokenizer/hugging_face.py",
+    'return self.special.files() | {"tokenizer.json": self._json}',
+    'return {"tokenizer.json": self._json}',
+    "test_workdir.py::test_a_run_keeps_its_tokenizer_json",
+  ),
 ]
 
 

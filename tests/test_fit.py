@@ -10,9 +10,10 @@ import pytest
 
 from mtp_jax import config, tokenizer, tokenizer_training
 from mtp_jax.checkpoint import checkpoints
+from mtp_jax.data import pipeline
 from mtp_jax.model import cost
 from mtp_jax.train import logs, loop, metrics, optim, processes, workdir
-from tests import runs
+from tests import runs, tokenizer_files
 
 STEPS, SAVE_EVERY = runs.STEPS, runs.SAVE_EVERY
 
@@ -253,6 +254,33 @@ def test_a_tokenizer_model_stays_with_the_run(cfg, tmp_path):
   assert other.fingerprint != model.fingerprint
   with pytest.raises(ValueError, match=f"was trained with {model.fingerprint}"):
     workdir.load(tmp_path / "moved")
+
+
+def test_a_tokenizer_json_trains(cfg, tmp_path):
+  """Its bits per byte are of the text's bytes, and it writes the sample."""
+  fields = tokenizer_files.train("byte_level")
+  tokenizer_files.write(
+    tmp_path / "hf", fields, tokenizer_config=tokenizer_files.NAMES
+  )
+  cfg = cfg.replace(
+    data={"tokenizer": str(tmp_path / "hf")},
+    model={"vocab": 331, "layers": 2, "n_future": 1},
+    train={"steps": 1, "sample_tokens": 5},
+    optim={"warmup": 0},
+  )
+  loop.fit(cfg, tmp_path / "w")
+  _, codec = workdir.settings(tmp_path / "w")
+  assert codec.fingerprint == tokenizer.load(str(tmp_path / "hf")).fingerprint
+  _, held = pipeline.pack(cfg.data, codec)
+  ids = np.array(held.tokens[:])
+  size = len(codec.decode_bytes(ids))
+  predicted = len(ids) - (ids == codec.bos).sum()
+  with (tmp_path / "w" / "held_out.csv").open(encoding="utf-8") as file:
+    (row,) = csv.DictReader(file)
+  bits = float(row["nats_1"]) / np.log(2) * predicted / size
+  assert float(row["bits_per_byte_1"]) == pytest.approx(bits, rel=1e-5)
+  (sample,) = (tmp_path / "w" / "samples").iterdir()
+  assert "[...]" in sample.read_text(encoding="utf-8")
 
 
 MESHES = """

@@ -11,6 +11,7 @@ import pytest
 from mtp_jax import config, tokenizer, tokenizer_training
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import workdir
+from tests import tokenizer_files
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_a_damaged_tokenizer_is_replaced_or_its_remedy_told(
   with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
     saved.save(1, {"w": jnp.ones(3)}, record)
   copy.write_bytes(b"x" * 50)
-  remedy = f"put the model file of fingerprint {fingerprint} at {copy}"
+  remedy = f"put the tokenizer of fingerprint {fingerprint} at {copy}"
   for name in ("b.model", "gone.model"):
     with pytest.raises(ValueError, match=f"not a SentencePiece .*{remedy}"):
       workdir.tokenizer(settings(models / name), tmp_path)
@@ -91,6 +92,45 @@ def test_a_damaged_tokenizer_is_replaced_or_its_remedy_told(
   copy.write_bytes((models / "b.model").read_bytes())
   with pytest.raises(ValueError, match=f"was trained with .*: {remedy}"):
     workdir.settings(tmp_path)
+
+
+def test_a_run_keeps_its_tokenizer_json(tmp_path, caplog):
+  """And what is said beside it, so that the copy loads alone."""
+  fields = tokenizer_files.train("byte_level")
+  said = {
+    "tokenizer_config": tokenizer_files.NAMES | {"chat_template": "{{ x }}"},
+    "generation_config": {"eos_token_id": [2, 3]},
+  }
+  source, target = tmp_path / "source", tmp_path / "w"
+  tokenizer_files.write(source, fields, **said)
+  target.mkdir()
+  workdir.write_settings(settings(source, 400), target)
+  assert sorted(p.name for p in target.iterdir()) == [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+  ]
+  given = tokenizer.load(str(source))
+  source.rename(tmp_path / "moved")
+  copy = workdir.tokenizer(settings(source, 400), target)
+  assert copy.fingerprint == given.fingerprint and copy.ends == (2, 3)
+  assert copy.special == given.special and copy.special.template == "{{ x }}"
+  other = tmp_path / "other"
+  end = tokenizer_files.NAMES | {"eos_token": "<|end|>"}
+  tokenizer_files.write(other, fields, tokenizer_config=end)
+  for name in (other, other / "tokenizer.json"):
+    line = "other.*' has fingerprint .*: take another workdir, or --config.data"
+    with pytest.raises(ValueError, match=line):
+      workdir.tokenizer(settings(name, 400), target)
+  (target / "tokenizer.json").write_text("{")
+  with pytest.raises(ValueError, match="put the tokenizer that the run began"):
+    workdir.tokenizer(settings(source, 400), target)
+  cfg = settings(tmp_path / "moved", 400)
+  assert workdir.tokenizer(cfg, target).special == given.special
+  assert f"a copy of {tmp_path / 'moved'} replaces it" in caplog.text
+  workdir.write_settings(cfg, target)
+  assert tokenizer.load(str(target)).special == given.special
 
 
 def test_settings_that_cannot_be_written(tmp_path, monkeypatch):

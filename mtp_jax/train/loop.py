@@ -49,7 +49,7 @@ def fit(
   Args:
     cfg: the run's settings.
     workdir: takes config.json, checkpoints/, train.csv, held_out.csv,
-      samples/, tensorboard/, profile/, a copy of a SentencePiece model, and
+      samples/, tensorboard/, profile/, a copy of its tokenizer, and
       `lock`, which excludes other runs. Several processes (`processes.join`)
       share it. If the settings are refused, at most an empty `lock` is left.
     profile: steps, counted from 1, that `jax.profiler` traces.

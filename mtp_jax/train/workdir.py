@@ -3,8 +3,8 @@
 import dataclasses
 import difflib
 import json
+import os
 import pathlib
-import shutil
 
 import jax
 from absl import logging
@@ -16,8 +16,6 @@ from mtp_jax.data import pipeline
 from mtp_jax.model import model
 from mtp_jax.train import logs
 from mtp_jax.train import step as step_lib
-
-_MODEL = "tokenizer.model"  # the workdir's copy of a SentencePiece model
 
 
 def settings(
@@ -83,11 +81,11 @@ def load_step(
 def _settings(workdir, record):
   """The config and the tokenizer that a checkpoint's metadata names."""
   cfg = config.from_dict(record["config"])
-  copy = workdir / _MODEL  # the original may have been moved or replaced
   name = cfg.data.tokenizer
+  copy = _copy(name, workdir)  # the original may have been moved or replaced
   if name != "bytes" and copy.exists():
     name = str(copy)
-  remedy = f"put the model file of fingerprint {record['tokenizer']} at {copy}"
+  remedy = f"put the tokenizer of fingerprint {record['tokenizer']} at {copy}"
   try:
     codec = tokenizer_lib.load(name)
   except ValueError as error:
@@ -127,16 +125,16 @@ def tokenizer(
 ) -> tokenizer_lib.Tokenizer:
   """The tokenizer of a run that starts or resumes in `workdir`.
 
-  The workdir holds a copy of the run's model file. `data.tokenizer` must name
-  the same model. Its file may be missing if the name is that of the run. If the
-  copy is damaged, the file that `data.tokenizer` names is used, and
-  `write_settings` repairs the copy.
+  The workdir holds a copy of the run's tokenizer. `data.tokenizer` must name
+  the same. Its file may be missing if the name is that of the run. If the copy
+  is damaged, the file that `data.tokenizer` names is used, and `write_settings`
+  repairs the copy.
 
   Raises:
     ValueError: there is no such tokenizer, it is not the run's, the copy is
       damaged and the file missing, or it has more ids than `model.vocab`.
   """
-  name, copy = cfg.data.tokenizer, workdir / _MODEL
+  name, copy = cfg.data.tokenizer, _copy(cfg.data.tokenizer, workdir)
   if name == "bytes" or not copy.exists():
     codec = tokenizer_lib.load(name)
   elif fault := _fault(copy):
@@ -164,8 +162,17 @@ def tokenizer(
   return codec
 
 
+def _copy(name: str, workdir: pathlib.Path) -> pathlib.Path:
+  """The file of the workdir's copy of tokenizer `name`; it may be missing."""
+  named = storage.local(name)
+  named = tokenizer_lib.find(named) or named  # it may be a folder
+  kind = "tokenizer.json" if named.suffix == ".json" else "tokenizer.model"
+  copy = workdir / kind
+  return copy if copy.exists() else tokenizer_lib.find(workdir) or copy
+
+
 def _fault(name: str | pathlib.Path) -> str:
-  """Why the file is not a tokenizer's model; empty if it is one."""
+  """Why the file is not a tokenizer; empty if it is one."""
   try:
     tokenizer_lib.load(str(name))
   except ValueError as error:
@@ -189,7 +196,7 @@ def _original(
   """
   saved = _saved_fingerprint(workdir)
   which = f"of fingerprint {saved}" if saved else "that the run began with"
-  remedy = f"put the model file {which} at {workdir / _MODEL}"
+  remedy = f"put the tokenizer {which} at {_copy(name, workdir)}"
   if _fault(name):
     raise ValueError(f"{fault}; {remedy}")
   codec = tokenizer_lib.load(name)
@@ -242,7 +249,7 @@ def check_format(workdir: pathlib.Path) -> None:
 
 
 def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
-  """Writes config.json and, if missing, a copy of the tokenizer's model file.
+  """Writes config.json and, if missing, a copy of the tokenizer.
 
   Only process 0 writes. `fit` calls this after its last check of the settings.
 
@@ -251,11 +258,13 @@ def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
   """
   if jax.process_index():
     return
-  copy, partial = workdir / _MODEL, workdir / f"{_MODEL}.partial"
+  name = cfg.data.tokenizer
   try:
-    if cfg.data.tokenizer != "bytes" and _fault(copy):
-      shutil.copy(storage.local(cfg.data.tokenizer), partial)
-      partial.rename(copy)
+    if name != "bytes" and _fault(_copy(name, workdir)):
+      for file, content in tokenizer_lib.load(name).files().items():
+        partial = workdir / f"{file}.partial"
+        partial.write_bytes(content)
+        os.replace(partial, workdir / file)
     logs.write_whole(workdir / "config.json", config.to_json(cfg))
   except OSError as error:
     raise checkpoints.CheckpointError(
