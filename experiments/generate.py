@@ -8,6 +8,9 @@ any of them, line after line is read and continued (--interactive). There
 Ctrl-C stops a text. At an empty line Ctrl-C and Ctrl-D end the program, and so
 does a second Ctrl-C within three seconds, even while a program is compiled.
 
+With --chat the prompt is a user's message in the model's chat template. Lines
+are then turns of one conversation; a turn that Ctrl-C stops is left out of it.
+
 The text appears pass by pass, and each pass adds 1 to k tokens. Decoding is
 greedy, and writes the text of --heads=1, ordinary decoding. With --temperature
 it samples, from the distribution of ordinary sampling. --tree=16 drafts with
@@ -27,7 +30,7 @@ from experiments.startup import continuation, options, program
 
 # Each is a field of `continuation.Request`.
 _FLAGS = [
-  options.define_path("workdir", None, "Folder of a training run."),
+  options.define_model(),
   flags.DEFINE_integer("step", None, "Of the checkpoint; else the last."),
   options.define_path(
     "prompt_file", None, "File whose whole text is the prompt; - for stdin."
@@ -36,6 +39,10 @@ _FLAGS = [
   flags.DEFINE_bool(
     "interactive", None, "Continue each line of standard input by itself."
   ),
+  flags.DEFINE_bool(
+    "chat", False, "The prompt is a user's message, in the model's template."
+  ),
+  flags.DEFINE_string("system", None, "The system message of --chat."),
   flags.DEFINE_integer(
     "heads", None, "Heads k, 1 is ordinary decoding, 0 all; else the run's."
   ),
@@ -68,7 +75,6 @@ _FLAGS = [
     "Look back over so many tokens only: texts without end.",
   ),
 ]
-flags.mark_flag_as_required("workdir")
 flags.mark_flags_as_mutual_exclusive(["prompt", "prompt_file", "interactive"])
 flags.mark_flags_as_mutual_exclusive(["heads", "tree"])
 

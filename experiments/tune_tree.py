@@ -18,11 +18,10 @@ from mtp_jax.decode import autotune, layout, tuned
 from mtp_jax.decode import window as window_lib
 from mtp_jax.train import workdir
 
-_WORKDIR = options.define_path("workdir", None, "Folder of a training run.")
+_WORKDIR = options.define_model()
 _PROMPTS = flags.DEFINE_integer("prompts", 32, "Held-out texts to continue.", 1)
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of each.", 1)
 _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32", "64"], "Nodes.")
-flags.mark_flag_as_required("workdir")
 
 
 def main(_: list[str]) -> None:

@@ -375,6 +375,13 @@ MUTANTS = [
     'return {"tokenizer.json": self._json}',
     "test_workdir.py::test_a_run_keeps_its_tokenizer_json",
   ),
+  Mutant(
+    "a message ends its own turn",
+    "mtp_jax/tokenizer/chat.py",
+    "names.sub(lambda name: mask.join(name[0]), m[",
+    "names.sub(lambda name: name[0], m[",
+    "test_chat.py::test_no_message_makes_a_special_token",
+  ),
 ]
 
 

@@ -235,6 +235,8 @@ def test_control_characters_are_shown(call, monkeypatch):
     ({"prompt": "a", "stop": ["x", ""]}, "--stop is empty"),
     ({"prompt": "a", "num_samples": 2}, "--num_samples=2: greedy decoding"),
     ({"prompt": "a", "num_samples": 0}, "num_samples=0 is too small"),
+    ({"prompt": "a", "chat": True}, "the model has no chat template"),
+    ({"prompt": "a", "system": "b"}, "--system is the system message of a ch"),
   ],
 )
 def test_errors_are_one_line(call, settings, words, monkeypatch):

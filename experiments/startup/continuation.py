@@ -27,6 +27,7 @@ from mtp_jax.decode import (
   tuned,
 )
 from mtp_jax.model import model
+from mtp_jax.tokenizer import chat
 from mtp_jax.train import report, workdir
 
 
@@ -42,6 +43,8 @@ class Request:
   heads: int | None
   tree: int | None
   max_new: int | None
+  chat: bool
+  system: str | None
   stop: list[str]
   stop_id: list[int]
   temperature: float
@@ -70,7 +73,8 @@ def run(request: Request) -> None:
   interactive = request.interactive or (not given and sys.stdin.isatty())
   cfg, codec = workdir.settings(request.workdir, request.step)
   settings = _settings(request, cfg, codec, rule, tree)
-  prompt = None if interactive else _ids(codec, _prompt(request))
+  ids = _Prompts(codec, request)
+  prompt = None if interactive else ids.of(_prompt(request))
 
   net, _, _, step = workdir.load_step(request.workdir, request.step)
   decoder = layout.lay_out(
@@ -87,7 +91,7 @@ def run(request: Request) -> None:
     end = "\0"  # any line may be part of a text
   writer = _Writer(decoder, codec, settings, stops, end)
   if interactive:
-    _continue_lines(writer, request.seed)
+    _continue_lines(writer, ids, request.seed)
   else:
     writer.write(prompt, request.seed)
 
@@ -111,8 +115,8 @@ class _Writer:
   stops: list[str]
   end: str
 
-  def write(self, prompt: np.ndarray, seed: int) -> None:
-    """Continues `prompt`, ids [P]."""
+  def write(self, prompt: np.ndarray, seed: int) -> str:
+    """Continues `prompt`, ids [P]; returns the first text."""
     begin, count = time.perf_counter(), stream.Count()
     passes = count.watch(
       stream.stream(self.decoder, prompt, seed=seed, **self.settings)
@@ -124,6 +128,7 @@ class _Writer:
       terminal.note("\r\x1b[K" if sys.stderr.isatty() else "\n")
     to_terminal, samples = sys.stdout.isatty(), self.settings["samples"]
     texts = itertools.tee(itertools.chain(compiled, passes), samples)
+    written = []
     for i, own in enumerate(texts):
       if samples > 1:
         terminal.note(f"--- sample {i + 1} of {samples} ---\n")
@@ -131,14 +136,51 @@ class _Writer:
         self.codec, stream.sample(own, i), after=prompt
       )
       for new in stream.until(parts, self.stops):
+        written += [new] if i == 0 else []
         shown = terminal.escaped(new) if to_terminal else new
         print(shown, end="", flush=True)
       print(end=self.end, flush=True)
     seconds = time.perf_counter() - begin
     terminal.note(f"{_figures(count)}; {seconds:.1f} s in all\n")
+    return "".join(written)
 
 
-def _continue_lines(writer: _Writer, seed: int) -> None:
+class _Prompts:
+  """Makes prompts of texts; with --chat, of the messages of a conversation.
+
+  Raises:
+    ValueError: a --system without --chat, or no chat template takes it.
+  """
+
+  def __init__(self, codec: tokenizer.Tokenizer, request: Request):
+    self._codec, self._chat, self._messages = codec, request.chat, []
+    if request.system is not None:
+      self._messages.append({"role": "system", "content": request.system})
+    if request.chat:
+      self.of(b"")
+    elif request.system is not None:
+      raise ValueError("--system is the system message of a chat: give --chat")
+
+  def of(self, text: bytes) -> np.ndarray:
+    """Ids [P] of a text that is continued, or of a user's message."""
+    if self._chat:
+      return chat.encode(self._codec, [*self._messages, _user(text)])
+    prefix = np.array(self._codec.prefix, np.int32)
+    ids = np.concatenate([prefix, self._codec.encode(text)])
+    return ids if ids.size else np.array([self._codec.bos])
+
+  def answered(self, text: bytes, answer: str) -> None:
+    """Adds a turn to the conversation, if there is one."""
+    if self._chat:
+      answer = {"role": "assistant", "content": answer}
+      self._messages += [_user(text), answer]
+
+
+def _user(text: bytes) -> dict[str, str]:
+  return {"role": "user", "content": tokenizer.utf8(text).decode("utf-8")}
+
+
+def _continue_lines(writer: _Writer, prompts: _Prompts, seed: int) -> None:
   """Continues each line that is typed; Ctrl-C stops a text, or ends here."""
   signal.signal(signal.SIGINT, interrupts.stop_text)
   for turn in itertools.count():
@@ -148,7 +190,8 @@ def _continue_lines(writer: _Writer, seed: int) -> None:
       terminal.note("\n")
       return
     try:
-      writer.write(_ids(writer.codec, line), (seed + turn) % 2**32)
+      answer = writer.write(prompts.of(line), (seed + turn) % 2**32)
+      prompts.answered(line, answer)
     except KeyboardInterrupt:
       terminal.note("\n(stopped)\n")
     except ValueError as error:  # of this line: the next may be better
@@ -171,7 +214,7 @@ def _settings(request: Request, cfg, codec, rule, tree) -> dict:
   samples = checks.integer("num_samples", request.num_samples, 1)
   settings = {
     "max_new": max_new,
-    "stop": [codec.eos, *request.stop_id],
+    "stop": [*codec.ends, *request.stop_id],
     "rule": rule,
   }
   checked = interface.check_settings(
@@ -228,10 +271,6 @@ def _prompt(request: Request) -> bytes:
     raise ValueError(
       f"--prompt_file={request.prompt_file}: {error.strerror}"
     ) from error
-
-
-def _ids(codec, text: bytes) -> np.ndarray:
-  return np.concatenate([[codec.bos], codec.encode(text)])
 
 
 def _figures(count: stream.Count) -> str:

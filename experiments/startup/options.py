@@ -91,6 +91,16 @@ def define_path(
   return flags.DEFINE(_PathParser(), name, default, text, **options)
 
 
+def define_model() -> flags.FlagHolder:
+  """Declares --workdir, a folder that holds a model; --model is the same."""
+  holder = define_path(
+    "workdir", None, "Folder of a training run, or of a model of others."
+  )
+  flags.DEFINE_alias("model", "workdir")
+  flags.mark_flag_as_required("workdir")
+  return holder
+
+
 def define_output(
   text: str, default: str | None = None, *, required: bool = True
 ) -> flags.FlagHolder:

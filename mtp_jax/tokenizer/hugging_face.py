@@ -88,6 +88,12 @@ class HuggingFace(interface.Tokenizer):
     """Ids that stand before a prompt; most models have none or `bos`."""
     return self._prefix
 
+  @property
+  def special_names(self) -> list[str]:
+    """Names of the special tokens, the longest first."""
+    names = (self._tokenizer.id_to_token(i) for i in self._special)
+    return sorted(names, key=len, reverse=True)
+
   def files(self) -> dict[str, bytes]:
     """tokenizer.json, and two short files of its special ids."""
     return self.special.files() | {"tokenizer.json": self._json}
