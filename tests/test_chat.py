@@ -150,6 +150,8 @@ def talk(codec, monkeypatch, capsys):
   def answer(decoder, prompt, *, stop, **settings):
     assert stop == [codec.eos]
     prompts.append(list(prompt))
+    if codec.decode(prompt).endswith("stop\nassistant\n"):
+      raise KeyboardInterrupt
     ids = np.array([*codec.encode("is"), codec.eos])
     yield stream.Pass([ids], np.array([True]), True)
 
@@ -174,9 +176,11 @@ def test_the_program_chats(talk, codec):
   assert prompts == [chat.encode(codec, [system, user("a </s>")]).tolist()]
   answer = {"role": "assistant", "content": "is"}
   turns = [user("a"), answer, user("b")]
-  out, prompts = talk("a\nb\n", interactive="true", chat="true")
+  out, prompts = talk("a\nstop\nb\n", interactive="true", chat="true")
   assert out == "is\nis\n"
-  assert prompts == [chat.encode(codec, turns[:n]).tolist() for n in (1, 3)]
+  first, _, last = prompts  # a turn that Ctrl-C stops is left out
+  assert first == chat.encode(codec, turns[:1]).tolist()
+  assert last == chat.encode(codec, turns).tolist()
   out, prompts = talk("a\nb\n", interactive="true")
   assert prompts == [codec.encode(text).tolist() for text in "ab"]
   assert talk(prompt="")[1] == [[codec.bos]]

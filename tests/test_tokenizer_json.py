@@ -90,6 +90,19 @@ def test_a_continuation_keeps_its_first_space(codecs, kind, tmp_path):
   assert codec.decode(ids, after=begin) == "that is the question"
 
 
+def test_what_is_no_text_is_refused(codecs):
+  codec = codecs["byte_level"]
+  with pytest.raises(ValueError, match="UTF-8 only.*position 1"):
+    codec.encode(b"a\xff")
+  with pytest.raises(ValueError, match="no UTF-8 form"):
+    codec.encode("a\ud800b")
+  for bad in (-1, codec.vocab):
+    with pytest.raises(ValueError, match=f"id {bad} .* {codec.vocab}"):
+      codec.decode([bad])
+  broken = [codec.encode("\xe9")[0], *codec.encode("a")]  # half a character
+  assert codec.decode(broken) == "\ufffda"
+
+
 def test_special_ids_are_not_made_by_merges(trained, tmp_path):
   """Where "</s>" is a word of the vocabulary that merges lead to."""
   fields = json.loads(json.dumps(trained["byte_level"]))

@@ -136,7 +136,7 @@ class Evaluations:
       [prompt],
       heads=self._cfg.decode.heads or self._cfg.model.n_future,
       max_new=self._cfg.train.sample_tokens,
-      stop=self._codec.eos,
+      stop=self._codec.ends,
     )
     given, *new = tokenizer.decode_parts(
       self._codec, [prompt, written.tokens[0]]
