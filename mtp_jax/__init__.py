@@ -2,7 +2,8 @@
 
   mtp_jax.Config      a run's settings
   mtp_jax.fit         trains a model in a folder, or resumes there
-  mtp_jax.load        the model, config and tokenizer of a run
+  mtp_jax.load        the model, config and tokenizer of a run, or of a folder
+                      of Hugging Face
   mtp_jax.lay_out     a decoder: the weights of a model, arranged for decoding
   mtp_jax.generate    continues prompts, several tokens per forward pass
 
@@ -19,6 +20,7 @@ The packages, each of which imports only what stands above it:
   decode      drafts, verification, sampling, batches of prompts
   evaluate    held-out loss of each head, expected tokens per forward
   train       the training step, the loop around it, logs, resuming
+  interchange    models in and out of the formats of others
 """
 
 import importlib
@@ -29,7 +31,7 @@ __version__ = "0.1.0"
 _FACE = {
   "Config": ("mtp_jax.config", "Config"),
   "fit": ("mtp_jax.train.loop", "fit"),
-  "load": ("mtp_jax.train.workdir", "load"),
+  "load": ("mtp_jax.interchange.folders", "load"),
   "lay_out": ("mtp_jax.decode.layout", "lay_out"),
   "generate": ("mtp_jax.decode.generate", "generate"),
 }

@@ -24,6 +24,7 @@ Mesh, Train, Decode = sections.Mesh, sections.Train, sections.Decode
 HEAD_KINDS, ATTENTION = sections.HEAD_KINDS, sections.ATTENTION
 OPTIMISERS, LOSSES = sections.OPTIMISERS, sections.LOSSES
 REMAT_POLICIES, SOURCES = sections.REMAT_POLICIES, sections.SOURCES
+ROPE_SCALING = sections.ROPE_SCALING
 
 
 @dataclasses.dataclass(frozen=True)

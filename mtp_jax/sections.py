@@ -20,12 +20,16 @@ HEAD_KINDS = {
   "unembedding": 0,
 }
 ATTENTION = ("auto", "xla", "cudnn", "splash")
+ROPE_SCALING = ("none", "linear", "dynamic", "llama3", "yarn")
 OPTIMISERS = ("adamw", "muon")
 LOSSES = ("serial", "checkpointed", "formula")
 REMAT_POLICIES = ("none", "dots", "full")
 SOURCES = ("python", "text", "jsonl", "array_record")
 
 _section = dataclasses.dataclass(frozen=True)
+# Numbers of `Model` that may be 0.
+_MODEL_ZERO = ("extra_layers", "attn_channels", "sliding_window", "rope_length")
+_MODEL_ZERO += ("rope_attention",)
 
 
 # When a run resumes, its settings must equal those of the checkpoint. A field
@@ -56,9 +60,19 @@ class Model:
   extra_layers: int = 0  # more trunk layers (paper, table S4: "+3")
   attn_heads: int = 4  # H: query heads
   kv_heads: int = 4  # K: key and value heads, a divisor of H
+  attn_channels: int = 0  # C: channels per attention head; 0: D / H
+  qkv_bias: bool = False  # biases of queries, keys and values
+  qk_norm: bool = False  # RMSNorm over C of queries and keys, then rotation
+  sliding_window: int = 0  # tokens attended to, the own included; 0: all
   n_future: int = 4  # N: future tokens predicted, the paper's n
   head: str = "parallel"  # one of HEAD_KINDS
   rope_theta: float = 10_000.0
+  rope_scaling: str = "none"  # one of ROPE_SCALING; see `model.rotary`
+  rope_factor: float = 1.0  # how much longer scaling makes the context
+  rope_length: int = 0  # tokens of the context before; 0: not known
+  rope_slow: float = 1.0  # channels of fewer turns per rope_length scale fully
+  rope_fast: float = 4.0  # those of more turns are not scaled
+  rope_attention: float = 0.0  # yarn: factor of cos and sin; 0: by rope_factor
   norm_eps: float = 1e-5
   mask_documents: bool = True  # no attention across documents
   dtype: str = "float32"  # activations; parameters stay float32
@@ -71,28 +85,38 @@ class Model:
     return self.n_future * HEAD_KINDS[self.head]
 
   @property
+  def channels(self) -> int:
+    """C: channels per attention head."""
+    return self.attn_channels or self.width // self.attn_heads
+
+  @property
   def trunk_layers(self) -> int:
     """Layers of the trunk: `layers` - `head_layers` + `extra_layers`."""
     return self.layers - self.head_layers + self.extra_layers
 
   def check(self) -> typing.Self:
     """See `Config.check`."""
-    checked = fields.check(self, zero=("extra_layers",))
+    checked = fields.check(self, zero=_MODEL_ZERO)
     fields.one_of("model.head", self.head, HEAD_KINDS)
     fields.one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
     fields.one_of("model.remat", self.remat, REMAT_POLICIES)
     fields.one_of("model.attention", self.attention, ATTENTION)
     fields.divides(
-      "model.width", self.width, "model.attn_heads", self.attn_heads
-    )
-    fields.divides(
       "model.attn_heads", self.attn_heads, "model.kv_heads", self.kv_heads
     )
-    if self.width // self.attn_heads % 2:
-      raise ValueError(
-        f"model.width {self.width} over model.attn_heads {self.attn_heads} "
-        "gives an odd number of channels; rotary embeddings need pairs"
+    if not self.attn_channels:
+      fields.divides(
+        "model.width", self.width, "model.attn_heads", self.attn_heads
       )
+    if self.channels % 2:
+      given = f"model.attn_channels {self.attn_channels}"
+      if not self.attn_channels:
+        given = f"model.width {self.width} over "
+        given += f"model.attn_heads {self.attn_heads}"
+      raise ValueError(
+        f"{given} gives an odd number of channels; rotary embeddings need pairs"
+      )
+    self._check_rope()
     if self.trunk_layers < 1:
       raise ValueError(
         f"model.layers {self.layers} leaves {self.trunk_layers} trunk layers "
@@ -100,6 +124,33 @@ class Model:
         "model.n_future, or use model.head='unembedding'"
       )
     return checked
+
+  def _check_rope(self) -> None:
+    """Raises ValueError for numbers that its kind of scaling cannot use."""
+    kind = f"model.rope_scaling is {self.rope_scaling!r}"
+    fields.one_of("model.rope_scaling", self.rope_scaling, ROPE_SCALING)
+    if self.rope_scaling == "none" and self.rope_factor != 1:
+      raise ValueError(
+        f"model.rope_factor is {self.rope_factor}, but {kind}: name a kind of "
+        f"scaling, one of {', '.join(ROPE_SCALING[1:])}"
+      )
+    if self.rope_factor < 1:
+      raise ValueError(
+        f"model.rope_factor is {self.rope_factor}; it must be at least 1"
+      )
+    if self.rope_scaling not in ("none", "linear") and not self.rope_length:
+      raise ValueError(
+        f"{kind}, which needs model.rope_length, the tokens of the context "
+        "before scaling"
+      )
+    if self.rope_scaling == "dynamic" and self.channels < 4:
+      raise ValueError(f"{kind}, which needs at least 4 channels per head")
+    between = self.rope_scaling in ("llama3", "yarn")
+    if between and self.rope_slow >= self.rope_fast:
+      raise ValueError(
+        f"model.rope_slow {self.rope_slow} is not below model.rope_fast "
+        f"{self.rope_fast}"
+      )
 
 
 @_section

@@ -4,6 +4,7 @@ Every parameter names its logical axes in its metadata (`model/layers.py`).
 This module reads those names and does not import the model.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -48,6 +49,11 @@ def make_mesh(cfg: config.Mesh, devices=None) -> jax.sharding.Mesh:
   return jax.make_mesh(
     tuple(shape), ("data", "model"), (AxisType.Auto,) * 2, devices=devices
   )
+
+
+def first_device() -> jax.sharding.Mesh:
+  """A mesh of this process's first device."""
+  return make_mesh(config.Mesh(data=1, model=1), jax.local_devices()[:1])
 
 
 def shardings(tree, mesh: jax.sharding.Mesh, rules: dict = RULES):
@@ -128,18 +134,22 @@ def local(
 
   Returns:
     A function of whole arrays. Each axis must be divisible by its devices.
+    Keywords that it is called with are passed to `fun` as they are.
   """
 
   def spec(axes):
     return P(*(RULES.get(axis) for axis in axes))
 
-  return jax.shard_map(
-    fun,
-    mesh=mesh,
-    in_specs=tuple(spec(axes) for axes in inputs),
-    out_specs=spec(output),
-    check_vma=False,  # Pallas kernels do not declare what this would check
-  )
+  def call(*arrays, **static):
+    return jax.shard_map(
+      functools.partial(fun, **static) if static else fun,
+      mesh=mesh,
+      in_specs=tuple(spec(axes) for axes in inputs),
+      out_specs=spec(output),
+      check_vma=False,  # Pallas kernels do not declare what this would check
+    )(*arrays)
+
+  return call
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:

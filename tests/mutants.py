@@ -103,8 +103,8 @@ MUTANTS = [
   Mutant(
     "causal mask missing",
     "mtp_jax/model/attention.py",
-    "q, k, v, mask=_same_document(segments), is_causal=True",
-    "q, k, v, mask=_same_document(segments), is_causal=False",
+    "    is_causal=True,\n    local_window_size",
+    "    is_causal=False,\n    local_window_size",
     "test_layers.py::test_what_a_position_sees",
   ),
   Mutant(

@@ -15,8 +15,8 @@ from experiments import generate
 from experiments.startup import program
 from mtp_jax import config, tokenizer
 from mtp_jax.decode import stream
+from mtp_jax.interchange import folders
 from mtp_jax.tokenizer import chat
-from mtp_jax.train import workdir
 from tests import parameters, tokenizer_files
 
 TEMPLATE = """\
@@ -143,8 +143,8 @@ def talk(codec, monkeypatch, capsys):
     model=parameters.model_config("unembedding", vocab=codec.vocab, layers=1)
   )
   loaded = parameters.model_of(cfg.model), cfg, codec
-  monkeypatch.setattr(workdir, "settings", lambda path, step: loaded[1:])
-  monkeypatch.setattr(workdir, "load_step", lambda path, step: (*loaded, 7))
+  monkeypatch.setattr(folders, "settings", lambda path, step: loaded[1:])
+  monkeypatch.setattr(folders, "load_step", lambda path, step: (*loaded, 7))
   prompts = []
 
   def answer(decoder, prompt, *, stop, **settings):

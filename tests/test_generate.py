@@ -19,7 +19,7 @@ from mtp_jax.checkpoint import checkpoints
 from mtp_jax.decode import accept, layout, loop, sampling, stream
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.train import workdir
+from mtp_jax.interchange import folders
 from tests import parameters
 
 
@@ -36,8 +36,8 @@ def loaded():
 @pytest.fixture
 def call(loaded, monkeypatch, capsys):
   """Runs the program; returns its standard output and error."""
-  monkeypatch.setattr(workdir, "settings", lambda path, step: loaded[1:])
-  monkeypatch.setattr(workdir, "load_step", lambda path, step: (*loaded, 7))
+  monkeypatch.setattr(folders, "settings", lambda path, step: loaded[1:])
+  monkeypatch.setattr(folders, "load_step", lambda path, step: (*loaded, 7))
   flags.FLAGS.mark_as_parsed()
 
   def run(**settings):
@@ -241,7 +241,7 @@ def test_control_characters_are_shown(call, monkeypatch):
 )
 def test_errors_are_one_line(call, settings, words, monkeypatch):
   """Before the model is read."""
-  monkeypatch.setattr(workdir, "load_step", None)
+  monkeypatch.setattr(folders, "load_step", None)
   with pytest.raises(SystemExit, match=f"^error: .*{words}") as error:
     call(**settings)
   assert "\n" not in str(error.value)
@@ -251,7 +251,7 @@ def test_a_missing_run_is_one_line(call, monkeypatch):
   def fail(path, step):
     raise checkpoints.CheckpointError(f"{path} holds no checkpoint")
 
-  monkeypatch.setattr(workdir, "settings", fail)
+  monkeypatch.setattr(folders, "settings", fail)
   with pytest.raises(SystemExit, match="^error: run holds no checkpoint$"):
     call(prompt="a")
 

@@ -27,6 +27,7 @@ ORDER = [
   {"mtp_jax.decode"},
   {"mtp_jax.evaluate"},
   {"mtp_jax.train"},
+  {"mtp_jax.interchange"},
   {"configs"},
   {"experiments.measure"},
   {"experiments.startup"},

@@ -26,9 +26,10 @@ from mtp_jax.decode import (
   stream,
   tuned,
 )
+from mtp_jax.interchange import folders
 from mtp_jax.model import model
 from mtp_jax.tokenizer import chat
-from mtp_jax.train import report, workdir
+from mtp_jax.train import report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +72,20 @@ def run(request: Request) -> None:
   if not given and sys.stdin is None:
     raise ValueError("no prompt, and standard input is closed: give --prompt")
   interactive = request.interactive or (not given and sys.stdin.isatty())
-  cfg, codec = workdir.settings(request.workdir, request.step)
+  cfg, codec = folders.settings(request.workdir, request.step)
   settings = _settings(request, cfg, codec, rule, tree)
   ids = _Prompts(codec, request)
   prompt = None if interactive else ids.of(_prompt(request))
 
-  net, _, _, step = workdir.load_step(request.workdir, request.step)
+  net, _, _, step = folders.load_step(request.workdir, request.step)
   decoder = layout.lay_out(
     net, codec.vocab, sliding_window=request.sliding_window
   )
   drafts, size = settings["heads"], sum(a.size for a in jax.tree.leaves(net))
   kind = "chain" if drafts.is_chain else "tree"
+  at = "" if step is None else f" at step {step}"
   terminal.note(
-    f"{request.workdir} at step {step}: {report.short(size)}parameters on "
+    f"{request.workdir}{at}: {report.short(size)}parameters on "
     f"{study.device()}; drafts: {kind} of {drafts.size}\n"
   )
   end = "\n" if interactive or sys.stdout.isatty() else ""

@@ -8,7 +8,8 @@
 
 Each takes q [B, T, H, C], k and v [B, T, K, C], and segments [B, T] int32 (or
 None: one document), and returns [B, T, H, C] in q's dtype: position t attends
-to the positions up to t of its own document. Softmax is taken in float32.
+to the positions up to t of its own document, with `window` to the last `window`
+of them, its own included. Softmax is taken in float32.
 `cudnn` and `splash` cannot be split by XLA: on a mesh each device calls them
 on its own rows and attention heads (`sharding.local`).
 """
@@ -26,9 +27,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
   splash_attention_mask as splash_mask,
 )
 
-Kernel = Callable[
-  [jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array
-]
+# (q, k, v, segments, *, window=0) -> [B, T, H, C]
+Kernel = Callable[..., jax.Array]
 
 _LANES = 128  # a TPU register's width: positions come in multiples of it
 # Positions of a splash block, forward and backward. The least memory of those
@@ -63,14 +63,19 @@ def choose(impl: str, platform: str) -> Kernel:
   return kernels[impl]
 
 
-def xla(q, k, v, segments=None) -> jax.Array:
+def xla(q, k, v, segments=None, *, window: int = 0) -> jax.Array:
   """The formula, as XLA compiles it; arguments as in the module."""
   return jax.nn.dot_product_attention(
-    q, k, v, mask=_same_document(segments), is_causal=True
+    q,
+    k,
+    v,
+    mask=_same_document(segments),
+    is_causal=True,
+    local_window_size=_looks_back(window),
   )
 
 
-def cudnn(q, k, v, segments=None) -> jax.Array:
+def cudnn(q, k, v, segments=None, *, window: int = 0) -> jax.Array:
   """cuDNN's kernel; where it refuses a shape or a dtype, `xla`, and says so.
 
   With segments it reads a mask [B, 1, T, T], one for all attention heads.
@@ -82,6 +87,7 @@ def cudnn(q, k, v, segments=None) -> jax.Array:
       v,
       mask=_same_document(segments),
       is_causal=True,
+      local_window_size=_looks_back(window),
       implementation="cudnn",
     )
   except (NotImplementedError, RuntimeError, ValueError) as error:
@@ -91,14 +97,16 @@ def cudnn(q, k, v, segments=None) -> jax.Array:
     "XLA's is used, which keeps the scores [B, H, T, T]",
     stacklevel=2,
   )
-  return xla(q, k, v, segments)
+  return xla(q, k, v, segments, window=window)
 
 
-def splash(q, k, v, segments=None, *, interpret: bool = False) -> jax.Array:
+def splash(
+  q, k, v, segments=None, *, window: int = 0, interpret: bool = False
+) -> jax.Array:
   """The Pallas kernel; T is padded to its blocks, K may be fewer than H.
 
   Args:
-    q, k, v, segments: as in the module.
+    q, k, v, segments, window: as in the module.
     interpret: run it as plain JAX, on any platform.
 
   Returns:
@@ -107,8 +115,11 @@ def splash(q, k, v, segments=None, *, interpret: bool = False) -> jax.Array:
   B, T, H, C = q.shape
   size = -(-T // _LANES) * _LANES if T <= _BLOCK else -(-T // _BLOCK) * _BLOCK
   block = min(size, _BLOCK)
+  mask = splash_mask.CausalMask((size, size))
+  if window:
+    mask = splash_mask.LocalMask((size, size), _looks_back(window), offset=0)
   kernel = splash_kernel.make_splash_mha(
-    splash_mask.MultiHeadMask([splash_mask.CausalMask((size, size))] * H),
+    splash_mask.MultiHeadMask([mask] * H),
     block_sizes=splash_kernel.BlockSizes(**dict.fromkeys(_BLOCK_NAMES, block)),
     head_shards=1,
     q_seq_shards=1,
@@ -139,6 +150,11 @@ _BLOCK_NAMES = (
   "block_q_dq",
   "block_kv_dq",
 )
+
+
+def _looks_back(window: int) -> tuple[int, int] | None:
+  """Positions before and after the own one; None: all before it."""
+  return (window - 1, 0) if window else None
 
 
 def _same_document(segments):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mtp_jax import config
-from mtp_jax.model import attention
+from mtp_jax.model import attention, rotary
 
 
 class Context(NamedTuple):
@@ -21,15 +21,29 @@ class Context(NamedTuple):
 
 
 def context(
-  positions: jax.Array, attend: jax.tree_util.Partial, cfg: config.Model
+  positions: jax.Array,
+  attend: jax.tree_util.Partial,
+  cfg: config.Model,
+  length: int | None = None,
 ) -> Context:
-  """Rotary angles of `positions` [B, T] int32, beside `attend`."""
-  channels = cfg.width // cfg.attn_heads
-  frequency = cfg.rope_theta ** (
-    -jnp.arange(0, channels, 2, dtype=jnp.float32) / channels
-  )
+  """Rotary angles of positions, beside `attend`.
+
+  Args:
+    positions: [B, T] int32.
+    attend: see `Context`.
+    cfg: the model's settings.
+    length: tokens of the text, where `cfg.rope_scaling` is 'dynamic'; None:
+      each position's text ends with it, as if tokens were read one by one.
+  """
+  if cfg.rope_scaling == "dynamic" and length is None:
+    frequency = rotary.frequencies(cfg, positions + 1)[..., None, :]
+  else:
+    frequency = rotary.frequencies(cfg, length)
   angle = positions[..., None, None].astype(jnp.float32) * frequency
-  return Context(jnp.cos(angle), jnp.sin(angle), attend)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  if (factor := rotary.attention_factor(cfg)) != 1:
+    cos, sin = cos * factor, sin * factor
+  return Context(cos, sin, attend)
 
 
 def training_context(
@@ -46,11 +60,14 @@ def training_context(
     kernel: from `attention.choose`, on a mesh within `sharding.local`.
   """
   documents = segments if cfg.mask_documents else None
+  if cfg.sliding_window:
+    kernel = functools.partial(kernel, window=cfg.sliding_window)
   attend = jax.tree_util.Partial(
     functools.partial(_attend_window, kernel), documents
   )
-  positions = jnp.arange(segments.shape[1])
-  return context(jnp.broadcast_to(positions, segments.shape), attend, cfg)
+  T = segments.shape[1]
+  positions = jnp.broadcast_to(jnp.arange(T), segments.shape)
+  return context(positions, attend, cfg, T)
 
 
 def _attend_window(kernel, documents, q, k, v):
@@ -91,12 +108,23 @@ def product(
   return jnp.einsum(equation, x, w, preferred_element_type=dtype)
 
 
+def add_bias(x: jax.Array, b: nnx.Param) -> jax.Array:
+  """x [B, T, H, C] plus a flat bias [H C]."""
+  return x + b.astype(x.dtype).reshape(x.shape[2:])
+
+
 def param(
   key: jax.Array, shape: tuple[int, ...], axes: tuple, fan_in: int, gain=1.0
 ) -> nnx.Param:
   """Float32 normal parameter of deviation gain / sqrt(fan_in)."""
   value = jax.random.normal(key, shape, jnp.float32) * gain * fan_in**-0.5
   return nnx.Param(value, axes=axes)
+
+
+def bias(width: int, axis: str) -> nnx.Param:
+  """A bias [width] of zeros, float32: flat, so that no optimiser, decoder or
+  quantiser takes it for a matrix."""
+  return nnx.Param(jnp.zeros((width,), jnp.float32), axes=(axis,))
 
 
 def ones(width: int) -> nnx.Param:
@@ -114,7 +142,7 @@ class Block(nnx.Module):
 
   def __init__(self, cfg: config.Model, key: jax.Array):
     D, F, H, K = cfg.width, cfg.mlp, cfg.attn_heads, cfg.kv_heads
-    C = D // H
+    C = cfg.channels
     keys = iter(jax.random.split(key, 7))
     out_gain = (2 * (cfg.layers + cfg.extra_layers)) ** -0.5
     self.cfg = cfg
@@ -123,8 +151,13 @@ class Block(nnx.Module):
     self.wk = param(next(keys), (D, K, C), ("embed", "kv_heads", None), D)
     self.wv = param(next(keys), (D, K, C), ("embed", "kv_heads", None), D)
     self.wo = param(
-      next(keys), (H, C, D), ("heads", None, "embed"), D, out_gain
+      next(keys), (H, C, D), ("heads", None, "embed"), H * C, out_gain
     )
+    if cfg.qkv_bias:
+      self.bq = bias(H * C, "heads")
+      self.bk, self.bv = bias(K * C, "kv_heads"), bias(K * C, "kv_heads")
+    if cfg.qk_norm:
+      self.q_norm, self.k_norm = ones(C), ones(C)
     self.mlp_norm = ones(D)
     self.w_gate = param(next(keys), (D, F), ("embed", "mlp"), D)
     self.w_up = param(next(keys), (D, F), ("embed", "mlp"), D)
@@ -141,13 +174,21 @@ class Block(nnx.Module):
     y = rms_norm(x, self.attn_norm[...], self.cfg.norm_eps)
     k = product("BTD,DKC->BTKC", y, self.wk)
     v = product("BTD,DKC->BTKC", y, self.wv)
+    if self.cfg.qkv_bias:
+      k, v = add_bias(k, self.bk), add_bias(v, self.bv)
+    if self.cfg.qk_norm:
+      k = rms_norm(k, self.k_norm[...], self.cfg.norm_eps)
     return rotate(k, ctx), v
 
   def mix(self, x: jax.Array, ctx: Context, *kv: jax.Array) -> jax.Array:
     """Attention of x [B, T, D] over `kv` as `ctx` takes it, then the MLP."""
     y = rms_norm(x, self.attn_norm[...], self.cfg.norm_eps)
-    q = rotate(product("BTD,DHC->BTHC", y, self.wq), ctx)
-    y = ctx.attend(q, *kv)
+    q = product("BTD,DHC->BTHC", y, self.wq)
+    if self.cfg.qkv_bias:
+      q = add_bias(q, self.bq)
+    if self.cfg.qk_norm:
+      q = rms_norm(q, self.q_norm[...], self.cfg.norm_eps)
+    y = ctx.attend(rotate(q, ctx), *kv)
     x = x + product("BTHC,HCD->BTD", y, self.wo)
     y = rms_norm(x, self.mlp_norm[...], self.cfg.norm_eps)
     gate = jax.nn.silu(product("BTD,DF->BTF", y, self.w_gate))

@@ -27,7 +27,7 @@ def settings(
   """
   workdir = storage.local(workdir)
   if not (workdir / "checkpoints").is_dir():
-    raise checkpoints.CheckpointError(_no_run(workdir))
+    raise checkpoints.CheckpointError(no_run(workdir))
   with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
     return _settings(workdir, saved.metadata(step))
 
@@ -35,30 +35,27 @@ def settings(
 def load(
   workdir: str | pathlib.Path, step: int | None = None
 ) -> tuple[model.Model, config.Config, tokenizer_lib.Tokenizer]:
-  """A trained model, its config and its tokenizer; see `load_step`.
-
-  Example, with the run that the example of `fit` trains:
-    >>> import mtp_jax
-    >>> net, cfg, codec = mtp_jax.load("runs/tiny")
-    >>> net(codec.encode("To be")[None]).shape  # logits [N, B, T, V]
-    (4, 1, 5, 259)
-  """
+  """A trained model, its config and its tokenizer; see `load_step`."""
   return load_step(workdir, step)[:3]
 
 
 def load_step(
-  workdir: str | pathlib.Path, step: int | None = None
+  workdir: str | pathlib.Path,
+  step: int | None = None,
+  *,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[model.Model, config.Config, tokenizer_lib.Tokenizer, int]:
   """A trained model, its config, its tokenizer and its step.
 
   Args:
     workdir: folder of a run of `loop.fit`.
     step: step of the checkpoint; None means the newest whole one.
+    mesh: devices of the parameters, whatever mesh they were trained on; None:
+      this process's first device.
 
   Returns:
-    (model, config, tokenizer, step). The parameters are on this process's
-    first device, whatever mesh they were trained on. While they are read, the
-    optimiser's moments need memory there too.
+    (model, config, tokenizer, step). While the parameters are read, the
+    optimiser's moments need memory too.
 
   Raises:
     checkpoints.CheckpointError: there is no such run or no such checkpoint.
@@ -67,12 +64,10 @@ def load_step(
   """
   workdir = storage.local(workdir)
   if not (workdir / "checkpoints").is_dir():
-    raise checkpoints.CheckpointError(_no_run(workdir))
+    raise checkpoints.CheckpointError(no_run(workdir))
   with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
     cfg, codec = _settings(workdir, saved.metadata(step))
-    mesh = sharding.make_mesh(
-      config.Mesh(data=1, model=1), jax.local_devices()[:1]
-    )
+    mesh = sharding.first_device() if mesh is None else mesh
     like = step_lib.abstract_state(cfg, mesh)
     state, _, step = saved.restore(like, step=step)
   return state.model, cfg, codec, step
@@ -98,7 +93,7 @@ def _settings(workdir, record):
   return cfg, codec
 
 
-def _no_run(workdir: pathlib.Path) -> str:
+def no_run(workdir: pathlib.Path) -> str:
   """The error message for a workdir without a run; names similar folders."""
 
   def runs(folder):

@@ -1,0 +1,201 @@
+"""Hugging Face's config.json as a `config.Model`."""
+
+import dataclasses
+import math
+from typing import Any
+
+from mtp_jax import config
+
+# Model type -> what transformers takes where its config.json says nothing.
+_FAMILIES = {
+  "llama": {"max_position_embeddings": 2048},
+  "mistral": {"max_position_embeddings": 131_072, "sliding_window": 4096},
+  "qwen2": {"max_position_embeddings": 32_768, "max_window_layers": 28},
+  "qwen3": {
+    "max_position_embeddings": 32_768,
+    "max_window_layers": 28,
+    "head_dim": 128,
+  },
+}
+# What would change the model beyond `config.Model`; supported is this value.
+_FIXED = {
+  "quantization_config": None,
+  "num_local_experts": None,
+  "num_experts": None,
+  "hidden_act": "silu",
+  "attention_bias": False,  # it puts one on the output projection too
+  "mlp_bias": False,
+  "partial_rotary_factor": 1.0,
+}
+_ROPE_FIXED = {"partial_rotary_factor": 1.0, "truncate": True}
+_ROPE_NUMBERS = (
+  "rope_theta",
+  "factor",
+  "original_max_position_embeddings",
+  "low_freq_factor",
+  "high_freq_factor",
+  "beta_slow",
+  "beta_fast",
+  "attention_factor",
+  "mscale",
+  "mscale_all_dim",
+)
+
+
+def to_model(tree: dict[str, Any]) -> config.Model:
+  """The content of a config.json as settings of a model with one head.
+
+  Raises:
+    ValueError: a setting is missing, wrong or not supported; names it.
+  """
+  family = tree.get("model_type")
+  if not isinstance(family, str) or family not in _FAMILIES:
+    raise ValueError(
+      f"model_type {family!r:.60} is not supported; supported are "
+      f"{', '.join(_FAMILIES)}"
+    )
+  # A null is what is left out, but for Mistral's window, which it turns off.
+  tree = _FAMILIES[family] | tree
+  tree = {name: value for name, value in tree.items() if value is not None}
+  for name in (
+    *("vocab_size", "hidden_size", "intermediate_size"),
+    *("num_hidden_layers", "num_attention_heads"),
+  ):
+    if name not in tree:
+      raise ValueError(f"{name} is missing")
+    _check_integer(tree, name)
+  _check_fixed(tree, _FIXED)
+  heads = tree["num_attention_heads"]
+  model = config.Model(
+    vocab=tree["vocab_size"],
+    width=tree["hidden_size"],
+    mlp=tree["intermediate_size"],
+    layers=tree["num_hidden_layers"],
+    attn_heads=heads,
+    kv_heads=tree.get("num_key_value_heads", heads),
+    attn_channels=tree.get("head_dim", 0),
+    n_future=1,
+    head="parallel",
+    qkv_bias=family == "qwen2",
+    qk_norm=family == "qwen3",
+    sliding_window=_sliding_window(family, tree),
+    norm_eps=tree.get("rms_norm_eps", 1e-6),
+    dtype=_dtype(tree),
+    **_rope(tree),
+  ).check()
+  if model.attn_channels * heads == model.width:
+    return dataclasses.replace(model, attn_channels=0)
+  return model
+
+
+def _dtype(tree) -> str:
+  stored = tree.get("dtype", tree.get("torch_dtype"))
+  return "bfloat16" if stored == "bfloat16" else "float32"
+
+
+def _sliding_window(family, tree) -> int:
+  """Tokens that all layers attend to; 0: the whole text."""
+  kinds = tree.get("layer_types", [])
+  if not isinstance(kinds, list) or len(set(map(str, kinds))) > 1:
+    raise ValueError(
+      f"layer_types {kinds!r:.60} is not supported; supported are layers of "
+      "one kind"
+    )
+  if family == "mistral":
+    return tree.get("sliding_window", 0)
+  if family == "llama" or not tree.get("use_sliding_window"):
+    return 0
+  if not kinds:  # the first `max_window_layers` attend to the whole text
+    _check_integer(tree, "max_window_layers")
+    full = tree["max_window_layers"]
+    if 0 < full < tree["num_hidden_layers"]:
+      raise ValueError(
+        f"max_window_layers {full} of {tree['num_hidden_layers']} layers is "
+        "not supported; supported are layers of one kind"
+      )
+    kinds = ["full_attention" if full else "sliding_attention"]
+  return tree.get("sliding_window", 0) if "sliding" in str(kinds[0]) else 0
+
+
+def _rope(tree) -> dict[str, Any]:
+  """The fields of `config.Model` for rotary embeddings."""
+  rope = tree.get("rope_parameters", tree.get("rope_scaling", {}))
+  if not isinstance(rope, dict):
+    raise ValueError(f"rope_scaling is {rope!r:.60}; it takes an object")
+  rope = {name: value for name, value in rope.items() if value is not None}
+  kind = rope.pop("rope_type", rope.pop("type", "default"))
+  rope.pop("type", None)  # both in some files
+  rope = {"rope_theta": tree.get("rope_theta", 10_000.0)} | rope
+  known = ("default", *config.ROPE_SCALING[1:])
+  if kind not in known:
+    raise ValueError(
+      f"rope_type {kind!r:.60} is not supported; supported are "
+      f"{', '.join(known)}"
+    )
+  _check_fixed(rope, _ROPE_FIXED)
+  for name, value in rope.items():
+    if name in _ROPE_FIXED:
+      continue
+    if name not in _ROPE_NUMBERS:
+      raise ValueError(f"{name!r:.60} of rope_parameters is not supported")
+    sound = type(value) in (int, float) and math.isfinite(value) and value > 0
+    if not sound:
+      raise ValueError(f"{name} is {value!r:.60}; it takes a positive number")
+  length = tree["max_position_embeddings"]
+  fields = {"rope_theta": rope["rope_theta"], "rope_length": length}
+  if kind == "default":
+    return fields
+  fields |= {"rope_scaling": kind}
+  if kind in ("llama3", "yarn"):
+    before = tree.get("original_max_position_embeddings", length)
+    before = rope.get("original_max_position_embeddings", before)
+    fields |= {"rope_length": before}
+  if kind == "yarn" and "factor" not in rope:
+    _check_integer(tree, "max_position_embeddings")
+    rope["factor"] = length / fields["rope_length"]
+  needed = ("factor",)
+  if kind == "llama3":
+    needed += "low_freq_factor", "high_freq_factor"
+  for name in needed:
+    if name not in rope:
+      raise ValueError(f"rope_type {kind!r} needs {name}")
+  fields |= {"rope_factor": rope["factor"]}
+  if kind == "llama3":
+    fields |= {
+      "rope_slow": rope["low_freq_factor"],
+      "rope_fast": rope["high_freq_factor"],
+    }
+  elif kind == "yarn":
+    fields |= {
+      "rope_slow": rope.get("beta_slow", 1.0),
+      "rope_fast": rope.get("beta_fast", 32.0),
+      "rope_attention": _attention_factor(rope),
+    }
+  return fields
+
+
+def _attention_factor(rope) -> float:
+  """Yarn's factor of cos and sin; 0 where `rope_factor` tells it."""
+
+  def grown(by):
+    return 1 + 0.1 * by * math.log(max(rope["factor"], 1))
+
+  if "attention_factor" in rope:
+    return rope["attention_factor"]
+  if "mscale" in rope and "mscale_all_dim" in rope:
+    return grown(rope["mscale"]) / grown(rope["mscale_all_dim"])
+  return 0.0
+
+
+def _check_fixed(tree, fixed) -> None:
+  """Raises ValueError for a setting that has another value than supported."""
+  for name, value in fixed.items():
+    if tree.get(name, value) != value:
+      raise ValueError(
+        f"{name} {tree[name]!r:.60} is not supported; supported is {value!r}"
+      )
+
+
+def _check_integer(tree, name) -> None:
+  if type(tree[name]) is not int or tree[name] < 0:
+    raise ValueError(f"{name} is {tree[name]!r:.60}; it takes an integer")
