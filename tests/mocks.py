@@ -35,17 +35,17 @@ class Mock:
   def capacity(self, cache):
     return cache[0].shape[1]
 
-  def grow(self, cache, slots):
+  def grow(self, cache, cache_len):
     old = cache[0]
-    return (jnp.pad(old, ((0, 0), (0, slots - old.shape[1]))),)
+    return (jnp.pad(old, ((0, 0), (0, cache_len - old.shape[1]))),)
 
   def forward(self, cache, tokens, start, *, tree=None, valid=None):
     def write(old, new, start):
       return jax.lax.dynamic_update_slice_in_dim(old, new, start, 0)
 
     cache = jax.vmap(write)(cache[0], tokens, start)
-    inputs = {0: jnp.zeros((*tokens.shape, 1))}
-    return window_lib.Window((cache,), start, inputs, {}, tree=tree)
+    trunk = jnp.zeros((*tokens.shape, 1))
+    return window_lib.Window((cache,), start, trunk, tree=tree)
 
   def keep_path(self, window, node):
     cache, start = window.cache[0], window.start[:, None]
@@ -55,7 +55,8 @@ class Mock:
     rows = jnp.arange(len(path))[:, None]
     to = start + jnp.arange(path.shape[1])
     cache = cache.at[rows, to].set(cache[rows, start + path])
-    return window_lib.Window((cache,), window.start + depth, {}, {})
+    trunk = jnp.zeros((len(path), 1, 1))
+    return window_lib.Window((cache,), window.start + depth, trunk)
 
   def draft(self, window, heads, tokens):
     at = jnp.zeros((len(window.start), 1), jnp.int32)

@@ -166,8 +166,8 @@ MUTANTS = [
   Mutant(
     "heads read the tree's first nodes, not the path",
     "mtp_jax/decode/decoder.py",
-    "window.at(path), cache=",
-    "window.at(path * 0 + jnp.arange(path.shape[1])), cache=",
+    "window.at(path, window.start)",
+    "window.at(path * 0 + jnp.arange(path.shape[1]), window.start)",
     "test_window.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
   ),
   Mutant(
@@ -187,7 +187,7 @@ MUTANTS = [
   Mutant(
     "a ring that never grows",
     "mtp_jax/decode/decoder.py",
-    "slots == self.sliding_window + window_lib.CHUNK",
+    "cache_len == sliding + window_lib.CHUNK",
     "True",
     "test_exactness.py::test_a_ring_grows_until_it_is_whole",
   ),
@@ -216,8 +216,8 @@ MUTANTS = [
   Mutant(
     "the next drafts made at the wrong place",
     "mtp_jax/decode/decoder.py",
-    "ctx).at(depth[:, None])",
-    "ctx).at(0 * depth[:, None])",
+    "window.at(depth[:, None], ",
+    "window.at(0 * depth[:, None], ",
     "test_window.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
   ),
   Mutant(
@@ -244,12 +244,12 @@ MUTANTS = [
   Mutant(
     "a served prompt that waits where a row is free",
     "mtp_jax/decode/serve.py",
-    "while waiting and None in rows:",
-    "while waiting and None in rows[: len(ready) or None]:",
+    "while waiting and None in texts:",
+    "while waiting and None in texts[: len(ready) or None]:",
     "test_serve.py::test_no_row_waits_while_a_prompt_does",
   ),
   Mutant(
-    "padding rows of a refill clobber the last slot",
+    "padding rows of a refill clobber the last row",
     "mtp_jax/decode/serve.py",
     'old.at[rows].set(new, mode="drop")',
     'old.at[rows].set(new, mode="clip")',

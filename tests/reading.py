@@ -72,19 +72,19 @@ class Decoder:
   def n_future(self):
     return self.net.cfg.n_future
 
-  def empty_cache(self, batch, slots, heads):
-    return (jnp.zeros((batch, slots), jnp.int32),)
+  def empty_cache(self, batch, cache_len, heads):
+    return (jnp.zeros((batch, cache_len), jnp.int32),)
 
   def capacity(self, cache):
     return cache[0].shape[1]
 
-  def grow(self, cache, slots):
-    return (jnp.pad(cache[0], ((0, 0), (0, slots - cache[0].shape[1]))),)
+  def grow(self, cache, cache_len):
+    return (jnp.pad(cache[0], ((0, 0), (0, cache_len - cache[0].shape[1]))),)
 
   def forward(self, cache, tokens, start, *, tree=None, valid=None):
     text = put(cache[0], tokens, start)
-    inputs = {0: jnp.zeros((*tokens.shape, 1))}
-    return window_lib.Window((text,), start, inputs, {}, tree=tree)
+    trunk = jnp.zeros((*tokens.shape, 1))
+    return window_lib.Window((text,), start, trunk, tree=tree)
 
   def keep_path(self, window, node):
     # Of a chain, whose accepted drafts lie where they belong.

@@ -56,9 +56,9 @@ class Slots:
     assert 0 <= position < self.slots
     return position
 
-  def write(self, k, v, start, keep=None):
+  def write(self, k, v, start, valid=None):
     for b, row in enumerate(self.rows):
-      count = k.shape[1] if keep is None else min(keep[b], k.shape[1])
+      count = k.shape[1] if valid is None else min(valid[b], k.shape[1])
       for i in range(count):
         row[self.slot(start[b] + i)] = k[b, i], v[b, i]
 
@@ -110,12 +110,12 @@ def test_any_writes_and_moves_against_a_dict(dtype, ring, steps, seed):
   rng, slots = np.random.default_rng(seed), RING if ring else S
   slots_by_hand = Slots(slots, dtype, ring)
   layer = cache.empty(B, K, slots, C, dtype)
-  for kind, width, start, keep in steps:
+  for kind, width, start, valid in steps:
     start = np.array(start, np.int32)
     start = start % 10_000 if ring else start % (slots - width + 1)
     k, v = windows(rng, width)
     if kind == "write":
-      where = {"keep": np.array(keep, np.int32)} if ring else {}
+      where = {"valid": np.array(valid, np.int32)} if ring else {}
       layer = write(layer, k, v, start, ring=ring, **where)
       slots_by_hand.write(k, v, start, **where)
     else:
@@ -129,7 +129,7 @@ def test_any_writes_and_moves_against_a_dict(dtype, ring, steps, seed):
 @pytest.mark.parametrize("dtype", cache.DTYPES)
 def test_an_empty_cache(dtype):
   layer = cache.empty(B, K, S, C, dtype)
-  assert cache.slots(layer) == S
+  assert cache.length(layer) == S
   shapes = [(B, K, S, C)] * 2 + [(B, K, S, 1)] * 2 * (dtype == "int8")
   assert [a.shape for a in layer] == shapes
   assert [a.dtype for a in layer[:2]] == [jnp.dtype(dtype)] * 2
@@ -157,10 +157,10 @@ def test_a_ring_forgets_no_live_position():
   k, v = windows(rng, RING)
   full = write(cache.empty(B, K, RING, C, "float32"), k, v, 0 * np.arange(B))
   more, start = list(windows(rng, 4)), np.array([RING, RING + 2, 50], np.int32)
-  for keep in ([0, 0, 0], [1, 0, 4], [4, 9, 2]):
-    got = write(full, *more, start, ring=True, keep=np.array(keep))
+  for valid in ([0, 0, 0], [1, 0, 4], [4, 9, 2]):
+    got = write(full, *more, start, ring=True, valid=np.array(valid))
     for b in range(B):
-      own = [(start[b] + i) % RING for i in range(min(keep[b], 4))]
+      own = [(start[b] + i) % RING for i in range(min(valid[b], 4))]
       for array, old, new in zip(got, full, more, strict=True):
         for s in range(RING):
           want = new[b, own.index(s)] if s in own else old[b, :, s]
@@ -262,7 +262,7 @@ def test_a_grown_cache_holds_the_same(dtype):
   layer = write(cache.empty(B, K, S, C, dtype), k, v, np.zeros(B, np.int32))
   for slots in (S, 2 * S + 3):
     grown = cache.grow(layer, slots)
-    assert cache.slots(grown) == slots
+    assert cache.length(grown) == slots
     for array, old in zip(grown, layer, strict=True):
       assert array.dtype == old.dtype and array.shape[2] == slots
       np.testing.assert_array_equal(array[:, :, :S], old)

@@ -87,8 +87,8 @@ CALLS = [
   {"max_new": 2.5, "words": "max_new=2.5 is not an integer"},
   {"max_new": 2**31, "words": "max_new=2147483648 exceeds"},
   {"cache_len": 99.0, "words": "cache_len=99.0 is not an integer"},
-  {"slots": 2.0, "words": "slots=2.0 is not an integer"},
-  {"slots": 0, "words": "slots=0 is too small; give at least 1"},
+  {"rows": 2.0, "words": "rows=2.0 is not an integer"},
+  {"rows": 0, "words": "rows=0 is too small; give at least 1"},
   {"samples": True, "words": "samples=True is not an integer"},
 ]
 
@@ -98,13 +98,13 @@ def test_settings_are_refused_before_any_work(settings):
   mock = Untouched(np.ones((1, 79), int), 13, 5)
   settings = {"heads": 2, "max_new": 7} | settings
   words = settings.pop("words")
-  own = {"slots", "samples"} & settings.keys()
+  own = {"rows", "samples"} & settings.keys()
   if not own:
     with pytest.raises(ValueError, match=words):
       decode.generate(mock, [[1]], **settings)
   if "cache_len" not in settings:
     with pytest.raises(ValueError, match=words):
-      serve.generate_all(mock, [[1]], **({"slots": 2} | settings))
+      serve.generate_all(mock, [[1]], **({"rows": 2} | settings))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ both = {"max_new": 9, "seed": 3, "stop": [5, 6]}
 def texts():
   found = (
     decode.generate(decoder, prompts, heads=2, **both),
-    serve.generate_all(decoder, prompts, slots=2, heads=TREE, rule=drawn,
+    serve.generate_all(decoder, prompts, rows=2, heads=TREE, rule=drawn,
                        samples=2, **both),
   )
   return [t for f in found for t in f.texts]

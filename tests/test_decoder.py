@@ -215,15 +215,15 @@ for shape in ((4, 2), (2, 4), (8, 1)):
       return turn(decoder, rule, state, *rest)
     serve._decode = split
     served = serve.generate_all(
-      decoder, prompts[:7], slots=4, heads=TREE, max_new=23, rule=drawn)
+      decoder, prompts[:7], rows=4, heads=TREE, max_new=23, rule=drawn)
     for a, b in zip(served.tokens, want[TREE, drawn].tokens[:7], strict=True):
       np.testing.assert_array_equal(a, b)
     for call, words in (
       (lambda: decode.generate(decoder, prompts[:3], heads=1, max_new=5),
        "3 rows do not divide by the 4 devices"),
       (lambda: serve.generate_all(
-        decoder, prompts, slots=6, heads=1, max_new=5),
-       "slots=6 do not divide by the 4 devices"),
+        decoder, prompts, rows=6, heads=1, max_new=5),
+       "rows=6 do not divide by the 4 devices"),
     ):
       try:
         call()

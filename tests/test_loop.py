@@ -360,7 +360,7 @@ def test_the_loop_updates_its_cache_in_place(kind, tree):
   settings = interface.check_settings(
     decoder, heads=tree, max_new=3980, rule=rule
   )
-  state = loop.abstract_state(decoder, settings, batch=3, slots=4000)
+  state = loop.abstract_state(decoder, settings, batch=3, cache_len=4000)
   compiled = loop.run_jit.lower(decoder, rule, state).compile()
   memory = compiled.memory_analysis()
   cache = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(state.cache))

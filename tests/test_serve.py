@@ -1,4 +1,4 @@
-"""The server of slots: same texts, no idle rows, prompts read once."""
+"""The server: same texts, no idle rows, prompts read once."""
 
 import heapq
 
@@ -29,15 +29,15 @@ def check_same(got, want):
     jax.tree.map(np.testing.assert_array_equal, vars(a), vars(b))
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16])
 @pytest.mark.parametrize("heads", [3, TREE], ids=["chain", "tree"])
-def test_equals_one_batch(mock, slots, heads):
+def test_equals_one_batch(mock, rows, heads):
   found = []
   settings = {"heads": heads, "max_new": MAX_NEW, "stop": STOP}
   got = serve.generate_all(
     mock,
     PROMPTS,
-    slots=slots,
+    rows=rows,
     on_text=lambda i, text: found.append((i, text)),
     **settings,
   )
@@ -61,7 +61,7 @@ def test_no_row_waits_while_a_prompt_does(monkeypatch):
   jax.tree_util.register_dataclass(Counting, ["wanted"], ["vocab", "n_future"])
   mock = Counting(np.ones((1, 79), int), 13, 5)
   got = serve.generate_all(
-    mock, PROMPTS, slots=3, heads=1, max_new=MAX_NEW, stop=STOP
+    mock, PROMPTS, rows=3, heads=1, max_new=MAX_NEW, stop=STOP
   )
   jax.effects_barrier()
   assert len(set(got.passes)) > 3  # texts end at odds
@@ -87,7 +87,7 @@ def test_the_cache_grows_when_a_text_fills_it(monkeypatch, long):
   some = [i for i, text in enumerate(texts) if long or len(text) < 400]
   prompts = [PROMPTS[i] for i in some]
   got = serve.generate_all(
-    mock, prompts, slots=3, heads=4, max_new=600, stop=STOP
+    mock, prompts, rows=3, heads=4, max_new=600, stop=STOP
   )
   assert grown == [512] * long  # for all texts, not for each
   assert [t.tolist() for t in got.tokens] == [texts[i] for i in some]
@@ -98,7 +98,7 @@ def test_other_prompts_compile_nothing_new(mock):
   programs = prompts_lib.read_jit, serve._decode, serve._take
 
   def compiled(prompts):
-    serve.generate_all(mock, prompts, slots=4, heads=3, max_new=MAX_NEW)
+    serve.generate_all(mock, prompts, rows=4, heads=3, max_new=MAX_NEW)
     return [program._cache_size() for program in programs]
 
   fills = serve._fill._cache_size()
@@ -118,7 +118,7 @@ def test_samples_share_one_reading(mock, monkeypatch):
   monkeypatch.setattr(prompts_lib, "read_jit", counted)
   rule = accept.Lossless(sampling.Sampler(temperature=3.0))
   settings = {"heads": 3, "max_new": 17, "rule": rule, "seed": 3}
-  got = serve.generate_all(mock, PROMPTS[:3], slots=4, samples=5, **settings)
+  got = serve.generate_all(mock, PROMPTS[:3], rows=4, samples=5, **settings)
   assert sum(calls) == 3
   # Text i is what it is in any company: here, in one batch.
   repeated = [p for p in PROMPTS[:3] for _ in range(5)]
@@ -126,7 +126,7 @@ def test_samples_share_one_reading(mock, monkeypatch):
   check_same(got, want)
   assert len({tuple(t) for t in got.tokens[:5]}) == 5
   other = serve.generate_all(
-    mock, PROMPTS[:3], slots=7, samples=5, **(settings | {"seed": 4})
+    mock, PROMPTS[:3], rows=7, samples=5, **(settings | {"seed": 4})
   )
   assert not np.array_equal(other.tokens[0], got.tokens[0])
 
@@ -141,7 +141,7 @@ def test_auto_takes_what_choose_finds(mock, monkeypatch):
   monkeypatch.setattr(autotune, "choose", chosen)
   rule = accept.TopK(1)
   got = serve.generate_all(
-    mock, PROMPTS, slots=3, heads="auto", max_new=9, rule=rule
+    mock, PROMPTS, rows=3, heads="auto", max_new=9, rule=rule
   )
   assert got.tree == TREE
   assert asked["batch"] == asked["prompts"] == 3
@@ -151,7 +151,7 @@ def test_auto_takes_what_choose_finds(mock, monkeypatch):
 @pytest.mark.parametrize(
   "settings, words",
   [
-    ({"slots": 0}, "slots=0"),
+    ({"rows": 0}, "rows=0"),
     ({"samples": 0}, "samples=0"),
     ({"heads": 6}, "heads=6 is outside 1..5"),
     ({"heads": "best"}, "heads='best': give a number, a tree or 'auto'"),
@@ -164,7 +164,7 @@ def test_auto_takes_what_choose_finds(mock, monkeypatch):
 def test_errors_name_the_value(mock, settings, words):
   settings = {
     "prompts": PROMPTS,
-    "slots": 2,
+    "rows": 2,
     "heads": 2,
     "max_new": 5,
   } | settings
@@ -182,7 +182,7 @@ def test_a_row_that_is_not_finite_does_not_spoil_the_others():
     serve.generate_all(
       mock,
       PROMPTS,
-      slots=2,
+      rows=2,
       heads=3,
       max_new=MAX_NEW,
       stop=[7, 4],
@@ -200,7 +200,7 @@ def test_a_ring_serves_too():
   tree = tree_lib.from_paths([[0], [1], [0, 0]])
   prompts = [[t + 7 for t in p] for p in PROMPTS]
   settings = {"heads": tree, "max_new": 31}
-  got = serve.generate_all(decoder, prompts, slots=3, **settings)
+  got = serve.generate_all(decoder, prompts, rows=3, **settings)
   want = decode.generate(decoder, prompts, **settings)
   for a, b in zip(got.texts, want.texts, strict=True):
     differ = np.flatnonzero(a.tokens != b.tokens)

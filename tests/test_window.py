@@ -115,13 +115,13 @@ def test_a_smaller_start_rolls_back(net, tokens):
 
 
 def test_caches_are_only_those_that_the_heads_need():
-  slots = {"parallel": 1, "causal": 1, "anticausal": 3}
+  layers = {"parallel": 1, "causal": 1, "anticausal": 3}
   for kind in KINDS:
     cfg = parameters.model_config(kind)
     decoder = passes.decoder_of(parameters.random_model(kind))
     for k in (1, 3):
       cache = decoder.empty_cache(B, S, k)
-      own = (3 if k == 3 else slots[kind]) if kind in slots else 0
+      own = (3 if k == 3 else layers[kind]) if kind in layers else 0
       assert len(cache) == cfg.trunk_layers + own
       assert {a.shape for a in jax.tree.leaves(cache)} == {(B, 2, S, 4)}
 

@@ -133,7 +133,9 @@ def decoding(
   kv = jax.NamedSharding(mesh, jax.P("data", "model"))
   settings = interface.check_settings(decoder, heads=tree, max_new=1)
   rule = settings.rule
-  state = loop.abstract_state(decoder, settings, batch=batch, slots=cache_len)
+  state = loop.abstract_state(
+    decoder, settings, batch=batch, cache_len=cache_len
+  )
   places = dataclasses.replace(
     jax.tree.map(lambda _: row, state),
     cache=jax.tree.map(lambda _: kv, state.cache),

@@ -4,8 +4,8 @@ A layer's cache is a tuple of arrays [B, K, S, *]: (k, v), or with int8
 (k, v, k_scale, v_scale). Attention reads [B, K, S, C] as it lies; in the
 model's own order [B, S, K, C] every pass would first copy it.
 
-Position p is stored at p, or in a ring at p % S. A model that attends to a
-bounded window can then write any number of tokens.
+Position p is stored in slot p, or in a ring in slot p % S. A model that attends
+to a bounded window can then write any number of tokens.
 """
 
 import jax
@@ -19,22 +19,22 @@ LEAST = 512  # positions that a cache begins with, if it grows
 
 
 def empty(
-  batch: int, kv_heads: int, slots: int, channels: int, dtype: str
+  batch: int, kv_heads: int, cache_len: int, channels: int, dtype: str
 ) -> tuple[jax.Array, ...]:
   """Zeros for one layer, kept in one of `DTYPES`.
 
   Int8 takes one float32 scale per position and kv head, a token's largest
   channel over 127.
   """
-  shape = batch, kv_heads, slots
+  shape = batch, kv_heads, cache_len
   stored = [jnp.zeros((*shape, channels), dtype) for _ in range(2)]
   if dtype == "int8":
     stored += [jnp.zeros((*shape, 1), jnp.float32) for _ in range(2)]
   return tuple(stored)
 
 
-def slots(layer: tuple) -> int:
-  """S."""
+def length(layer: tuple) -> int:
+  """S, the positions that a layer has room for."""
   return layer[0].shape[2]
 
 
@@ -55,17 +55,17 @@ def write(layer: tuple, new: tuple, start: jax.Array, **where) -> tuple:
     new: from `stored`.
     start: [B] int32 first position. Outside a ring start + W <= S, or the
       write would be clamped.
-    **where: `ring` and `keep` of `put`.
+    **where: `ring` and `valid` of `put`.
   """
   return tuple(
     put(a, b, start, **where) for a, b in zip(layer, new, strict=True)
   )
 
 
-def put(old, new, start, *, ring: bool = False, keep=None):
+def put(old, new, start, *, ring: bool = False, valid=None):
   """old [B, K, S, *] with new [B, K, W, *] from `start` [B] on.
 
-  With `ring`, position p is stored at p % S, and `keep` [B] counts the
+  With `ring`, position p is stored in slot p % S, and `valid` [B] counts the
   positions of the window that are written. The others are padding, and would
   overwrite positions that are still in use.
   """
@@ -76,8 +76,8 @@ def put(old, new, start, *, ring: bool = False, keep=None):
   S, W = old.shape[2], new.shape[2]
   place = jnp.arange(W, dtype=jnp.int32)
   slot = (start[:, None] + place) % S
-  if keep is not None:
-    slot = jnp.where(place < keep[:, None], slot, S)
+  if valid is not None:
+    slot = jnp.where(place < valid[:, None], slot, S)
   rows = jnp.arange(old.shape[0])[:, None]
   new = jnp.swapaxes(new, 1, 2)
   return old.at[rows, :, slot].set(new, mode="drop")
@@ -129,36 +129,37 @@ def ladder(needed: int) -> int:
   An attention pass costs what the cache has, so it may not be much larger than
   what is in it; and every size compiles a program, so they are few.
   """
-  slots = LEAST
-  while slots < needed:
-    slots = -(-slots * 3 // 2 // 128) * 128
-  return slots
+  size = LEAST
+  while size < needed:
+    size = -(-size * 3 // 2 // 128) * 128
+  return size
 
 
-def grow(layer: tuple, slots: int) -> tuple:
-  """Room for `slots` positions, at least as many as there are."""
+def grow(layer: tuple, cache_len: int) -> tuple:
+  """Room for `cache_len` positions, at least as many as there are."""
   return tuple(
-    jnp.pad(a, ((0, 0), (0, 0), (0, slots - a.shape[2]), (0, 0))) for a in layer
+    jnp.pad(a, ((0, 0), (0, 0), (0, cache_len - a.shape[2]), (0, 0)))
+    for a in layer
   )
 
 
 def slot_positions(
-  slots: int, start: jax.Array, width: int, *, ring: bool = False
+  cache_len: int, start: jax.Array, width: int, *, ring: bool = False
 ) -> jax.Array:
   """Which position each slot holds, [B, S] or [1, S] int32.
 
   In a ring it is the last one that came there, once a window of `width` has
   been written from `start` [B] on; below 0 there was none.
   """
-  slot = jnp.arange(slots, dtype=jnp.int32)[None]
+  slot = jnp.arange(cache_len, dtype=jnp.int32)[None]
   if not ring:
     return slot
   last = start[:, None] + width - 1
-  return last - (last - slot) % slots
+  return last - (last - slot) % cache_len
 
 
 def visible(
-  slots: int,
+  cache_len: int,
   start: jax.Array,
   places: jax.Array,
   width: int,
@@ -168,7 +169,7 @@ def visible(
   """Which slots the tokens of a window see, once it has been written.
 
   Args:
-    slots: S.
+    cache_len: S, the number of slots.
     start: [B] int32, each row's position of the window's first token.
     places: [B or 1, W'] int32 in the window, of the tokens that look.
     width: W.
@@ -180,7 +181,7 @@ def visible(
     [B, W', S] bool.
   """
   ring = bool(sliding_window)
-  key_positions = slot_positions(slots, start, width, ring=ring)
+  key_positions = slot_positions(cache_len, start, width, ring=ring)
   depth = places if tree is None else jnp.asarray(tree.depth)[places]
   positions = start[:, None] + depth
   mask = key_positions[:, None] <= positions[..., None]

@@ -63,12 +63,12 @@ class Transformer:
     """Devices that share the rows; the batch has to be a multiple of it."""
     return self.mesh.shape["data"] if self.mesh else 1
 
-  def empty_cache(self, batch: int, slots: int, heads: int) -> tuple:
+  def empty_cache(self, batch: int, cache_len: int, heads: int) -> tuple:
     """Zeros for the trunk and for those heads that the first k need.
 
     Args:
       batch: B; on a mesh a multiple of its axis 'data'.
-      slots: positions S; with a sliding window, those of its ring at most.
+      cache_len: positions S; with a sliding window, its ring's at most.
       heads: k; every pass over the cache uses so many.
 
     Returns:
@@ -80,29 +80,31 @@ class Transformer:
         f"{batch} rows do not divide by the {self.row_step} devices of axis "
         "'data'"
       )
-    slots = self._at_most(slots)
+    cache_len = self._at_most(cache_len)
     if self._kind.feeds < 0:  # head 1 reads the others
       heads = self.n_future
     count = len(self.trunk) + (heads if cfg.head_layers else 0)
     channels = cfg.width // cfg.attn_heads
     return self._split(
       tuple(
-        cache_lib.empty(batch, cfg.kv_heads, slots, channels, self.cache_dtype)
+        cache_lib.empty(
+          batch, cfg.kv_heads, cache_len, channels, self.cache_dtype
+        )
         for _ in range(count)
       )
     )
 
   def capacity(self, cache: tuple) -> int | None:
     """Positions that fit; None: a whole ring, which takes any number."""
-    slots = cache_lib.slots(cache[0])
-    if self.sliding_window and slots == self.sliding_window + window_lib.CHUNK:
+    cache_len, sliding = cache_lib.length(cache[0]), self.sliding_window
+    if sliding and cache_len == sliding + window_lib.CHUNK:
       return None
-    return slots
+    return cache_len
 
-  def grow(self, cache: tuple, slots: int) -> tuple:
-    """The same cache with room for `slots` positions."""
-    slots = self._at_most(slots)
-    return self._split(tuple(cache_lib.grow(a, slots) for a in cache))
+  def grow(self, cache: tuple, cache_len: int) -> tuple:
+    """The same cache with room for `cache_len` positions."""
+    cache_len = self._at_most(cache_len)
+    return self._split(tuple(cache_lib.grow(a, cache_len) for a in cache))
 
   def forward(
     self,
@@ -126,16 +128,15 @@ class Transformer:
     """
     places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     ctx = self._context(start, tokens.shape[1], places, cache, tree)
-    window = window_lib.Window(cache, start, {}, {}, tree=tree)
     x = self.embed[tokens].astype(self.cfg.dtype)
-    for slot, block in enumerate(self.trunk):
-      window = self._write(window, slot, block, x, ctx, valid)
-      x = block.mix(x, ctx, *window.cache[slot])
-    window = dataclasses.replace(
-      window, inputs=dict.fromkeys(range(self.n_future), x)
-    )
-    order, verifying = self._order(cache)
-    heads = order if tree is None else order[:verifying]
+    heads = self._order(len(cache) - len(self.trunk))
+    window = window_lib.Window(cache, start, x, tree=tree, heads=heads)
+    for layer, block in enumerate(self.trunk):
+      window = self._write(window, layer, block, x, ctx, valid)
+      x = block.mix(x, ctx, *window.cache[layer])
+    window = dataclasses.replace(window, trunk=x)
+    if tree is not None:
+      heads = self._verifying(window)
     window = self._run(window, heads, ctx, valid)
     branches = tree is not None and not tree.is_chain
     return window if branches else dataclasses.replace(window, kv={})
@@ -191,74 +192,74 @@ class Transformer:
     """
     tree, cache = window.tree, list(window.cache)
     path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
-    for slot, new in window.kv.items():
+    for layer, new in window.kv.items():
       kept = cache_lib.pick(new, path)
-      cache[slot] = self._put(cache[slot], kept, window.start)
+      cache[layer] = self._put(cache[layer], kept, window.start)
     window = dataclasses.replace(
-      window.at(path), cache=tuple(cache), kv={}, tree=None
+      window.at(path, window.start), cache=tuple(cache), kv={}, tree=None
     )
     places = jnp.arange(tree.heads, dtype=jnp.int32)[None]
     ctx = self._context(window.start, tree.heads, places, cache, None)
-    order, verifying = self._order(cache)
-    window = self._run(window, order[verifying:], ctx).at(depth[:, None])
-    return dataclasses.replace(window, start=window.start + depth, kv={})
+    window = self._run(window, self._drafting(window), ctx)
+    window = window.at(depth[:, None], window.start + depth)
+    return dataclasses.replace(window, kv={})
 
   @property
   def _kind(self) -> heads_lib.Kind:
     return heads_lib.KINDS[self.cfg.head]
 
-  def _order(self, cache) -> tuple[range, int]:
-    """Heads with K and V as they run; how many of them are verifying heads."""
-    heads = range(len(cache) - len(self.trunk))
-    if self._kind.feeds < 0:  # head 1 is the last of the chain
-      return heads[::-1], len(heads)
-    return heads, 1
+  def _order(self, count: int) -> range:
+    """The first `count` heads, in the order in which they run."""
+    # In an anticausal model head 1 is the last of the chain.
+    return range(count)[::-1] if self._kind.feeds < 0 else range(count)
 
-  def _read_by_others(self, cache) -> range:
-    """Heads whose output another head reads, in their order."""
-    order, _ = self._order(cache)
-    return order[:-1] if self._kind.feeds else order[:0]
+  def _verifying(self, window) -> range:
+    """Those of the window's heads that head 1's logits need."""
+    return window.heads if self._kind.feeds < 0 else window.heads[:1]
+
+  def _drafting(self, window) -> range:
+    """The others, which read drafts once `keep_path` has chosen them."""
+    return window.heads[len(self._verifying(window)) :]
 
   def _run(self, window, heads, ctx, valid=None):
     """Heads write K and V of the window; those that others read run on it."""
-    order, _ = self._order(window.cache)
     for i in heads:
-      slot, x = len(self.trunk) + i, window.inputs[i]
-      window = self._write(window, slot, self.heads[i], x, ctx, valid)
-      if i in self._read_by_others(window.cache):
-        x = self.heads[i].mix(x, ctx, *window.cache[slot])
-        readers = order[order.index(i) + 1 :]
-        inputs = {j: x if j in readers else a for j, a in window.inputs.items()}
-        del inputs[i]
-        window = dataclasses.replace(
-          window, inputs=inputs, outputs=window.outputs | {i: x}
-        )
+      layer, block = len(self.trunk) + i, self.heads[i]
+      x = self._read(window, i)
+      window = self._write(window, layer, block, x, ctx, valid)
+      if self._kind.feeds and i != window.heads[-1]:
+        x = block.mix(x, ctx, *window.cache[layer])
+        window = dataclasses.replace(window, states=window.states | {i: x})
     return window
 
-  def _write(self, window, slot, block, x, ctx, valid=None):
+  def _read(self, window, head):
+    """What a head reads, [B, W, D]: the head before it, or the trunk."""
+    return window.states.get(head - self._kind.feeds, window.trunk)
+
+  def _write(self, window, layer, block, x, ctx, valid=None):
     """The window after one layer's K and V of x [B, W, D] are in the cache."""
     new = cache_lib.stored(*block.project_kv(x, ctx), self.cache_dtype)
     cache = list(window.cache)
-    cache[slot] = self._put(cache[slot], new, window.start, valid)
+    cache[layer] = self._put(cache[layer], new, window.start, valid)
     return dataclasses.replace(
-      window, cache=tuple(cache), kv=window.kv | {slot: new}
+      window, cache=tuple(cache), kv=window.kv | {layer: new}
     )
 
   def _put(self, layer, new, start, valid=None):
     ring = bool(self.sliding_window)
-    return cache_lib.write(layer, new, start, ring=ring, keep=valid)
+    return cache_lib.write(layer, new, start, ring=ring, valid=valid)
 
   def _hidden(self, window, head, at):
     """What the unembedding of a head reads, [B, W', D]."""
-    order, verifying = self._order(window.cache)
-    if self.cfg.head_layers and head not in order:
-      raise ValueError(f"head {head}, but the cache is for {len(order)} heads")
-    if window.tree is not None and head in order[verifying:]:
+    heads = window.heads
+    if self.cfg.head_layers and head not in heads:
+      raise ValueError(f"head {head}, but the cache is for {len(heads)} heads")
+    if window.tree is not None and head in self._drafting(window):
       raise ValueError(f"head {head} reads drafts after `keep_path` alone")
-    has_run = head in window.outputs
-    states = (window.outputs if has_run else window.inputs)[head]
+    has_run = head in window.states
+    states = window.states[head] if has_run else self._read(window, head)
     x, layer = jnp.take_along_axis(states, at[..., None], 1), self.heads[head]
-    if head in order and not has_run:
+    if head in heads and not has_run:
       width = states.shape[1]
       ctx = self._context(window.start, width, at, window.cache, window.tree)
       return layer.mix(x, ctx, *window.cache[len(self.trunk) + head])
@@ -277,17 +278,17 @@ class Transformer:
     """How `places` [B or 1, W'] of a window of `width` tokens attend."""
     depth = places if tree is None else jnp.asarray(tree.depth)[places]
     positions = start[:, None] + depth
-    slots, band = cache_lib.slots(cache[0]), self.sliding_window
-    mask = cache_lib.visible(slots, start, places, width, tree, band)
+    cache_len, sliding = cache_lib.length(cache[0]), self.sliding_window
+    mask = cache_lib.visible(cache_len, start, places, width, tree, sliding)
     attend = jax.tree_util.Partial(cache_lib.attend, mask)
     return layers.context(positions, attend, self.cfg)
 
-  def _at_most(self, slots: int) -> int:
+  def _at_most(self, cache_len: int) -> int:
     """What a window of CHUNK tokens and those that it looks back to take."""
     return (
-      min(slots, self.sliding_window + window_lib.CHUNK)
+      min(cache_len, self.sliding_window + window_lib.CHUNK)
       if self.sliding_window
-      else slots
+      else cache_len
     )
 
   def _split(self, cache):

@@ -182,9 +182,9 @@ def start(
       f"prompts of {P} tokens, max_new={max_new} and windows of {tree.size} "
       f"need {needed} positions, but cache_len={cache_len}"
     )
-  size, slots = sizes(P, tree, max_new, cache_len)
+  size, cache_len = sizes(P, tree, max_new, cache_len)
   prompt = prompts_lib.read_jit(
-    decoder, tokens, lengths, heads=tree.heads, slots=slots
+    decoder, tokens, lengths, heads=tree.heads, cache_len=cache_len
   )
   if samples > 1:
     prompt = jax.tree.map(lambda a: jnp.repeat(a, samples, 0), prompt)

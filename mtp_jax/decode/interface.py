@@ -30,14 +30,14 @@ class Decoder(Protocol):
   n_future: int  # N, heads
   row_step: int  # the batch has to be a multiple of it
 
-  def empty_cache(self, batch: int, slots: int, heads: int) -> tuple:
+  def empty_cache(self, batch: int, cache_len: int, heads: int) -> tuple:
     """Zeros for B rows of S positions, for passes that use k heads."""
 
   def capacity(self, cache: tuple) -> int | None:
     """Positions that a cache holds; None: any number of them."""
 
-  def grow(self, cache: tuple, slots: int) -> tuple:
-    """The same cache with room for `slots` positions."""
+  def grow(self, cache: tuple, cache_len: int) -> tuple:
+    """The same cache with room for `cache_len` positions."""
 
   def forward(
     self,

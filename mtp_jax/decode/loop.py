@@ -166,9 +166,9 @@ def make_room(decoder: interface.Decoder, state: State) -> State:
 
 def grow(decoder: interface.Decoder, state: State) -> State:
   """The state with a cache half as large again, at most of S positions."""
-  slots = cache_lib.ladder(decoder.capacity(state.cache) + 1)
-  slots = min(slots, state.tokens.shape[1])
-  return dataclasses.replace(state, cache=decoder.grow(state.cache, slots))
+  cache_len = cache_lib.ladder(decoder.capacity(state.cache) + 1)
+  cache_len = min(cache_len, state.tokens.shape[1])
+  return dataclasses.replace(state, cache=decoder.grow(state.cache, cache_len))
 
 
 def row_keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:
@@ -189,7 +189,7 @@ def abstract_state(
   settings: interface.Settings,
   *,
   batch: int,
-  slots: int,
+  cache_len: int,
 ) -> State:
   """Shapes of a state of B rows, to compile programs ahead of time.
 
@@ -197,16 +197,16 @@ def abstract_state(
     decoder: the model, or its shapes.
     settings: from `interface.check_settings`.
     batch: rows B.
-    slots: positions S of the cache and of the text.
+    cache_len: positions S of the cache and of the text.
   """
 
   def make(decoder):
     tokens, lengths = np.zeros((batch, 1), np.int32), np.ones(batch, np.int32)
     prompt = prompts.read(
-      decoder, tokens, lengths, heads=settings.tree.heads, slots=slots
+      decoder, tokens, lengths, heads=settings.tree.heads, cache_len=cache_len
     )
     key = jnp.zeros((batch, 2), jnp.uint32)
-    return begin(decoder, settings, prompt, size=slots, key=key)
+    return begin(decoder, settings, prompt, size=cache_len, key=key)
 
   return jax.eval_shape(make, decoder)
 

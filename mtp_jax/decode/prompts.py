@@ -71,7 +71,7 @@ def width(longest: int) -> int:
 
 
 def read(
-  decoder, tokens: jax.Array, lengths: jax.Array, *, heads: int, slots: int
+  decoder, tokens: jax.Array, lengths: jax.Array, *, heads: int, cache_len: int
 ) -> Prompt:
   """Reads prompts, at most `window.CHUNK` tokens per pass.
 
@@ -83,17 +83,17 @@ def read(
     tokens: [B, P] int32 prompts from `pad`.
     lengths: [B] int32, at least 1.
     heads: k.
-    slots: positions of the cache.
+    cache_len: positions of the cache.
   """
   B, P = tokens.shape
-  width = min(P, window_lib.CHUNK)
+  chunk_len = min(P, window_lib.CHUNK)
   last = lengths - 1
 
   def forward(cache, i):
     # The last window is shifted left so that it ends at P. Where it overlaps
     # the one before, it computes the same keys and values again.
-    start = jnp.minimum(i * width, P - width)
-    chunk = jax.lax.dynamic_slice_in_dim(tokens, start, width, 1)
+    start = jnp.minimum(i * chunk_len, P - chunk_len)
+    chunk = jax.lax.dynamic_slice_in_dim(tokens, start, chunk_len, 1)
     starts = jnp.full((B,), start, jnp.int32)
     valid = jnp.maximum(lengths - start, 0)
     return decoder.forward(cache, chunk, starts, valid=valid)
@@ -102,36 +102,36 @@ def read(
     cache, states = carry
     window = forward(cache, i)
     place = last - window.start
-    ends_here = ((place >= 0) & (place < width))[:, None, None]
-    here = window.at(jnp.clip(place, 0, width - 1)[:, None])
+    ends_here = ((place >= 0) & (place < chunk_len))[:, None, None]
+    here = window.at(jnp.clip(place, 0, chunk_len - 1)[:, None], last)
     states = jax.tree.map(
       lambda old, new: jnp.where(ends_here, new, old),
       states,
-      (here.inputs, here.outputs),
+      (here.trunk, here.states),
     )
     return window.cache, states
 
-  cache = decoder.empty_cache(B, slots, heads)
+  cache = decoder.empty_cache(B, cache_len, heads)
   window = jax.eval_shape(forward, cache, 0)
   states = jax.tree.map(
     lambda s: jnp.zeros((B, 1, *s.shape[2:]), s.dtype),
-    (window.inputs, window.outputs),
+    (window.trunk, window.states),
   )
-  passes = (lengths.max() + width - 1) // width
+  passes = (lengths.max() + chunk_len - 1) // chunk_len
   cache, states = jax.lax.fori_loop(0, passes, one_pass, (cache, states))
-  inputs, outputs = states
+  trunk, states = states
   window = dataclasses.replace(
     window,
     cache=cache,
     start=last.astype(jnp.int32),
-    inputs=inputs,
-    outputs=outputs,
+    trunk=trunk,
+    states=states,
   )
   logits = decoder.logits(window, 0, jnp.zeros((B, 1), jnp.int32))[:, 0]
   return Prompt(tokens, lengths, logits, window)
 
 
-read_jit = jax.jit(read, static_argnames=("heads", "slots"))
+read_jit = jax.jit(read, static_argnames=("heads", "cache_len"))
 
 
 def _check(i: int, prompt: Sequence[int], vocab: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Many prompts over a fixed number of rows: a finished row is refilled.
 
-The device decodes `slots` rows. When one finishes, the loop ends, its text is
-returned and the next prompt, read beforehand, takes its place. While the device
-decodes, the host prepares prompts, copies texts and calls `on_text`.
+When a row finishes, the device's loop ends, the row's text is returned and the
+next prompt, read beforehand, takes its place. While the device decodes, the
+host prepares prompts, copies texts and calls `on_text`.
 """
 
 import collections
@@ -25,15 +25,15 @@ def generate_all(
   decoder: interface.Decoder,
   prompts: Sequence[Sequence[int]],
   *,
-  slots: int,
+  rows: int,
   samples: int = 1,
   on_text: Callable[[int, generate.Text], None] | None = None,
   **settings: Any,
 ) -> generate.Result:
-  """Continues any number of prompts, `slots` rows at a time.
+  """Continues any number of prompts, so many rows at a time.
 
   Equals `generate.generate` of all prompts in one batch, without waiting for
-  its longest text. Memory holds the caches of `slots` rows and, for a moment
+  its longest text. Memory holds the caches of these rows and, for a moment
   three times, those of the prompts that are read together: 8, or on a mesh the
   next multiple of the devices that share rows. Caches are as long as the
   longest prompt needs. When a text fills its row, those of the rows grow by
@@ -47,7 +47,7 @@ def generate_all(
     >>> prompts = [[codec.bos, *codec.encode(text)] for text in ("To", "be or")]
     >>> rule = accept.Lossless(sampling.Sampler(temperature=0.8))
     >>> result = serve.generate_all(
-    ...   decoder, prompts, slots=3, samples=2, heads=4, max_new=9, rule=rule
+    ...   decoder, prompts, rows=3, samples=2, heads=4, max_new=9, rule=rule
     ... )
     >>> len(result.texts)
     4
@@ -55,7 +55,7 @@ def generate_all(
   Args:
     decoder: from `mtp_jax.lay_out(model)`.
     prompts: sequences of token ids, of any lengths.
-    slots: rows B that are decoded at once.
+    rows: B, how many are decoded at once.
     samples: texts per prompt. They share one reading of it.
     on_text: called with (i, text) as texts are finished, in any order; not
       with a text whose logits were not finite.
@@ -67,11 +67,11 @@ def generate_all(
     The texts: text i is sample i % samples of prompt i // samples.
 
   Raises:
-    ValueError: as `generate.generate`; slots or samples below 1, or slots
+    ValueError: as `generate.generate`; rows or samples below 1, or rows
       that a mesh does not divide. After all texts: logits that were not
       finite in some; names the first.
   """
-  slots = checks.integer("slots", slots, 1)
+  rows = checks.integer("rows", rows, 1)
   samples = checks.integer("samples", samples, 1)
   heads = settings.get("heads")
   auto = isinstance(heads, str) and heads == "auto"
@@ -80,20 +80,20 @@ def generate_all(
   checked = interface.check_settings(
     decoder, **(settings | {"heads": 1} if auto else settings)
   )
-  if slots % decoder.row_step:
+  if rows % decoder.row_step:
     raise ValueError(
-      f"slots={slots} do not divide by the {decoder.row_step} devices of axis "
+      f"rows={rows} do not divide by the {decoder.row_step} devices of axis "
       "'data'"
     )
   prompts_lib.pad(prompts, decoder.vocab)  # all of them, before any work
   if auto:
-    count = _rounded(min(slots, len(prompts)), decoder.row_step)
+    count = _rounded(min(rows, len(prompts)), decoder.row_step)
     some = [prompts[i % len(prompts)] for i in range(count)]
     del settings["heads"]
-    best = autotune.choose(decoder, some, batch=slots, **settings)
+    best = autotune.choose(decoder, some, batch=rows, **settings)
     checked = interface.check_settings(decoder, heads=best.tree, **settings)
   texts = {}
-  for i, text in _serve(decoder, prompts, slots, samples, checked):
+  for i, text in _serve(decoder, prompts, rows, samples, checked):
     texts[i] = text
     if on_text is not None and not np.isnan(text.logprob).any():
       on_text(i, text)
@@ -102,35 +102,35 @@ def generate_all(
 
 
 def _serve(
-  decoder, prompts, slots, samples, settings
+  decoder, prompts, rows, samples, settings
 ) -> Iterator[tuple[int, generate.Text]]:
   tree, rule = settings.tree, settings.rule
   width = prompts_lib.width(max(map(len, prompts)))
   size, cache_len = generate.sizes(width, tree, int(settings.max_new), None)
   groups = _read_all(decoder, prompts, samples, tree, cache_len)
   prompt, ready = next(groups)
-  state = _empty(decoder, settings, prompt, slots, size, cache_len)
+  state = _empty(decoder, settings, prompt, rows, size, cache_len)
   waiting = len(prompts) * samples  # texts that have not begun
-  rows = [None] * slots  # (text number, prompt length) in each row
+  texts = [None] * rows  # (number, prompt length) of the one in each row
   finished = ([], None)  # rows whose copied texts have not been fetched
 
   while True:
-    while waiting and None in rows:
+    while waiting and None in texts:
       if not ready:
         prompt = None  # its cache is free for the next ones
         prompt, ready = next(groups)
-      free = [b for b, row in enumerate(rows) if row is None]
+      free = [b for b, text in enumerate(texts) if text is None]
       count = min(len(ready), _READ)
       batch = [(b, *ready.popleft()) for b in free[:count]]
       waiting -= len(batch)
       for b, number, _ in batch:
-        rows[b] = (number, len(prompts[number // samples]))
+        texts[b] = (number, len(prompts[number // samples]))
       # Padded to a power of two, so that few shapes compile. The padding names
-      # row `slots`, which does not exist, so its copies are dropped.
+      # a row that does not exist, so its copies are dropped.
       padding = (1 << (len(batch) - 1).bit_length()) - len(batch)
-      batch += [(slots, 0, 0)] * padding
+      batch += [(rows, 0, 0)] * padding
       state = _fill(decoder, settings, state, prompt, np.array(batch).T)
-    live = np.array([row is not None for row in rows])
+    live = np.array([text is not None for text in texts])
     if live.any():
       state = loop.make_room(decoder, state)
       state = _decode(decoder, rule, state, live, waiting > 0)
@@ -145,9 +145,9 @@ def _serve(
     if not live.any():
       return
     done = np.flatnonzero(np.asarray(state.done) & live)
-    finished = [rows[b] for b in done], [_take(state, b) for b in done]
+    finished = [texts[b] for b in done], [_take(state, b) for b in done]
     for b in done:
-      rows[b] = None
+      texts[b] = None
 
 
 def _read_all(decoder, prompts, samples, tree, cache_len):
@@ -160,7 +160,7 @@ def _read_all(decoder, prompts, samples, tree, cache_len):
     numbers = range(first * samples, (first + len(group)) * samples)
     yield (
       prompts_lib.read_jit(
-        decoder, tokens, lengths, heads=tree.heads, slots=cache_len
+        decoder, tokens, lengths, heads=tree.heads, cache_len=cache_len
       ),
       collections.deque((i, i // samples - first) for i in numbers),
     )
@@ -170,9 +170,9 @@ def _rounded(count: int, step: int) -> int:
   return -(-count // step) * step
 
 
-@functools.partial(jax.jit, static_argnames=("slots", "size", "cache_len"))
-def _empty(decoder, settings, prompt, slots, size, cache_len):
-  """A state of `slots` rows that are done."""
+@functools.partial(jax.jit, static_argnames=("rows", "size", "cache_len"))
+def _empty(decoder, settings, prompt, rows, size, cache_len):
+  """A state of rows that are done."""
 
   def make(prompt):
     row = jax.tree.map(lambda a: a[:1], prompt)
@@ -180,11 +180,11 @@ def _empty(decoder, settings, prompt, slots, size, cache_len):
     return loop.begin(decoder, settings, row, size=size, key=key)
 
   row = jax.eval_shape(make, prompt)
-  state = jax.tree.map(lambda a: jnp.zeros((slots, *a.shape[1:]), a.dtype), row)
+  state = jax.tree.map(lambda a: jnp.zeros((rows, *a.shape[1:]), a.dtype), row)
   return dataclasses.replace(
     state,
-    done=jnp.ones((slots,), bool),
-    cache=decoder.empty_cache(slots, cache_len, settings.tree.heads),
+    done=jnp.ones((rows,), bool),
+    cache=decoder.empty_cache(rows, cache_len, settings.tree.heads),
   )
 
 

@@ -13,26 +13,26 @@ CHUNK = 256  # most tokens of a prompt that one pass reads
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """A window [B, W] after a pass: the cache, and the heads' hidden states.
-
-  Every head is either in `inputs` or, once it has run, in `outputs`.
-  """
+  """A window [B, W] after a pass: the cache, and what the heads read."""
 
   cache: tuple  # see `decoder.Transformer.empty_cache`
   start: jax.Array  # [B] position of the window's first token
-  inputs: dict[int, jax.Array]  # head -> [B, W, D] what it reads
-  outputs: dict[int, jax.Array]  # head -> [B, W, D] what it wrote
+  trunk: jax.Array  # [B, W, D] the trunk's output
+  # Head -> [B, W, D] its output, of the heads that have run on all W places.
+  states: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
   # Layer of the cache -> its K and V of the window, if they may have to move.
   kv: dict[int, tuple] = dataclasses.field(default_factory=dict)
   # Of drafts that are not accepted yet; None: the window is text.
   tree: tree_lib.Tree | None = dataclasses.field(
     default=None, metadata={"static": True}
   )
+  # Those that have K and V in the cache, in the order in which they run.
+  heads: range = dataclasses.field(default=range(0), metadata={"static": True})
 
-  def at(self, places: jax.Array) -> "Window":
-    """The window with the hidden states at some places [B, W'] of it."""
-    inputs, outputs = jax.tree.map(
+  def at(self, places: jax.Array, start: jax.Array) -> "Window":
+    """Some places [B, W'] of the window, as one that begins at `start` [B]."""
+    trunk, states = jax.tree.map(
       lambda x: jnp.take_along_axis(x, places[..., None], 1),
-      (self.inputs, self.outputs),
+      (self.trunk, self.states),
     )
-    return dataclasses.replace(self, inputs=inputs, outputs=outputs)
+    return dataclasses.replace(self, start=start, trunk=trunk, states=states)

@@ -88,15 +88,17 @@ def build(
   """
   every = [t for group in work.groups for t in group]
   most = work.passes * max(t.heads for t in every)
-  slots = work.length + most + max(t.size for t in every)
-  slots = -(-slots // 128) * 128
+  cache_len = work.length + most + max(t.size for t in every)
+  cache_len = -(-cache_len // 128) * 128
 
   def one(tree, batch):
     rule = accept.Forced(len(tree.spine) - 1)
     settings = interface.check_settings(
       decoder, heads=tree, max_new=1, rule=rule
     )
-    state = loop.abstract_state(decoder, settings, batch=batch, slots=slots)
+    state = loop.abstract_state(
+      decoder, settings, batch=batch, cache_len=cache_len
+    )
     run = loop.run_jit.lower(decoder, rule, state).compile()
     temporary = run.memory_analysis().temp_size_in_bytes
     row = {
@@ -105,7 +107,7 @@ def build(
       "tokens_per_pass": len(tree.spine),
       "temporary_mib": temporary / 2**20,
       # A pass reads the whole cache, what is not written yet included.
-      "bytes": limits.bytes_per_pass(decoder, tree, batch, slots),
+      "bytes": limits.bytes_per_pass(decoder, tree, batch, cache_len),
       "flops": flops.count(
         lambda d, s: loop.advance(d, rule, s), decoder, state
       ),

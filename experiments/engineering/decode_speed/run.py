@@ -123,7 +123,7 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
       expected,
       autotune.best([o for o in expected if o.tree in automatic]),
       served[:count],
-      slots=batch,
+      batch=batch,
       new=new,
       repeats=_REPEATS.value,
     )

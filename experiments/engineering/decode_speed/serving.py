@@ -15,7 +15,7 @@ def measure(
   chosen: autotune.Option,
   prompts,
   *,
-  slots: int,
+  batch: int,
   new: int,
   repeats: int,
 ) -> dict:
@@ -30,7 +30,7 @@ def measure(
       them.
     chosen: the one that 'auto' takes.
     prompts: to continue by `new` tokens each.
-    slots: rows at once.
+    batch: rows at once.
     new: tokens.
     repeats: turns of each.
   """
@@ -41,7 +41,7 @@ def measure(
 
   def serve_all(tree):
     return serve.generate_all(
-      decoder, prompts, slots=slots, heads=tree, max_new=new
+      decoder, prompts, rows=batch, heads=tree, max_new=new
     )
 
   calls = {o.tree: functools.partial(serve_all, o.tree) for o in options}
@@ -63,5 +63,5 @@ def measure(
       "predicted_tokens_per_forward": option.tokens_per_forward,
       "auto": option == chosen,
     }
-    logging.info("%d slots, %s: %.2f", slots, name, rows[name]["speedup"])
+    logging.info("%d rows, %s: %.2f", batch, name, rows[name]["speedup"])
   return {"prompts": len(prompts), "rows": rows}
