@@ -4,6 +4,7 @@
   mtp_jax.fit         trains a model in a folder, or resumes there
   mtp_jax.load        the model, config and tokenizer of a run, or of a folder
                       of Hugging Face
+  mtp_jax.save        a model as a folder of Hugging Face
   mtp_jax.lay_out     a decoder: the weights of a model, arranged for decoding
   mtp_jax.generate    continues prompts, several tokens per forward pass
 
@@ -32,6 +33,7 @@ _FACE = {
   "Config": ("mtp_jax.config", "Config"),
   "fit": ("mtp_jax.train.loop", "fit"),
   "load": ("mtp_jax.interchange.folders", "load"),
+  "save": ("mtp_jax.interchange.export", "save"),
   "lay_out": ("mtp_jax.decode.layout", "lay_out"),
   "generate": ("mtp_jax.decode.generate", "generate"),
 }

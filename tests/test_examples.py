@@ -13,6 +13,7 @@ import mtp_jax
 NAMES = [
   "mtp_jax.fit",
   "mtp_jax.load",
+  "mtp_jax.save",
   "mtp_jax.Config",
   "mtp_jax.tokenizer.Bytes",
   "mtp_jax.data.pipeline.batches",

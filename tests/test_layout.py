@@ -114,7 +114,7 @@ def test_no_circle():
 
 def test_the_face_of_the_library():
   assert set(mtp_jax.__all__) == {
-    *("Config", "fit", "generate", "lay_out", "load")
+    *("Config", "fit", "generate", "lay_out", "load", "save")
   }
   for name in mtp_jax.__all__:
     assert callable(getattr(mtp_jax, name))

@@ -67,7 +67,7 @@ def load_step(
   if dtype not in (None, "float32", "bfloat16"):
     raise ValueError(f"dtype={dtype!r}: choose float32, bfloat16 or None")
   path = storage.local(path)
-  if _is_workdir(path):
+  if kind(path) == "workdir":
     net, cfg, codec, step = workdir.load_step(path, step, mesh=mesh)
     if dtype is None:
       return net, cfg, codec, step
@@ -88,16 +88,8 @@ def settings(
   Arguments and errors are those of `load`.
   """
   path = storage.local(path)
-  if _is_workdir(path):
+  if kind(path) == "workdir":
     return workdir.settings(path, step)
-  if not _is_hugging_face(path):
-    line = workdir.no_run(path)
-    if path.is_dir():
-      line = (
-        f"{path} is no Hugging Face folder, which has config.json with a "
-        f"model_type and {hugging_face.SINGLE}; and {line}"
-      )
-    raise checkpoints.CheckpointError(line)
   if step is not None:
     raise ValueError(f"step={step}, but {path} is no workdir: it has no steps")
   shape = hugging_face.settings(path)
@@ -112,8 +104,23 @@ def settings(
   return cfg.check(), codec
 
 
-def _is_workdir(path: pathlib.Path) -> bool:
-  return (path / "checkpoints").is_dir()
+def kind(path: pathlib.Path) -> str:
+  """What a folder is: 'workdir' or 'hugging_face'.
+
+  Raises:
+    checkpoints.CheckpointError: it holds no model.
+  """
+  if (path / "checkpoints").is_dir():
+    return "workdir"
+  if _is_hugging_face(path):
+    return "hugging_face"
+  line = workdir.no_run(path)
+  if path.is_dir():
+    line = (
+      f"{path} is no Hugging Face folder, which has config.json with a "
+      f"model_type and {hugging_face.SINGLE}; and {line}"
+    )
+  raise checkpoints.CheckpointError(line)
 
 
 def _is_hugging_face(path: pathlib.Path) -> bool:

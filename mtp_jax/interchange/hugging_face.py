@@ -1,40 +1,56 @@
-"""Hugging Face folders: what they hold, and reading their weights.
+"""Hugging Face folders: what they hold, reading and writing their weights.
 
 A folder has config.json, and weights as model.safetensors or as several files
-that model.safetensors.index.json lists.
+that model.safetensors.index.json lists. Heads 2..N, which only this library
+knows of, are in a file of their own (`extra_heads`).
 """
 
 import contextlib
+import functools
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import safetensors
 
 from mtp_jax import config
-from mtp_jax.interchange import hugging_face_config, names, streaming
+from mtp_jax.interchange import (
+  extra_heads,
+  hugging_face_config,
+  names,
+  safetensors_file,
+  streaming,
+)
 from mtp_jax.model import model
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+PART_BYTES = 5 * 10**9  # of a file of weights
 _DTYPES = ("F32", "F16", "BF16")
 # Old files hold these, which a config says as well.
 _COMPUTED = ".rotary_emb.inv_freq"
 
 
 def settings(path: pathlib.Path) -> config.Model:
-  """The shape of a folder's model, which has one head, the next token's.
+  """The shape of a folder's model.
+
+  It has one head, the next token's, unless the folder has more in a file.
 
   Raises:
     ValueError: config.json cannot be read, or asks for what is not supported.
   """
   file = path / "config.json"
   try:
-    return hugging_face_config.to_model(read_json(file))
+    found = hugging_face_config.to_model(read_json(file))
   except ValueError as error:
     if str(file) in str(error):
       raise
     raise ValueError(f"{file}: {error}") from error
+  file = path / extra_heads.NAME
+  if not file.exists():
+    return found
+  with _open(file) as opened:
+    return extra_heads.with_heads(found, file, opened.metadata())
 
 
 def load(
@@ -44,7 +60,7 @@ def load(
   mesh: jax.sharding.Mesh | None = None,
   dtype: str = "float32",
 ) -> model.Model:
-  """The model of a folder; the last of its layers is head 1's.
+  """The model of a folder; the last of its layers is head 1's, if it has one.
 
   The headers of all files are checked before the first tensor is read.
 
@@ -78,6 +94,80 @@ def load(
   return streaming.fill(cfg, wanted, read, mesh=mesh, dtype=dtype)
 
 
+class Written(NamedTuple):
+  """What config.json says of the tensors in a folder."""
+
+  dtype: str  # of matrices
+  tied: bool  # embedding and unembedding are equal, and so written once
+
+
+def write(folder: pathlib.Path, net: model.Model, dtype: str | None) -> Written:
+  """Writes the weights of a model, and heads 2..N beside them.
+
+  Args:
+    folder: exists.
+    net: a model that `names.check_kind` accepts.
+    dtype: of all tensors. None: that of the model's matrices. Its vectors are
+      float32, and stay so unless this dtype has all their values.
+  """
+  wanted = names.tensors(net.cfg, names.HUGGING_FACE)
+  tied = is_tied(net)
+  if tied:
+    del wanted[-1]
+  matrices, vectors = streaming.dtypes(net, wanted, dtype)
+
+  def entry(tensor):
+    kind = matrices if len(tensor.shape) > 1 else vectors
+    make = functools.partial(streaming.take, net, tensor, kind)
+    return safetensors_file.Entry(tensor.shape, kind, make)
+
+  entries = {tensor.name: entry(tensor) for tensor in wanted}
+  extra = {k: e for k, e in entries.items() if k.startswith(extra_heads.PREFIX)}
+  if extra:
+    safetensors_file.write(
+      folder / extra_heads.NAME, extra, extra_heads.metadata(net.cfg)
+    )
+  _write_parts(folder, {k: e for k, e in entries.items() if k not in extra})
+  return Written(matrices, tied)
+
+
+def is_tied(net: model.Model) -> bool:
+  """Whether embedding and unembedding of head 1 are equal, bit for bit."""
+  embed, unembed = net.embed[...], net.heads.unembed[...]
+  unembed = unembed[0] if unembed.ndim > 2 else unembed
+  return bool(_equal_bits(embed, unembed.T))
+
+
+@jax.jit
+def _equal_bits(a, b):
+  kind = f"uint{8 * a.dtype.itemsize}"
+  a, b = (jax.lax.bitcast_convert_type(x, kind) for x in (a, b))
+  return (a == b).all()
+
+
+def _write_parts(folder, entries):
+  """Files of at most `PART_BYTES`, or one tensor, and what lists them."""
+  parts, size = [{}], 0
+  for name, entry in entries.items():
+    if parts[-1] and size + entry.size > PART_BYTES:
+      parts.append({})
+      size = 0
+    parts[-1][name] = entry
+    size += entry.size
+  metadata = {"format": "pt"}  # transformers refuses files without it
+  if len(parts) == 1:
+    safetensors_file.write(folder / SINGLE, entries, metadata)
+    return
+  listed = {}
+  for i, part in enumerate(parts, 1):
+    name = f"model-{i:05}-of-{len(parts):05}.safetensors"
+    safetensors_file.write(folder / name, part, metadata)
+    listed |= dict.fromkeys(part, name)
+  total = sum(entry.size for entry in entries.values())
+  index = {"metadata": {"total_size": total}, "weight_map": listed}
+  (folder / INDEX).write_text(f"{json.dumps(index, indent=2)}\n", "utf-8")
+
+
 def _files(path) -> dict[str, tuple[pathlib.Path, tuple[int, ...]]]:
   """The file and the shape of every tensor of a folder, by its name."""
   listed = _listed(path / INDEX) if (path / INDEX).exists() else {}
@@ -87,7 +177,10 @@ def _files(path) -> dict[str, tuple[pathlib.Path, tuple[int, ...]]]:
       "not read; save the model as safetensors"
     )
   found = {}
-  for name in sorted(set(listed.values())) or [SINGLE]:
+  parts = sorted(set(listed.values())) or [SINGLE]
+  if (path / extra_heads.NAME).exists():
+    parts.append(extra_heads.NAME)
+  for name in parts:
     for tensor, shape in _shapes(path / name).items():
       if tensor in found:
         raise ValueError(

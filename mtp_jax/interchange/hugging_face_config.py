@@ -1,4 +1,4 @@
-"""Hugging Face's config.json as a `config.Model`."""
+"""Hugging Face's config.json as a `config.Model`, and back."""
 
 import dataclasses
 import math
@@ -86,6 +86,74 @@ def to_model(tree: dict[str, Any]) -> config.Model:
   if model.attn_channels * heads == model.width:
     return dataclasses.replace(model, attn_channels=0)
   return model
+
+
+def from_model(cfg: config.Model) -> dict[str, Any]:
+  """The content of a config.json, from which `to_model` makes the same.
+
+  Heads 2..N have no part in it, and neither has the dtype.
+
+  Raises:
+    ValueError: no family of models has this combination of settings.
+  """
+  family = _family(cfg)
+  count = cfg.trunk_layers + config.HEAD_KINDS[cfg.head]
+  tree = {
+    "architectures": [f"{family.title()}ForCausalLM"],
+    "model_type": family,
+    "vocab_size": cfg.vocab,
+    "hidden_size": cfg.width,
+    "intermediate_size": cfg.mlp,
+    "num_hidden_layers": count,
+    "num_attention_heads": cfg.attn_heads,
+    "num_key_value_heads": cfg.kv_heads,
+    "head_dim": cfg.channels,
+    "hidden_act": "silu",
+    "rms_norm_eps": cfg.norm_eps,
+    "rope_theta": cfg.rope_theta,
+  }
+  if cfg.rope_length:
+    tree["max_position_embeddings"] = cfg.rope_length
+  if family == "mistral":
+    tree["sliding_window"] = cfg.sliding_window or None
+  elif cfg.sliding_window:
+    tree |= {
+      "use_sliding_window": True,
+      "sliding_window": cfg.sliding_window,
+      "max_window_layers": 0,
+      "layer_types": ["sliding_attention"] * count,
+    }
+  if cfg.rope_scaling == "none":
+    return tree
+  rope = {"rope_type": cfg.rope_scaling, "factor": cfg.rope_factor}
+  if cfg.rope_scaling in ("llama3", "yarn"):
+    rope["original_max_position_embeddings"] = cfg.rope_length
+    tree["max_position_embeddings"] = int(cfg.rope_length * cfg.rope_factor)
+  slow, fast = "low_freq_factor", "high_freq_factor"
+  if cfg.rope_scaling == "yarn":
+    slow, fast = "beta_slow", "beta_fast"
+    if cfg.rope_attention:
+      rope["attention_factor"] = cfg.rope_attention
+  if cfg.rope_scaling in ("llama3", "yarn"):
+    rope |= {slow: cfg.rope_slow, fast: cfg.rope_fast}
+  # Not `rope_parameters`, which versions of transformers before 5 pass over.
+  return tree | {"rope_scaling": rope}
+
+
+def _family(cfg) -> str:
+  """The simplest family that has all that a model has."""
+  if cfg.qkv_bias and cfg.qk_norm:
+    raise ValueError(
+      "no family of Hugging Face models has both model.qkv_bias (Qwen2) and "
+      "model.qk_norm (Qwen3): this model cannot be written"
+    )
+  if cfg.qkv_bias or cfg.qk_norm:
+    return "qwen2" if cfg.qkv_bias else "qwen3"
+  # Mistral is Llama with a window. Llama's width is divisible by its attention
+  # heads even where these have a width of their own.
+  if cfg.sliding_window or cfg.width % cfg.attn_heads:
+    return "mistral"
+  return "llama"
 
 
 def _dtype(tree) -> str:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from mtp_jax import config
+from mtp_jax.model import heads, layers
 
 Array = jax.Array | np.ndarray
 
@@ -133,34 +134,58 @@ class Tensor(NamedTuple):
 
 
 def tensors(cfg: config.Model, scheme: Scheme) -> list[Tensor]:
-  """Every tensor of a model whose heads are transformer layers, as it lies.
+  """Every tensor of a model, as it lies; see `check_kind`.
 
-  Layers come in the order of the forward pass, head 1 as the last of them, then
-  the other heads; the embedding is first, norm and unembedding are last.
+  Layers come in the order of the forward pass, head 1's as the last of them,
+  then what the other heads have of their own; the embedding is first, norm and
+  head 1's unembedding are last.
   """
   rows = LAYER
   rows += BIASES if cfg.qkv_bias else ()
   rows += NORMS if cfg.qk_norm else ()
+  kind = heads.KINDS[cfg.head]
+
+  def one(entry, prefix="", parameter=None, index=None):
+    name = prefix + scheme.name(entry)
+    return Tensor(name, parameter or entry.ours, index, entry, scheme, cfg)
 
   def layer(prefix, stack, index):
-    return [
-      Tensor(
-        prefix + scheme.name(e), f"{stack}.{e.ours}", index, e, scheme, cfg
-      )
-      for e in rows
-    ]
+    return [one(e, prefix, f"{stack}.{e.ours}", index) for e in rows]
 
-  def end(entry):
-    return Tensor(scheme.name(entry), entry.ours, None, entry, scheme, cfg)
-
-  first, *last = ENDS
-  found = [end(first)]
+  embed, norm, unembed = ENDS
+  found = [one(embed)]
   for i in range(cfg.trunk_layers):
     found += layer(scheme.layer.format(i), "trunk", i)
-  found += layer(scheme.layer.format(cfg.trunk_layers), "heads.layers", 0)
+  if kind.layer:
+    found += layer(scheme.layer.format(cfg.trunk_layers), "heads.layers", 0)
   for i in range(1, cfg.n_future):
-    found += layer(scheme.extra_head.format(i - 1), "heads.layers", i)
-  return found + [end(entry) for entry in last]
+    prefix = scheme.extra_head.format(i - 1)
+    if kind.layer:
+      found += layer(prefix, "heads.layers", i)
+    if kind.own_unembed:
+      found.append(one(unembed, prefix, index=i))
+  first = 0 if kind.own_unembed else None
+  return [*found, one(norm), one(unembed, index=first)]
+
+
+def check_kind(cfg: config.Model) -> None:
+  """Refuses heads that other formats have no tensors for.
+
+  Raises:
+    ValueError: trunk and head 1 are no stack of transformer layers.
+  """
+  kind = heads.KINDS[cfg.head]
+  fault = ""
+  if kind.layer not in (None, layers.Block):
+    fault = "its head 1 is not a transformer layer"
+  elif cfg.n_future > 1 and kind.feeds < 0:
+    fault = "its head 1 reads the other heads"
+  elif kind.reads_tokens:
+    fault = "its heads read tokens"
+  if fault:
+    raise ValueError(
+      f"model.head {cfg.head!r} cannot be written in another format: {fault}"
+    )
 
 
 def _letters(axes: str) -> str:

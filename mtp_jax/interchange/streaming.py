@@ -1,6 +1,7 @@
 """A model from a file's tensors, one at a time, straight onto its devices."""
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -92,6 +93,49 @@ def fill(
     jax.block_until_ready(filled[tensor.parameter])  # then x is freed
   arrays = [params[name].replace(filled[name]) for name in params]
   return jax.tree.unflatten(treedef, arrays)
+
+
+def dtypes(
+  net: model.Model, wanted: list[names.Tensor], dtype: str | None
+) -> tuple[str, str]:
+  """The dtypes in which matrices and vectors of a model are written.
+
+  Args:
+    net: the model.
+    wanted: from `names.tensors`.
+    dtype: of both. None: that of its matrices; vectors, which are float32, stay
+      so unless that dtype has all their values.
+  """
+  held = dtype or str(net.embed[...].dtype)
+  if dtype or held == "float32":
+    return held, held
+  vectors = [t for t in wanted if len(t.shape) == 1]
+  values = [take(net, t, "float32") for t in vectors]
+  exact = all((x.astype(held).astype(x.dtype) == x).all() for x in values)
+  return held, held if exact else "float32"
+
+
+def take(
+  net: model.Model, tensor: names.Tensor, dtype: str | np.dtype
+) -> np.ndarray:
+  """A tensor of a model as it lies in a file: the inverse of `fill`.
+
+  Raises:
+    ValueError: a number is too large for `dtype`.
+  """
+  param = operator.attrgetter(tensor.parameter)(net)[...]
+  x = np.asarray(param if tensor.index is None else param[tensor.index])
+  x = tensor.to_file(x)
+  with np.errstate(over="ignore"):
+    found = np.ascontiguousarray(x, jnp.dtype(dtype))
+  if found.dtype.itemsize < x.dtype.itemsize:
+    large = np.isfinite(x) & ~np.isfinite(found)
+    if large.any():
+      raise ValueError(
+        f"tensor {tensor.name!r} holds {float(x[large][0]):.4g}, which {dtype} "
+        "cannot: choose bfloat16 or float32"
+      )
+  return found
 
 
 def cast(net: model.Model, cfg: config.Model, dtype: str) -> model.Model:

@@ -3,8 +3,9 @@
 import hashlib
 
 import numpy as np
+import tokenizers
 
-from mtp_jax.tokenizer import interface
+from mtp_jax.tokenizer import hugging_face, interface, special_ids
 
 
 class Bytes(interface.Tokenizer):
@@ -24,6 +25,24 @@ class Bytes(interface.Tokenizer):
 
   bos, eos, pad, vocab = 256, 257, 258, 259
   fingerprint = hashlib.sha256(b"bytes bos=256 eos=257").hexdigest()[:16]
+
+  def files(self) -> dict[str, bytes]:
+    """The same ids as a tokenizer.json, for folders of Hugging Face."""
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    characters = hugging_face.bytes_of_characters()
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(characters, []))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+      add_prefix_space=False, use_regex=False
+    )
+    model.decoder = tokenizers.decoders.ByteLevel()
+    model.add_special_tokens(list(names.values()))
+    model.post_processor = tokenizers.processors.TemplateProcessing(
+      single="<bos> $A", special_tokens=[("<bos>", self.bos)]
+    )
+    special = special_ids.SpecialIds(
+      self.bos, self.eos, self.pad, self.ends, True, names, None
+    )
+    return special.files() | {"tokenizer.json": model.to_str().encode()}
 
   def encode(self, text: str | bytes) -> np.ndarray:
     """Returns ids [length], int32, of bytes or of a str's UTF-8 form."""

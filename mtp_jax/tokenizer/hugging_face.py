@@ -179,7 +179,7 @@ class _Decoder:
     self._byte_level = self._byte_pieces = False
     self._replaced = {}
     self._add(section or {"type": "none"})
-    self._byte_of = _bytes_of_characters() if self._byte_level else {}
+    self._byte_of = bytes_of_characters() if self._byte_level else {}
 
   def piece(self, name: str) -> bytes:
     """Bytes of a piece of the model's own vocabulary."""
@@ -222,7 +222,7 @@ class _Decoder:
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
-def _bytes_of_characters() -> dict[str, int]:
+def bytes_of_characters() -> dict[str, int]:
   """The byte of each character of a byte-level model's pieces.
 
   Bytes that Latin-1 prints stand for themselves; the others, in order, are the

@@ -1,0 +1,169 @@
+"""Models out: ordinary Hugging Face folders."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from mtp_jax import tokenizer as tokenizer_lib
+from mtp_jax.checkpoint import storage
+from mtp_jax.interchange import (
+  hugging_face,
+  hugging_face_config,
+  model_card,
+  names,
+  tokenizer_files,
+)
+from mtp_jax.model import model
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def save(
+  net: model.Model,
+  path: str | pathlib.Path,
+  *,
+  like: str | pathlib.Path | None = None,
+  codec: tokenizer_lib.Tokenizer | None = None,
+  notes: str | None = None,
+  dtype: str | None = None,
+) -> None:
+  """Writes a model as a Hugging Face folder, which `load` reads again.
+
+  Trunk and head 1 are a Llama, Mistral, Qwen2 or Qwen3 model, the first of them
+  that has what the model has: transformers loads it. Heads 2..N are in a file
+  beside it (`extra_heads` says how), which other programs pass over. Embedding
+  and unembedding are written once if they are equal bit for bit. The folder is
+  complete or not there: it is written under another name.
+
+  Example, with the run that the example of `fit` trains:
+    >>> import mtp_jax
+    >>> net, cfg, codec = mtp_jax.load("runs/tiny")
+    >>> mtp_jax.save(net, "tiny_model", like="runs/tiny", notes="A test.")
+    >>> mtp_jax.load("tiny_model")[0](codec.encode("To be")[None]).shape
+    (4, 1, 5, 259)
+
+  Args:
+    net: the model. Its heads are of kind 'parallel', 'causal' or 'unembedding'.
+    path: the folder to write; it must not exist.
+    like: a folder that `load` reads, which the model comes from. Its tokenizer,
+      licence and model card are copied. The card says what is known of its
+      training.
+    codec: the tokenizer, if it is not that of `like`.
+    notes: text for the model card, such as what the model was trained on.
+    dtype: 'float32', 'bfloat16' or 'float16', of all tensors. None: as they
+      are; norms and biases of a bfloat16 model, which are float32, become
+      bfloat16 if that changes no value.
+
+  Raises:
+    ValueError: the folder exists or cannot be written, there is no tokenizer,
+      no family of models has what this one has, or a number is too large.
+  """
+  path = checked_target(net, path, dtype)
+  names.check_kind(net.cfg)
+  tree = hugging_face_config.from_model(net.cfg)
+  source = model_card.Source.of(like)
+  codec = checked_tokenizer(net, codec, source)
+  tree = _config(tree, source, codec)
+  if codec is source.codec and source.kind == "hugging_face":
+    files = tokenizer_files.of_folder(source.path)
+  else:
+    files = tokenizer_files.of(codec)
+  files |= source.files()
+  with new_folder(path) as folder:
+    written = hugging_face.write(folder, net, dtype)
+    tree |= {"dtype": written.dtype, "tie_word_embeddings": written.tied}
+    card = model_card.write(path.name, net.cfg, tree, source, notes)
+    files |= {"config.json": _json(tree), "README.md": card.encode()}
+    for name, content in files.items():
+      (folder / name).write_bytes(content)
+
+
+def checked_target(
+  net: model.Model, path: str | pathlib.Path, dtype: str | None
+) -> pathlib.Path:
+  """The path of a folder that can be written.
+
+  Raises:
+    ValueError: it exists, there is no such dtype, or other processes hold parts
+      of the model.
+  """
+  path = storage.local(path).absolute()
+  if dtype not in (None, *DTYPES):
+    raise ValueError(f"dtype={dtype!r}: choose {', '.join(DTYPES)} or None")
+  if os.path.lexists(path):
+    raise ValueError(f"{path} exists: name a new folder, or remove it")
+  if not net.embed[...].is_fully_addressable:
+    raise ValueError(
+      "other processes hold parts of the model: load it in a program of one "
+      "process to write it"
+    )
+  return path
+
+
+def checked_tokenizer(
+  net: model.Model,
+  codec: tokenizer_lib.Tokenizer | None,
+  source: "model_card.Source",
+) -> tokenizer_lib.Tokenizer:
+  """The tokenizer that is written with a model.
+
+  Raises:
+    ValueError: there is none, or it has more ids than the model.
+  """
+  codec = codec or source.codec
+  if codec is None:
+    raise ValueError(
+      "a model needs its tokenizer: give `codec`, or the folder that it comes "
+      "from as `like`"
+    )
+  if codec.vocab > net.cfg.vocab:
+    raise ValueError(
+      f"the tokenizer has {codec.vocab} ids, but the model {net.cfg.vocab}: "
+      "the two belong to different models"
+    )
+  return codec
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder under another name that becomes `path` if no error is raised.
+
+  Raises:
+    ValueError: the folder cannot be written.
+  """
+  partial = path.with_name(f"{path.name}.partial")
+  try:
+    shutil.rmtree(partial, ignore_errors=True)  # of a program that was killed
+    partial.mkdir(parents=True)
+    yield partial
+    os.rename(partial, path)
+  except OSError as error:
+    raise ValueError(
+      f"{path} cannot be written: {error.strerror or error}"
+    ) from error
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _config(tree, source, codec) -> dict[str, Any]:
+  """The content of config.json, but for what depends on the tensors."""
+  if source.kind == "hugging_face":
+    known = hugging_face.read_json(source.path / "config.json")
+    one = hugging_face_config.to_model(known)
+    if hugging_face_config.from_model(one) == tree:
+      known.pop("torch_dtype", None)
+      tree = known  # with what this library does not read
+  elif source.cfg is not None:
+    tree.setdefault("max_position_embeddings", source.cfg.data.seq_len)
+  if codec is not source.codec or source.kind != "hugging_face":
+    ids = tokenizer_files.ids(codec)
+    tree |= ids | {"eos_token_id": codec.eos}
+  return tree
+
+
+def _json(tree) -> bytes:
+  return f"{json.dumps(tree, indent=2)}\n".encode()
