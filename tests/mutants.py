@@ -382,6 +382,20 @@ MUTANTS = [
     "names.sub(lambda name: name[0], m[",
     "test_chat.py::test_no_message_makes_a_special_token",
   ),
+  Mutant(
+    "a head lies in its neighbour's place in a file",
+    "mtp_jax/interchange/names.py",
+    'found += layer(prefix, "heads.layers", i)',
+    'found += layer(prefix, "heads.layers", i - 1)',
+    "test_export.py::test_what_is_written_is_read_again",
+  ),
+  Mutant(
+    "a model that is no longer tied is written tied",
+    "mtp_jax/interchange/hugging_face.py",
+    "return (a == b).all()",
+    "return (a == b).any()",
+    "test_export.py::test_a_tied_model_that_is_so_no_more_is_written_untied",
+  ),
 ]
 
 

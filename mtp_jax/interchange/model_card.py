@@ -103,7 +103,12 @@ def write(
     notes: see `export.save`.
   """
   N, family = cfg.n_future, tree["model_type"].title()
-  heads = "head 1" if N == 1 else f"{N} heads (kind '{cfg.head}')"
+  what = "A language model that predicts the next token. "
+  if N > 1:
+    what = (
+      f"A language model with {N} heads, of kind '{cfg.head}': head i predicts "
+      "the i-th next token (multi-token prediction, arXiv 2404.19737). "
+    )
   rows = [
     (
       "`config.json`, `model*.safetensors`",
@@ -122,9 +127,8 @@ def write(
   parts = [
     _front_matter(source),
     f"# {name}\n",
-    f"A language model with {heads}: head i predicts the i-th next token "
-    "(multi-token prediction, arXiv 2404.19737). "
-    f"{tree['num_hidden_layers']} layers up to head 1, width {cfg.width}, "
+    what
+    + f"{tree['num_hidden_layers']} layers up to head 1, width {cfg.width}, "
     f"vocabulary {cfg.vocab}.\n",
     f"| file | content |\n|---|---|\n{table}\n",
     f"## Where the weights come from\n\n{source.origin()}\n",
