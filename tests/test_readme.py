@@ -54,7 +54,7 @@ def test_the_map_is_the_tree():
     tree.add(f"{top}/")
     for path in (ROOT / top).rglob("*.*"):
       folder = path.relative_to(ROOT).parent.as_posix()
-      if path.suffix in (".py", ".sh") and folder != top:
+      if path.suffix in (".py", ".sh", ".ipynb") and folder != top:
         tree.add(f"{folder}/")
   for top in ("experiments", "mtp_jax"):
     files = (ROOT / top).glob("*.py")
