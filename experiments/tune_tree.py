@@ -16,7 +16,7 @@ from experiments.startup import options, program, terminal
 from mtp_jax.data import blocks, pipeline
 from mtp_jax.decode import autotune, layout, tuned
 from mtp_jax.decode import window as window_lib
-from mtp_jax.train import workdir
+from mtp_jax.interchange import folders
 
 _WORKDIR = options.define_model()
 _PROMPTS = flags.DEFINE_integer("prompts", 32, "Held-out texts to continue.", 1)
@@ -28,7 +28,7 @@ def main(_: list[str]) -> None:
   """Measures acceptance on held-out text and writes the best tree per size."""
   # What may be wrong is found before the model is read.
   sizes = _sizes(_SIZES.value)
-  cfg, codec = workdir.settings(_WORKDIR.value)
+  cfg, codec = folders.settings(_WORKDIR.value)
   if cfg.model.n_future < 2:
     raise ValueError(f"{_WORKDIR.value} has one head: nothing drafts")
   new = cfg.data.seq_len - _PROMPT_LEN.value
@@ -46,7 +46,7 @@ def main(_: list[str]) -> None:
     raise
   except ValueError as error:
     raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
-  net, _, _ = workdir.load(_WORKDIR.value)
+  net, _, _ = folders.load(_WORKDIR.value)
   decoder = layout.lay_out(net, codec.vocab)
   found = tuned.build(autotune.acceptance(decoder, prompts, max_new=new), sizes)
   path = _WORKDIR.value / "tree.json"

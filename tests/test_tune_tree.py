@@ -19,7 +19,7 @@ from experiments import tune_tree
 from experiments.startup import program
 from mtp_jax import config
 from mtp_jax.data import packed, pipeline
-from mtp_jax.train import workdir
+from mtp_jax.interchange import folders
 
 def settings(path):
   model = config.Model(n_future=1 if str(path) == "one" else 3)
@@ -31,14 +31,14 @@ def document(size):
 
 few, book = document(99), document(32 * 32)
 pipeline.pack = lambda data, codec: (few, few)
-workdir.settings = settings
-workdir.load = lambda path: sys.exit("the model is read")
+folders.settings = settings
+folders.load = lambda path: sys.exit("the model is read")
 flags.FLAGS.mark_as_parsed()
 sizes = ("0", "-1", "1", "4,abc", "4,257", "8,4,8", "2.5", "")
 for case in (
-  *({"sizes": s} for s in sizes), {"prompt_len": "32"}, {"workdir": "one"}, {}
+  *({"sizes": s} for s in sizes), {"prompt_len": "32"}, {"model": "one"}, {}
 ):
-  case = {"workdir": "run", "prompt_len": "8"} | case
+  case = {"model": "run", "prompt_len": "8"} | case
   with flagsaver.as_parsed(**case):
     try:
       program.mendable(tune_tree.main)(["tune_tree"])
@@ -51,9 +51,9 @@ with flagsaver.as_parsed(workdir=sys.argv[1], prompt_len="8"):
     tune_tree.main(["tune_tree"])
   except SystemExit as error:
     print(error)
-  workdir.load = lambda path: (None, book, None)
+  folders.load = lambda path: (None, book, None)
   tune_tree.layout.lay_out = lambda net, vocab: None
-  workdir.settings = lambda path: (settings(path)[0], book)
+  folders.settings = lambda path: (settings(path)[0], book)
   type(book).vocab = 7
   counted = np.array([[0.5, 0.2], [0.4, 0.1]])
   tune_tree.autotune.acceptance = lambda *_, **__: counted
