@@ -15,7 +15,7 @@ The packages, each of which imports only what stands above it:
   tokenizer_training    trains SentencePiece models
   sharding    meshes, and which axis of an array is split over which devices
   data        the corpus: read, split, tokenised once, served in batches
-  model       attention, layers, heads, the model that joins them, its cost
+  model       attention, layers, heads, the whole model, surgery on it, cost
   loss        the loss over all heads; its memory does not grow with N
   checkpoint  saving and restoring with orbax; a checksum per array
   decode      drafts, verification, sampling, batches of prompts

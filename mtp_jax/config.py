@@ -24,7 +24,7 @@ Mesh, Train, Decode = sections.Mesh, sections.Train, sections.Decode
 HEAD_KINDS, ATTENTION = sections.HEAD_KINDS, sections.ATTENTION
 OPTIMISERS, LOSSES = sections.OPTIMISERS, sections.LOSSES
 REMAT_POLICIES, SOURCES = sections.REMAT_POLICIES, sections.SOURCES
-ROPE_SCALING = sections.ROPE_SCALING
+ROPE_SCALING, FREEZE = sections.ROPE_SCALING, sections.FREEZE
 
 
 @dataclasses.dataclass(frozen=True)

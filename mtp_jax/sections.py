@@ -23,6 +23,7 @@ ATTENTION = ("auto", "xla", "cudnn", "splash")
 ROPE_SCALING = ("none", "linear", "dynamic", "llama3", "yarn")
 OPTIMISERS = ("adamw", "muon")
 LOSSES = ("serial", "checkpointed", "formula")
+FREEZE = ("none", "trunk")
 REMAT_POLICIES = ("none", "dots", "full")
 SOURCES = ("python", "text", "jsonl", "array_record")
 
@@ -93,6 +94,12 @@ class Model:
   def trunk_layers(self) -> int:
     """Layers of the trunk: `layers` - `head_layers` + `extra_layers`."""
     return self.layers - self.head_layers + self.extra_layers
+
+  def with_heads(self, n_future: int) -> typing.Self:
+    """The same trunk under another number of heads."""
+    more = n_future - self.n_future
+    layers = self.layers + more * HEAD_KINDS[self.head]
+    return dataclasses.replace(self, n_future=n_future, layers=layers)
 
   def check(self) -> typing.Self:
     """See `Config.check`."""
@@ -255,6 +262,9 @@ class Train:
   loss: str = "serial"  # one of LOSSES
   loss_block: int = _free(256)  # positions whose logits exist at once
   head_weights: tuple[float, ...] = ()  # one per head; empty: all 1
+  # One of FREEZE. 'trunk': only heads 2..N are trained, so that every text of
+  # head 1 stays the same.
+  freeze: str = "none"
   seed: int = 0
   log_every: int = _free(20)
   eval_every: int = _free(500)
@@ -272,6 +282,7 @@ class Train:
       most={"seed": 2**32 - 1},  # jax.random.key drops higher bits
     )
     fields.one_of("train.loss", self.loss, LOSSES)
+    fields.one_of("train.freeze", self.freeze, FREEZE)
     if any(weight < 0 for weight in self.head_weights):
       raise ValueError(
         f"train.head_weights is {self.head_weights}; no weight may be negative"

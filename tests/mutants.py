@@ -31,6 +31,27 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
   Mutant(
+    "under a frozen trunk heads learn their neighbours' targets",
+    "mtp_jax/loss/batch.py",
+    "total, nll = part(rest, of_rest, slice(1, None))",
+    "total, nll = part(rest, of_rest, slice(0, -1))",
+    "test_frozen.py::test_gradient_is_the_formulas_of_heads_2_to_n",
+  ),
+  Mutant(
+    "a run trains in the arrays of the model it starts from",
+    "mtp_jax/train/step.py",
+    "may_alias=False",
+    "may_alias=True",
+    "test_init.py::test_the_run_is_that_of_the_model_with_more_heads",
+  ),
+  Mutant(
+    "padding ids have logits of 0",
+    "mtp_jax/model/surgery.py",
+    "mean = rows.mean(-2, keepdims=True)",
+    "mean = 0 * rows.mean(-2, keepdims=True)",
+    "test_surgery.py::test_padding_takes_no_more_than_its_share",
+  ),
+  Mutant(
     "targets off by one",
     "mtp_jax/loss/batch.py",
     "there = slice(1 + i, 1 + i + T)",

@@ -9,6 +9,7 @@ import math
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def count(fun, *args) -> int:
@@ -21,14 +22,16 @@ def count(fun, *args) -> int:
   Returns:
     The sum over matrix products [M, K] @ [K, N] of 2 M K N, of a scan length
     times that, of a conditional's dearest branch. Recomputation under
-    `jax.checkpoint` is counted where it happens, and so is a product that
-    nothing uses, which XLA would drop.
+    `jax.checkpoint` is counted where it happens. A product that nothing uses is
+    not counted: `jax.jit` drops it before it compiles.
 
   Raises:
     ValueError: a product in a loop of unknown length, or in an operation that
       is not known here.
   """
-  return _count(jax.make_jaxpr(fun)(*args).jaxpr)
+  jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
+  used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return _count(used)
 
 
 def _count(jaxpr) -> int:

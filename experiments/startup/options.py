@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import sys
+import typing
 from collections.abc import Callable, Iterable
 
 from absl import flags
@@ -78,6 +79,11 @@ class _ConfigHolder(flags.FlagHolder):
     return config.Config().replace(
       **{name: vars(section) for name, section in sections.items()}
     )
+
+  @property
+  def given(self) -> dict[str, typing.Any]:
+    """The fields that flags override, such as {'model.width': 64}."""
+    return config_flags.get_override_values(self._flagvalues["config"])
 
 
 def define_path(

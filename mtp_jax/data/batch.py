@@ -18,11 +18,14 @@ class Batch:
     segments: [B, T+N] int32: the number of each token's document, 0 for none.
     weight: [B, T+N] float32, not negative: of each token in the loss of the
       heads that predict it. A token of weight 0 is read, but not learnt.
+    z: [B, T, D] trunk output of these windows, kept from an earlier pass; None:
+      the trunk runs. Only with a frozen trunk (`train.freeze`).
   """
 
   tokens: jax.Array | np.ndarray
   segments: jax.Array | np.ndarray
   weight: jax.Array | np.ndarray
+  z: jax.Array | np.ndarray | None = None
 
 
 def of(

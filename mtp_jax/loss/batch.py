@@ -9,6 +9,7 @@ from mtp_jax.data import batch as batch_lib
 from mtp_jax.loss import cross_entropy
 from mtp_jax.loss import heads as head_losses
 from mtp_jax.model import attention, model
+from mtp_jax.model import heads as heads_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,20 +92,95 @@ def token_loss(
   Raises:
     ValueError: no such implementation, or shapes that do not fit each other.
   """
-  name, rows = settings.implementation, settings.rows
+  inputs = _read(net, batch, settings)
+  return _heads_loss(net.heads, inputs, targets, scale, settings)
+
+
+def frozen_loss(
+  own: heads_lib.Own,
+  net: model.Model,
+  batch: batch_lib.Batch,
+  targets: cross_entropy.Targets,
+  scale: jax.Array,
+  settings: Settings = Settings(),
+) -> tuple[jax.Array, jax.Array]:
+  """`token_loss` of a model whose heads 2..N are `own`, to train these alone.
+
+  Equals `token_loss(surgery.join(net, own), ...)`. A gradient with respect to
+  `own` costs less: trunk and head 1 run forward only, and no gradient of z or
+  of shared parameters is computed once `jax.jit` has dropped what nobody uses.
+  With `batch.z` the trunk does not run at all.
+
+  Args:
+    own: heads 2..N, from `surgery.trainable`.
+    net: the rest of the model.
+    batch, targets, scale, settings: as of `token_loss`.
+
+  Returns:
+    (total, nll [N]) as of `serial`, of all heads.
+
+  Example, a gradient on kept outputs of the trunk:
+    >>> import dataclasses
+    >>> from mtp_jax import config
+    >>> from mtp_jax.model import surgery
+    >>> cfg = config.Model(vocab=7, width=8, mlp=12, layers=3, n_future=2)
+    >>> net = model.Model(cfg, jax.random.key(0))
+    >>> windows = batch_lib.of(jnp.arange(12).reshape(2, 6) % 7)
+    >>> z = net.read(windows.tokens, windows.segments).z
+    >>> windows = dataclasses.replace(windows, z=z)
+    >>> targets = future_targets(windows, 2)
+    >>> scale = 1 / targets.weights()
+    >>> gradient = jax.jit(jax.grad(frozen_loss, has_aux=True))
+    >>> d_own, nll = gradient(
+    ...   surgery.trainable(net), net, windows, targets, scale
+    ... )
+    >>> d_own.layers.w_up.shape, nll.shape
+    ((1, 8, 12), (2,))
+  """
+  heads, inputs = net.heads, _read(net, batch, settings)
+  first, rest = heads.with_own(heads.own(slice(1))), heads.with_own(own)
+  of_first, of_rest = inputs, inputs
+  if inputs.embedded is not None:  # head i reads token t+i-1
+    T, embedded = inputs.z.shape[1], inputs.embedded
+    of_first = inputs._replace(embedded=embedded[:, :T])
+    of_rest = inputs._replace(embedded=embedded[:, 1:])
+  if heads.order is not None:  # head 2 reads head 1
+    state = first.run(
+      first.layer(0), inputs.z, inputs.ctx, *first.tokens_read(of_first, 0)
+    )
+    of_rest = of_rest._replace(z=state)
+
+  def part(heads, inputs, rows):
+    here = jax.tree.map(lambda a: a[rows], (targets, scale))
+    return _heads_loss(heads, inputs, *here, settings)
+
+  total_1, nll_1 = part(first, of_first, slice(1))
+  total, nll = part(rest, of_rest, slice(1, None))
+  return total_1 + total, jnp.concatenate([nll_1, nll])
+
+
+def _read(net, batch, settings):
+  """What the heads read of a batch, split by rows on a mesh."""
+  name = settings.implementation
   if name not in head_losses.IMPLEMENTATIONS:
     known = ", ".join(head_losses.IMPLEMENTATIONS)
     raise ValueError(f"no loss {name!r}; choose one of {known}")
-  inputs = net.read(batch.tokens, batch.segments, kernel=settings.kernel)
-  if rows is not None:
-    z, embedded = jax.lax.with_sharding_constraint(
-      (inputs.z, inputs.embedded), rows
-    )
-    inputs = inputs._replace(z=z, embedded=embedded)
-  call = head_losses.IMPLEMENTATIONS[name]
+  inputs = net.read(
+    batch.tokens, batch.segments, kernel=settings.kernel, z=batch.z
+  )
+  if settings.rows is None:
+    return inputs
+  z, embedded = jax.lax.with_sharding_constraint(
+    (inputs.z, inputs.embedded), settings.rows
+  )
+  return inputs._replace(z=z, embedded=embedded)
+
+
+def _heads_loss(heads, inputs, targets, scale, settings):
+  call = head_losses.IMPLEMENTATIONS[settings.implementation]
   with jax.named_scope("heads"):
     return call(
-      net.heads,
+      heads,
       inputs,
       targets,
       scale,

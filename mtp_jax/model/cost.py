@@ -3,7 +3,7 @@
 import jax
 
 from mtp_jax import config
-from mtp_jax.model import model
+from mtp_jax.model import heads, model
 
 # Dense bfloat16 FLOP/s of a device, from its maker's data sheet.
 PEAK_FLOPS = {
@@ -18,17 +18,31 @@ PEAK_FLOPS = {
 }
 
 
-def flops_per_token(cfg: config.Model, seq_len: int) -> float:
+def flops_per_token(
+  cfg: config.Model, seq_len: int, freeze: str = "none"
+) -> float:
   """Model FLOPs of one training token: no recomputation, causal attention.
 
   Six per matrix parameter, forward and backward, the shared unembedding
   counted once per head that uses it, and 6 T D per attention layer: half of
   the scores and of the sums over values are masked away.
+
+  With `freeze` 'trunk' (`train.freeze`), only heads 2..N run backward, and a
+  shared unembedding has no gradient of its own.
   """
+  forward = _forward(cfg, seq_len)
+  if freeze == "none":
+    return 3.0 * forward
+  trained = forward - _forward(cfg.with_heads(1), seq_len)
+  fixed = 0 if heads.KINDS[cfg.head].own_unembed else cfg.n_future - 1
+  return float(forward + 2 * trained - 2 * fixed * cfg.vocab * cfg.width)
+
+
+def _forward(cfg, seq_len):
   count = model.count_parameters(cfg)
-  attention = 6 * seq_len * cfg.width * (cfg.trunk_layers + cfg.head_layers)
+  attention = 2 * seq_len * cfg.width * (cfg.trunk_layers + cfg.head_layers)
   unembeddings = cfg.n_future * cfg.vocab * cfg.width
-  return 6.0 * (count["layers"] + unembeddings) + attention
+  return 2 * (count["layers"] + unembeddings) + attention
 
 
 def peak_flops(devices: list[jax.Device] | None = None) -> float | None:

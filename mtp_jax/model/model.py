@@ -56,6 +56,7 @@ class Model(nnx.Module):
     segments: jax.Array,
     length: int | None = None,
     kernel: attention.Kernel = attention.xla,
+    z: jax.Array | None = None,
   ) -> heads.Inputs:
     """What the heads read at the first T positions of windows.
 
@@ -65,11 +66,13 @@ class Model(nnx.Module):
       segments: [B, T'] int32 document numbers.
       length: T; None: T' - N, of windows that carry the targets of all heads.
       kernel: of the attention, see `layers.training_context`.
+      z: [B, T, D] trunk output of an earlier pass; None: the trunk runs.
     """
     N = self.cfg.n_future
     T = tokens.shape[1] - N if length is None else length
     ctx = layers.training_context(segments[:, :T], self.cfg, kernel)
-    z, embedded = self.run_trunk(tokens[:, :T], ctx), None
+    z = self.run_trunk(tokens[:, :T], ctx) if z is None else z
+    z, embedded = z.astype(self.cfg.dtype), None
     if self.heads.kind.reads_tokens:
       embedded = self.look_up(tokens[:, : T + N - 1])
     return heads.Inputs(z, ctx, embedded)

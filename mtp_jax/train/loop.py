@@ -9,12 +9,14 @@ import jax
 from mtp_jax import config, sharding
 from mtp_jax.checkpoint import checkpoints, storage
 from mtp_jax.data import pipeline
+from mtp_jax.model import model, surgery
 from mtp_jax.train import (
   batches,
   evaluations,
   lock,
   metrics,
   processes,
+  provenance,
   report,
   resume,
   terminal,
@@ -32,11 +34,13 @@ def fit(
   workdir: str | pathlib.Path,
   *,
   profile: range = range(0),
+  init: model.Model | None = None,
+  origin: dict | None = None,
 ) -> step_lib.State:
   """Trains a model in `workdir`, or resumes from its newest whole checkpoint.
 
-  The result depends on `cfg` alone: a run that was stopped, killed and resumed
-  ends with the same bits as one that was not.
+  The result depends on `cfg` and `init` alone: a run that was stopped, killed
+  and resumed ends with the same bits as one that was not.
 
   SIGTERM, or Ctrl-C once, saves the current step and returns. Until the first
   step is compiled there is nothing to save, and signals have their usual
@@ -53,6 +57,10 @@ def fit(
       `lock`, which excludes other runs. Several processes (`processes.join`)
       share it. If the settings are refused, at most an empty `lock` is left.
     profile: steps, counted from 1, that `jax.profiler` traces.
+    init: a model of `cfg.model` to start from; None: at random. Its arrays are
+      copied. A run that resumes does not read it.
+    origin: where `init` came from, as JSON values for the metadata of every
+      checkpoint: 'path', 'step', 'fingerprint', 'heads'. None: its fingerprint.
 
   Returns:
     The last state: of step `cfg.train.steps`, or of the step at which a signal
@@ -101,6 +109,9 @@ def fit(
   _check_batch(cfg, mesh)
   like = step_lib.abstract_state(cfg, mesh)
   evaluations.check(cfg, mesh, like.model)
+  if init is not None:
+    init = surgery.reconfigure(init, cfg.model)
+    origin = {"fingerprint": provenance.fingerprint(init)} | (origin or {})
   is_first = jax.process_index() == 0
   progress = terminal.Progress(is_first)
   with lock.exclusive(workdir):  # before hours of packing
@@ -108,7 +119,7 @@ def fit(
       packed = pipeline.pack(cfg.data, codec)
     metadata = workdir_lib.metadata(cfg, codec, packed)
     with processes.watched():
-      _check_agreement(metadata)
+      _check_agreement(metadata | {"init": origin or {}})
     for line in report.settings(cfg, packed, mesh):
       progress.say(line)
     with (
@@ -121,21 +132,30 @@ def fit(
       restored = saved.restore(
         like, refusals=lambda stored: resume.refusals(stored, metadata)
       )
-      state = restored[0] if restored else step_lib.init_state(cfg, mesh)
-      start = int(state.step)
-      if start > cfg.train.steps:
+      if restored:
+        state, stored, _ = restored
+        origin = stored.get("init")
+      else:
+        state = step_lib.init_state(cfg, mesh, init)
+      step = int(state.step)
+      if step > cfg.train.steps:
         raise ValueError(
-          f"{workdir} is at step {start} already, past train.steps "
-          f"{cfg.train.steps}: set --config.train.steps={start} or more"
+          f"{workdir} is at step {step} already, past train.steps "
+          f"{cfg.train.steps}: set --config.train.steps={step} or more"
         )
       workdir_lib.write_settings(cfg, workdir)
       if restored:
-        progress.say(f"resuming from step {start}")
-        for line in resume.changes(restored[1], metadata):
+        progress.say(f"resuming from step {step}")
+        for line in resume.changes(stored, metadata):
           progress.say(line)
       else:
         progress.say(f"a new run in {workdir}")
-      reporter = report.Reporter(cfg, workdir, packed[0], start, progress)
+      if origin:
+        metadata["init"] = origin
+        progress.say(provenance.sentence(origin))
+      if restored and init is not None:
+        progress.say("the model that was given to start from is not used")
+      reporter = report.Reporter(cfg, workdir, packed[0], step, progress)
       loop = _Loop(cfg, mesh, packed, saved, metadata, reporter)
       measures = evaluations.Evaluations(
         cfg, mesh, codec, packed[1], loop.batches.held_out, reporter

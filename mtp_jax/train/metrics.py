@@ -19,11 +19,14 @@ class Clock:
   Args:
     cfg: for the FLOPs per token.
     data: for the tokens per step.
+    freeze: what is not trained, see `config.Train`.
   """
 
-  def __init__(self, cfg: config.Model, data: config.Data):
+  def __init__(
+    self, cfg: config.Model, data: config.Data, freeze: str = "none"
+  ):
     self._tokens = data.batch * data.seq_len
-    self._flops = cost.flops_per_token(cfg, data.seq_len)
+    self._flops = cost.flops_per_token(cfg, data.seq_len, freeze)
     self._peak = cost.peak_flops()
     self._begin = None
     self._steps, self._wait, self._pause = 0, 0.0, 0.0

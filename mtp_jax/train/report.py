@@ -37,7 +37,7 @@ class Reporter:
   ):
     self._workdir, self._packed = workdir, packed
     self.logs = logs.Writer(workdir, start, jax.process_index() == 0)
-    self.clock = metrics.Clock(cfg.model, cfg.data)
+    self.clock = metrics.Clock(cfg.model, cfg.data, cfg.train.freeze)
     self.progress = progress
 
   def step(self, step: int, values: dict) -> None:
@@ -130,12 +130,23 @@ def settings(
   tokens = cfg.data.batch * cfg.data.seq_len
   windows = packed[0].windows(cfg.data.seq_len)
   epochs = cfg.train.steps * cfg.data.batch / windows
+  trained = ""
+  if cfg.train.freeze == "trunk":
+    whole, first = (
+      model.count_parameters(shape)["total"]
+      for shape in (cfg.model, cfg.model.with_heads(1))
+    )
+    trained = (
+      f"; heads 2 to {cfg.model.n_future} are trained, "
+      f"{short(whole - first)}parameters, and all else is frozen"
+    )
   return [
     f"devices: {mesh.size} x {device.device_kind} (data {shape['data']} x "
     f"model {shape['model']}) in {processes} process"
     f"{'es' if processes > 1 else ''}, jax {jax.__version__}",
     f"model: {short(counts['total'])}parameters, {short(counts['layers'])}"
-    f"of them not embeddings; {cfg.model.n_future} {cfg.model.head} heads",
+    f"of them not embeddings; {cfg.model.n_future} {cfg.model.head} heads"
+    + trained,
     f"corpus: {source}, {files}; left out: {skipped or 'nothing'}",
     f"  to train on: {_size(packed[0])}",
     f"  held out: {_size(packed[1])}{cut}",

@@ -9,7 +9,7 @@ import optax
 
 from mtp_jax import config, loss, sharding
 from mtp_jax.data import batch as batch_lib
-from mtp_jax.model import attention, model
+from mtp_jax.model import attention, model, surgery
 from mtp_jax.train import optim
 
 
@@ -25,14 +25,39 @@ class State:
   skipped: jax.Array  # [] int32: non-finite steps in all
 
 
-def init_state(cfg: config.Config, mesh: jax.sharding.Mesh) -> State:
+def init_state(
+  cfg: config.Config,
+  mesh: jax.sharding.Mesh,
+  init: model.Model | None = None,
+) -> State:
   """A fresh State, placed as its parameters declare; equal on every mesh.
 
+  Args:
+    cfg: the run's settings.
+    mesh: the devices that hold it.
+    init: a model to start from, see `surgery.reconfigure`. Its arrays are
+      copied, as float32. None: parameters are drawn from `train.seed`.
+
   Raises:
-    ValueError: an axis of a parameter does not divide by its devices.
+    ValueError: an axis of a parameter does not divide by its devices, `init` is
+      no model of this config, or what `train.freeze` asks for is not possible.
   """
   make, where = _maker(cfg, mesh)
-  return jax.jit(make, out_shardings=where)(jax.random.key(cfg.train.seed))
+  if init is None:
+    return jax.jit(make, out_shardings=where)(jax.random.key(cfg.train.seed))
+  net = jax.tree.map(
+    # Never the caller's own arrays: the training step donates its state.
+    lambda a, s: jax.device_put(a.astype(jnp.float32), s, may_alias=False),
+    surgery.reconfigure(init, cfg.model),
+    where.model,
+  )
+
+  def rest(net):
+    return dataclasses.replace(_state(cfg, net), model=None)
+
+  where = dataclasses.replace(where, model=None)
+  state = jax.jit(rest, out_shardings=where)(net)
+  return dataclasses.replace(state, model=net)
 
 
 def abstract_state(cfg: config.Config, mesh: jax.sharding.Mesh) -> State:
@@ -58,11 +83,12 @@ def train_step(
   The loss is the sum over heads of their weighted nats, divided by the sum of
   the weights of the batch's next-token targets: all terms weigh the same, as in
   the paper. It is 0 where that sum is 0. `train.accumulate` microbatches give
-  the same step in less memory.
+  the same step in less memory. Under `train.freeze` 'trunk' the gradient is
+  that of heads 2..N, and all else stays as it is, bit for bit.
 
   Args:
     state: donated by `compile_step`.
-    batch: windows of T+N tokens.
+    batch: windows of T+N tokens, under a frozen trunk perhaps with `z`.
     cfg: the run's settings.
     mesh: the devices that hold state and batch.
 
@@ -73,6 +99,12 @@ def train_step(
   Reference: the paper, section 2; table S13 and its caption for AdamW.
   """
   N, parts = cfg.model.n_future, cfg.train.accumulate
+  frozen = cfg.train.freeze == "trunk"
+  if batch.z is not None and not frozen:
+    raise ValueError(
+      "the batch has z, so the trunk would learn nothing: set "
+      "train.freeze='trunk'"
+    )
   targets = loss.future_targets(batch, N)
   weight_sums = targets.weights()
   weight_sums = jnp.where(weight_sums > 0, weight_sums, 1.0)  # a divisor
@@ -86,20 +118,24 @@ def train_step(
     kernel=attention_kernel(cfg.model, mesh),
   )
 
+  trained = _trained(cfg, state.model)
+
   def gradient(batch, targets):
     """(total, nats [N], gradient) of some rows."""
 
-    def objective(net):
+    def objective(trained):
+      net = state.model if frozen else trained
       heads = net.heads
       if not heads.kind.own_unembed:
         # Every head reads it: collected once, before their loop.
         unembed = sharding.gathered(heads.unembed, mesh)
         net = net.replace(heads=heads.replace(unembed=unembed))
-      return loss.token_loss(net, batch, targets, scale, settings)
+      data = batch, targets, scale, settings
+      if frozen:
+        return loss.frozen_loss(trained, net, *data)
+      return loss.token_loss(net, *data)
 
-    (total, nats), grads = jax.value_and_grad(objective, has_aux=True)(
-      state.model
-    )
+    (total, nats), grads = jax.value_and_grad(objective, has_aux=True)(trained)
     return total, nats, grads
 
   if parts == 1:
@@ -113,9 +149,9 @@ def train_step(
       return jax.tree.map(jnp.add, sums, here), None
 
     rows = jax.tree.map(
-      lambda x: jnp.moveaxis(x.reshape(-1, parts, x.shape[-1]), 1, 0), batch
+      lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch
     )
-    zeros = jax.tree.map(jnp.zeros_like, state.model)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
     sums = jnp.zeros(()), jnp.zeros((N,)), zeros
     (total, nats, grads), _ = jax.lax.scan(add, sums, rows)
 
@@ -123,11 +159,12 @@ def train_step(
   good = jnp.isfinite(total) & jnp.isfinite(norm)
   tx = optim.make(cfg.optim, cfg.train.steps)
   with jax.named_scope("update"):
-    updates, opt = tx.update(grads, state.opt, state.model)
-    new = optax.apply_updates(state.model, updates), opt
-    net, opt = jax.tree.map(
-      lambda new, old: jnp.where(good, new, old), new, (state.model, state.opt)
+    updates, opt = tx.update(grads, state.opt, trained)
+    new = optax.apply_updates(trained, updates), opt
+    part, opt = jax.tree.map(
+      lambda new, old: jnp.where(good, new, old), new, (trained, state.opt)
     )
+    net = surgery.join(state.model, part) if frozen else part
   bad = jnp.where(good, 0, state.bad + 1)
   metrics = {
     "loss": total,
@@ -197,8 +234,17 @@ def _maker(cfg, mesh):
   jit would leave replicated."""
 
   def make(key):
-    net = model.Model(cfg.model, key)
-    opt = optim.make(cfg.optim, cfg.train.steps).init(net)
-    return State(net, opt, *jnp.zeros((3,), jnp.int32))
+    return _state(cfg, model.Model(cfg.model, key))
 
   return make, sharding.shardings(jax.eval_shape(make, jax.random.key(0)), mesh)
+
+
+def _state(cfg, net):
+  """The State of step 0 with this model."""
+  opt = optim.make(cfg.optim, cfg.train.steps).init(_trained(cfg, net))
+  return State(net, opt, *jnp.zeros((3,), jnp.int32))
+
+
+def _trained(cfg, net):
+  """The part of a model that gradient and optimiser see."""
+  return surgery.trainable(net) if cfg.train.freeze == "trunk" else net

@@ -2,6 +2,6 @@
 
 from mtp_jax.model.heads.kinds import KINDS, Kind
 from mtp_jax.model.heads.linear import Linear
-from mtp_jax.model.heads.stack import Heads, Inputs
+from mtp_jax.model.heads.stack import Heads, Inputs, Own
 
-__all__ = ["KINDS", "Heads", "Inputs", "Kind", "Linear"]
+__all__ = ["KINDS", "Heads", "Inputs", "Kind", "Linear", "Own"]

@@ -21,6 +21,16 @@ class Inputs(NamedTuple):
   embedded: jax.Array | None = None
 
 
+class Own(NamedTuple):
+  """What heads have each for themselves; arrays with a leading axis of heads.
+
+  A model's norm, and the unembedding of most kinds, are shared instead.
+  """
+
+  layers: Any  # None if the kind has none
+  unembed: nnx.Param | None  # [N, D, V]; None if the kind's heads share it
+
+
 class Heads(nnx.Module):
   """N heads over the trunk's output, one norm, and the unembedding.
 
@@ -60,6 +70,22 @@ class Heads(nnx.Module):
   def replace(self, **parts) -> "Heads":
     """A copy with other `layers`, `norm` or `unembed`."""
     return layers.replace(self, **parts)
+
+  def own(self, which: slice = slice(None)) -> Own:
+    """The parts that belong to some heads alone, all by default."""
+    unembed = self.unembed if self.kind.own_unembed else None
+    return jax.tree.map(lambda a: a[which], Own(self.layers, unembed))
+
+  def with_own(self, own: Own) -> "Heads":
+    """Heads with these parts of their own, and with the shared parts of self.
+
+    Their number may differ from that of self.
+    """
+    return self.replace(
+      layers=own.layers,
+      unembed=self.unembed if own.unembed is None else own.unembed,
+      cfg=self.cfg.with_heads(len(jax.tree.leaves(own)[0])),
+    )
 
   def __call__(self, inputs: Inputs) -> jax.Array:
     """Hidden states that the unembedding reads, [N, B, T, D].

@@ -1,0 +1,155 @@
+"""Runs that start from a model: `loop.fit(init=...)`, `train --init=...`."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.startup import initial
+from mtp_jax import config, sharding, tokenizer
+from mtp_jax.checkpoint import checkpoints
+from mtp_jax.model import surgery
+from mtp_jax.train import loop, provenance, workdir
+from mtp_jax.train import step as step_lib
+from tests import parameters, runs
+from tests.test_train import bits
+
+GIVEN = {"model.n_future": 3, "train.freeze": "trunk", "train.steps": 2}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  """A folder with a config file and `source`, step 7 of a next-token model."""
+  folder = runs.make(tmp_path_factory.mktemp("run"))
+  cfg = config.load(folder / "config.json").replace(
+    optim={"warmup": 1, "kind": "muon"}, train={"steps": 2, "eval_every": 2}
+  )
+  (folder / "config.json").write_text(config.to_json(cfg))
+  shape = parameters.model_config(vocab=259, n_future=1, layers=2)
+  cfg = dataclasses.replace(cfg, model=shape).check()
+  state = step_lib.init_state(
+    cfg, sharding.make_mesh(cfg.mesh), parameters.model_of(shape, 0.3)
+  )
+  record = {
+    "config": dataclasses.asdict(cfg),
+    "tokenizer": tokenizer.Bytes().fingerprint,
+  }
+  with checkpoints.Checkpoints(folder / "source" / "checkpoints") as saved:
+    saved.save(7, state, record)
+  return folder
+
+
+def start(home, target, **given):
+  """What --init of `source` makes of the config file and flags."""
+  given = GIVEN | {k.replace("__", "."): v for k, v in given.items()}
+  cfg = config.load(home / "config.json")
+  for name, value in given.items():
+    section, field = name.split(".")
+    cfg = cfg.replace(**{section: {field: value}})
+  return initial.choose(cfg, given, home / "source", target, "copy")
+
+
+@pytest.fixture(scope="module")
+def trained(home):
+  """A frozen run of two steps, and the model that it started from."""
+  found = start(home, home / "run")
+  loop.fit(found.cfg, home / "run", init=found.init, origin=found.origin)
+  return found
+
+
+def test_the_run_is_that_of_the_model_with_more_heads(home, trained):
+  source, theirs, _ = workdir.load(home / "source")
+  net, cfg, _ = workdir.load(home / "run")
+  assert cfg.model == theirs.model.with_heads(3)
+  assert (cfg.model.layers, cfg.model.trunk_layers) == (4, 1)
+  first = surgery.drop_heads(net, 1)
+  assert bits(first) == bits(source)
+  old, new = surgery.trainable(trained.init), surgery.trainable(net)
+  for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+    assert all((x != y).any() for x, y in zip(a, b, strict=True))
+  # Training donates its state: the caller's arrays were not part of it.
+  assert not any(a.is_deleted() for a in jax.tree.leaves(trained.init))
+  with checkpoints.Checkpoints(home / "run" / "checkpoints") as saved:
+    origin = saved.metadata()["init"]
+  assert origin == {
+    "path": str(home / "source"),
+    "step": 7,
+    "fingerprint": provenance.fingerprint(source),
+    "heads": "heads 2 to 3 are new, copied from head 1",
+  }
+
+
+def test_its_text_is_that_of_the_model(home, trained):
+  """Drafted by the new heads, and written by the old one without a cache."""
+  text = (home / "run/samples/000002.txt").read_bytes()
+  prompt, _, written = text.partition(b"[...]")
+  net, _, codec = workdir.load(home / "source")
+  ids = [*codec.encode(prompt)]
+  if len(ids) < 15:  # half a window, of which a document's start has no text
+    ids = [codec.bos, *ids]
+  row, begin = np.zeros((1, 32), np.int32), len(ids)
+  row[0, :begin] = ids
+  best = jax.jit(lambda net, row: net(row)[0, 0].argmax(-1))
+  for end in range(begin, begin + 11):
+    row[0, end] = best(net, row)[end - 1]
+  want = codec.decode(row[0, begin : end + 1])
+  assert written.decode() == f"{want}\n" and len(set(want)) > 1
+
+
+def test_it_resumes_without_the_model(home, trained, capsys):
+  shutil.copytree(home / "run", home / "again")
+  (home / "source").rename(home / "moved")
+  try:
+    found = start(home, home / "again")
+  finally:
+    (home / "moved").rename(home / "source")
+  assert found == initial.Start(trained.cfg, None, None)
+  loop.fit(found.cfg, home / "again", init=trained.init)
+  said = capsys.readouterr().out
+  assert "heads 2 to 3 are trained" in said
+  assert f"resuming from step 2\nweights: {home}/source, step 7" in said
+  assert "the model that was given to start from is not used" in said
+  other = found.cfg.replace(train={"freeze": "none"})
+  line = "train.freeze: 'trunk' in the first, 'none' in the second"
+  with pytest.raises(checkpoints.CheckpointError, match=line):
+    loop.fit(other, home / "again")
+
+
+def test_what_flags_may_change(home, tmp_path):
+  found = start(home, tmp_path, model__vocab=264, model__dtype="bfloat16")
+  assert found.init.cfg == found.cfg.model
+  assert (found.cfg.model.vocab, found.cfg.model.dtype) == (264, "bfloat16")
+  for given, line in (
+    ({"model__width": 48}, "model.width=48, but the model in .*source has 24"),
+    ({"model__vocab": 200}, "vocab=200, but the model in .* has 259 ids"),
+    ({"train__head_weights": (1.0,)}, "1 entries for model.n_future=3"),
+  ):
+    with pytest.raises(ValueError, match=line):
+      start(home, tmp_path, **given)
+
+
+def test_fit_refuses_another_model_before_any_work(home, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop.pipeline, "pack", None)  # not even read
+  found = start(home, tmp_path)
+  for cfg, line in (
+    (found.cfg.replace(model={"mlp": 80}), "model.mlp 41 in the model, 80 in"),
+    (
+      dataclasses.replace(found.cfg, model=found.cfg.model.with_heads(1)),
+      "trains heads 2..N, and model.n_future is 1",
+    ),
+  ):
+    with pytest.raises(ValueError, match=line):
+      loop.fit(cfg, tmp_path / "w", init=found.init)
+
+
+def test_the_program_takes_it(home, call):
+  code, _, err = call(
+    f"--config={home}/config.json",
+    f"--workdir={home}/w",
+    f"--init={home}/source",
+    "--config.model.layers=9",
+  )
+  assert code == 1
+  assert err.startswith("error: --config.model.layers=9, but the model in ")

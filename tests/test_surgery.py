@@ -1,0 +1,134 @@
+"""Head surgery: what stays is equal bit for bit, what is new is as asked."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtp_jax.model import model, surgery
+from tests import parameters
+
+KEY = jax.random.key(0)
+KINDS = ("parallel", "causal", "unembedding")
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 31, (2, 7)))
+
+
+@functools.cache
+def net_of(kind):
+  return parameters.random_model(kind)
+
+
+@jax.jit
+def logits(net):
+  """[N, B, T, V]. One product per head: a wider one could round otherwise."""
+  inputs = net.read(TOKENS, jnp.ones_like(TOKENS), TOKENS.shape[1])
+  rows = []
+  for i, hidden in enumerate(net.heads(inputs)):
+    unembed = net.heads.unembed[...]
+    unembed = unembed[i] if net.heads.kind.own_unembed else unembed
+    rows.append(jnp.einsum("BTD,DV->BTV", hidden, unembed))
+  return jnp.stack(rows)
+
+
+def assert_equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_that_stay_keep_their_bits(kind):
+  net = net_of(kind)
+  want = logits(net)
+  one = surgery.drop_heads(net, 1)
+  assert one.cfg.trunk_layers == net.cfg.trunk_layers
+  assert_equal(logits(one), want[:1])
+  for how in surgery.HOW:
+    five = surgery.add_heads(net, 5, jax.random.key(3), how)
+    assert five.cfg.trunk_layers == net.cfg.trunk_layers
+    shapes = jax.eval_shape(lambda k, c=five.cfg: model.Model(c, k), KEY)
+    assert jax.tree.structure(five) == jax.tree.structure(shapes)
+    found = logits(five)
+    assert_equal(found[:3], want)
+    if how == "copy" and kind != "causal":  # there a copy reads another state
+      assert_equal(found[3:], jnp.repeat(want[2:], 2, 0))
+    else:
+      for i in (3, 4):
+        assert all(abs(found[i] - found[j]).max() > 0.1 for j in range(i))
+    assert_equal(surgery.drop_heads(five, 3), net)
+    assert_equal(surgery.join(five, surgery.trainable(five)), five)
+  assert_equal(net, net_of(kind))
+
+
+def test_a_next_token_model_loses_no_layer():
+  net = parameters.random_model(layers=3, n_future=1, mlp=80, width=48)
+  four = surgery.add_heads(net, 4, KEY, "fresh")
+  assert (four.cfg.layers, four.cfg.trunk_layers) == (6, 2)
+  # As in a new model of 6 layers, and each head with values of its own.
+  new = np.asarray(four.heads.layers.w_down[...][1:])
+  np.testing.assert_allclose(new.std((1, 2)), (80 * 2 * 6) ** -0.5, rtol=0.05)
+  assert len({x.tobytes() for x in new}) == 3
+
+
+def test_padding_takes_no_more_than_its_share():
+  net = net_of("parallel")
+  # A model whose logits are all far below 0, where zeros would win.
+  unembed = net.heads.unembed.replace(net.embed[...].T * 40)
+  low = net.replace(
+    embed=net.embed.replace(unembed[...].T),
+    heads=net.heads.replace(unembed=unembed),
+  )
+  for net in (low, net_of("unembedding")):
+    padded = surgery.pad_vocab(net, 40)
+    assert padded.cfg == dataclasses.replace(net.cfg, vocab=40)
+    assert_equal(padded.embed[...][:31], net.embed[...])
+    assert_equal(padded.heads.unembed[...][..., :31], net.heads.unembed[...])
+    found = logits(padded)
+    np.testing.assert_allclose(found[..., :31], logits(net), rtol=1e-5)
+    share = jax.nn.softmax(found)[..., 31:].sum(-1)
+    assert share.max() < 9 / 40
+  # Tied weights stay tied.
+  tied = surgery.pad_vocab(low, 40)
+  assert_equal(tied.embed[...], tied.heads.unembed[...].T)
+
+
+def test_settings_change_no_array():
+  net = net_of("parallel")
+  cfg = dataclasses.replace(
+    net.cfg, dtype="bfloat16", remat="full", mask_documents=False
+  )
+  other = surgery.reconfigure(net, cfg)
+  assert other.cfg == other.heads.cfg == other.trunk.cfg == cfg
+  assert_equal(surgery.reconfigure(other, net.cfg), net)
+  line = (
+    "model.width 24 in the model, 48 in the config; model.norm_eps 1e-05 in"
+  )
+  with pytest.raises(ValueError, match=line):
+    surgery.reconfigure(
+      net, dataclasses.replace(net.cfg, width=48, norm_eps=1e-6)
+    )
+
+
+def test_what_is_refused():
+  net, chain = net_of("parallel"), net_of("anticausal")
+  assert_equal(surgery.drop_heads(chain, 3), chain)
+  for fun, line in (
+    (lambda: surgery.drop_heads(net, 0), "cannot keep 0 heads of 3"),
+    (lambda: surgery.drop_heads(net, 4), "cannot keep 4 heads of 3"),
+    (lambda: surgery.add_heads(net, 3), "has 3 heads already; 3 are not more"),
+    (lambda: surgery.add_heads(net, 4, how="new"), "one of copy, fresh"),
+    (lambda: surgery.add_heads(net, 4, how="fresh"), "needs a key"),
+    (lambda: surgery.pad_vocab(net, 30), "30 would cut the model's 31 ids"),
+    (lambda: surgery.drop_heads(chain, 1), "dropping heads .* anticausal"),
+    (lambda: surgery.add_heads(chain, 4), "adding heads .* anticausal heads"),
+    (lambda: surgery.trainable(chain), "freeze='trunk' is not .* anticausal"),
+    (
+      lambda: surgery.trainable(surgery.drop_heads(net, 1)),
+      "model.n_future is 1: set --config.model.n_future=4",
+    ),
+  ):
+    with pytest.raises(ValueError, match=line):
+      fun()
