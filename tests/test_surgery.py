@@ -75,11 +75,14 @@ def test_a_next_token_model_loses_no_layer():
 
 def test_padding_takes_no_more_than_its_share():
   net = net_of("parallel")
-  # A model whose logits are all far below 0, where zeros would win.
-  unembed = net.heads.unembed.replace(net.embed[...].T * 40)
+  # Texts point one way and the unembedding the other, so that all logits are
+  # far below 0, where zeros would win.
+  way = 20 * parameters.normal(1, 24)
   low = net.replace(
-    embed=net.embed.replace(unembed[...].T),
-    heads=net.heads.replace(unembed=unembed),
+    embed=net.embed.replace(net.embed[...] + way),
+    heads=net.heads.replace(
+      unembed=net.heads.unembed.replace(net.heads.unembed[...] - way[:, None])
+    ),
   )
   for net in (low, net_of("unembedding")):
     padded = surgery.pad_vocab(net, 40)
@@ -90,9 +93,9 @@ def test_padding_takes_no_more_than_its_share():
     np.testing.assert_allclose(found[..., :31], logits(net), rtol=1e-5)
     share = jax.nn.softmax(found)[..., 31:].sum(-1)
     assert share.max() < 9 / 40
-  # Tied weights stay tied.
-  tied = surgery.pad_vocab(low, 40)
-  assert_equal(tied.embed[...], tied.heads.unembed[...].T)
+  tied = low.replace(embed=low.embed.replace(low.heads.unembed[...].T))
+  padded = surgery.pad_vocab(tied, 40)
+  assert_equal(padded.embed[...], padded.heads.unembed[...].T)
 
 
 def test_settings_change_no_array():
