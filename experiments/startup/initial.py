@@ -8,8 +8,9 @@ import jax
 
 from mtp_jax import config
 from mtp_jax.checkpoint import checkpoints
+from mtp_jax.interchange import folders
 from mtp_jax.model import model, surgery
-from mtp_jax.train import provenance, workdir
+from mtp_jax.train import provenance
 
 
 class Start(typing.NamedTuple):
@@ -51,7 +52,7 @@ def choose(
   }
   resumes = _has_checkpoints(target)
   source = target if resumes else path
-  found, _ = workdir.settings(source)
+  found, _ = folders.settings(source)
   shape = _shape(found.model, wanted, source)
   cfg = dataclasses.replace(cfg, model=shape)
   if "data.tokenizer" not in given:
@@ -59,7 +60,7 @@ def choose(
   cfg = cfg.check()
   if resumes:
     return Start(cfg, None, None)
-  net, _, _, step = workdir.load_step(path)
+  net, _, _, step = folders.load_step(path)
   origin = {
     "path": str(path),
     "step": step,

@@ -24,7 +24,7 @@ def flops_per_token(
   """Model FLOPs of one training token: no recomputation, causal attention.
 
   Six per matrix parameter, forward and backward, the shared unembedding
-  counted once per head that uses it, and 6 T D per attention layer: half of
+  counted once per head that uses it, and 6 T H C per attention layer: half of
   the scores and of the sums over values are masked away.
 
   With `freeze` 'trunk' (`train.freeze`), only heads 2..N run backward, and a
@@ -40,7 +40,8 @@ def flops_per_token(
 
 def _forward(cfg, seq_len):
   count = model.count_parameters(cfg)
-  attention = 2 * seq_len * cfg.width * (cfg.trunk_layers + cfg.head_layers)
+  channels = cfg.attn_heads * cfg.channels
+  attention = 2 * seq_len * channels * (cfg.trunk_layers + cfg.head_layers)
   unembeddings = cfg.n_future * cfg.vocab * cfg.width
   return 2 * (count["layers"] + unembeddings) + attention
 

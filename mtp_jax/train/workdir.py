@@ -74,7 +74,10 @@ def load_step(
 
 
 def _settings(workdir, record):
-  """The config and the tokenizer that a checkpoint's metadata names."""
+  """The config and the tokenizer that a checkpoint's metadata names.
+
+  `data.tokenizer` is the path that the tokenizer was read from.
+  """
   cfg = config.from_dict(record["config"])
   name = cfg.data.tokenizer
   copy = _copy(name, workdir)  # the original may have been moved or replaced
@@ -90,7 +93,7 @@ def _settings(workdir, record):
       f"tokenizer {name} has fingerprint {codec.fingerprint}; the model was "
       f"trained with {record['tokenizer']}: {remedy}"
     )
-  return cfg, codec
+  return cfg.replace(data={"tokenizer": name}), codec
 
 
 def no_run(workdir: pathlib.Path) -> str:
