@@ -3,11 +3,14 @@
 import doctest
 import importlib
 import inspect
+import pathlib
 import pkgutil
 
 import pytest
 
 import mtp_jax
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 # What a notebook user calls; each has an example in its docstring.
 NAMES = [
@@ -73,3 +76,12 @@ def test_a_public_name_has_an_example_that_is_run(name):
   own = [e.source for e in doctest.DocTestParser().get_examples(doc)]
   assert own in sources, f"{name} has no example, or none that runs"
   assert "+SKIP" not in doc
+
+
+def test_the_page_of_names_is_right(tmp_path, monkeypatch):
+  """API.md: its session runs, and its table names what exists."""
+  monkeypatch.chdir(tmp_path)
+  text = (ROOT / "API.md").read_text(encoding="utf-8")
+  page = doctest.DocTestParser().get_doctest(text, {}, "API.md", None, 0)
+  assert len(page.examples) > 30
+  assert not failures([page])
