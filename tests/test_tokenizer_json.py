@@ -103,6 +103,21 @@ def test_what_is_no_text_is_refused(codecs):
   assert codec.decode(broken) == "\ufffda"
 
 
+def test_an_unknown_character_and_an_end_of_the_same_id(trained, tmp_path):
+  """Models without byte pieces have a token for it; others name their end."""
+  fields = json.loads(json.dumps(trained["llama"]))
+  fields["model"]["byte_fallback"] = False
+  codec = tokenizer.load(str(write(tmp_path, fields, tokenizer_config=NAMES)))
+  assert codec.decode(codec.encode("to \U0001f389")) == "to \ufffd"
+  pad = NAMES | {"pad_token": "<unk>"}
+  codec = tokenizer.load(str(write(tmp_path, fields, tokenizer_config=pad)))
+  assert codec.encode("\U0001f389")[-1] == codec.pad
+  fields = json.loads(json.dumps(trained["byte_level"]))
+  fields["model"]["unk_token"] = "</s>"
+  codec = tokenizer.load(str(write(tmp_path, fields, tokenizer_config=NAMES)))
+  assert codec.decode([codec.eos, *codec.encode("</s>")]) == "</s>"
+
+
 def test_special_ids_are_not_made_by_merges(trained, tmp_path):
   """Where "</s>" is a word of the vocabulary that merges lead to."""
   fields = json.loads(json.dumps(trained["byte_level"]))
@@ -181,7 +196,7 @@ def test_what_cannot_be_loaded_is_named(trained, tmp_path):
   refused(
     "drops merges", fields | {"model": fields["model"] | {"dropout": 0.5}}
   )
-  refused("tokenizer.json is not a tokenizer of `tokenizers`: ", {"model": 1})
+  refused("tokenizer.json cannot be read as a tokenizer.json: ", {"model": 1})
   refused(
     "no id that ends a document: name an `eos_token`", tokenizer_config={}
   )
@@ -193,7 +208,7 @@ def test_what_cannot_be_loaded_is_named(trained, tmp_path):
   (tmp_path / "config.json").write_text('{"a"')
   refused("config.json cannot be read: Expecting")
   (tmp_path / "tokenizer.json").write_text(json.dumps(fields)[:999])
-  with pytest.raises(ValueError, match="is not a tokenizer of `tokenizers`: "):
+  with pytest.raises(ValueError, match="cannot be read as a tokenizer.json: "):
     tokenizer.load(str(tmp_path / "tokenizer.json"))
   (tmp_path / "tokenizer.json").unlink()
   with pytest.raises(

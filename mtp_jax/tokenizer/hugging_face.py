@@ -55,7 +55,7 @@ class HuggingFace(interface.Tokenizer):
       self._tokenizer = tokenizers.Tokenizer.from_buffer(self._json)
     except Exception as error:  # `tokenizers` raises no subclass of it
       raise ValueError(
-        f"{path} is not a tokenizer of `tokenizers`: {error}"
+        f"{path} cannot be read as a tokenizer.json: {error}"
       ) from error
     if fields["model"].get("dropout"):
       raise ValueError(f"{path} drops merges at random (model.dropout)")
@@ -70,8 +70,10 @@ class HuggingFace(interface.Tokenizer):
     self.special = special_ids.read(path.parent, t.token_to_id, self.vocab)
     self.bos, self.eos = self.special.bos, self.special.eos
     self.pad = self.special.pad
-    self._unknown = ids.get(fields["model"].get("unk_token"), -1)
-    self._name_special_tokens()
+    # What text becomes that no piece has; a byte-level model has all bytes.
+    unknown = None if decoder.byte_level else fields["model"].get("unk_token")
+    self._unknown = ids.get(unknown, -1)
+    self._special = self._mark_special()
     self._pieces = self._make_pieces(decoder, ids)
     self._adds_space = decoder.strips
     self._prefix = self._find_prefix()
@@ -92,7 +94,7 @@ class HuggingFace(interface.Tokenizer):
   def special_names(self) -> list[str]:
     """Names of the special tokens, the longest first."""
     names = (self._tokenizer.id_to_token(i) for i in self._special)
-    return sorted(names, key=len, reverse=True)
+    return sorted(filter(None, names), key=len, reverse=True)
 
   def files(self) -> dict[str, bytes]:
     """tokenizer.json, and two short files of its special ids."""
@@ -107,7 +109,7 @@ class HuggingFace(interface.Tokenizer):
     text = interface.utf8(text).decode("utf-8")
     ids = self._tokenizer.encode(text, add_special_tokens=False).ids
     # Merges or a whole word may still make one, in an unusual model.
-    if not self._special.isdisjoint(ids):
+    if not self._special.isdisjoint(i for i in ids if i != self._unknown):
       ids = [j for i in ids for j in self._spelled(i)]
     return np.array(ids, np.int32)
 
@@ -120,32 +122,26 @@ class HuggingFace(interface.Tokenizer):
       self._tokenizer.encode_special_tokens = True
     return np.array(ids, np.int32)
 
-  def _name_special_tokens(self):
-    """Has `tokenizers` treat every special id as special, in text as well."""
+  def _mark_special(self) -> set[int]:
+    """Has `tokenizers` treat every special id as special; returns them."""
     t, s = self._tokenizer, self.special
     added = t.get_added_tokens_decoder()
-    named = {s.bos, s.eos, s.pad, *s.ends} - {self._unknown}
-    for i in sorted(named):
-      token = added.get(i) or tokenizers.AddedToken(t.id_to_token(i))
-      if not token.special:
-        token.special = True
+    used = {s.bos, s.eos, s.pad, *s.ends}
+    for i in used - {i for i, token in added.items() if token.special}:
+      if name := t.id_to_token(i):  # ids may have gaps
+        token = tokenizers.AddedToken(name, normalized=False, special=True)
         t.add_special_tokens([token])
-    self._special = named | {i for i, token in added.items() if token.special}
-    self._special.discard(self._unknown)
     t.encode_special_tokens = True
+    return used | {i for i, token in added.items() if token.special}
 
   def _make_pieces(self, decoder, ids) -> list[bytes]:
-    pieces = [b""] * self.vocab  # ids may have gaps
+    pieces = [b""] * self.vocab
     added = self._tokenizer.get_added_tokens_decoder()
     for name, i in ids.items():
-      if i == self._unknown:
-        pieces[i] = "\ufffd".encode()
-      elif i in added:
-        pieces[i] = added[i].content.encode()
-      else:
-        pieces[i] = decoder.piece(name)
-    for i in self._special:
-      pieces[i] = b""
+      if i not in self._special:
+        pieces[i] = name.encode() if i in added else decoder.piece(name)
+    if self._unknown not in {-1, self.bos, self.pad, *self.ends}:
+      pieces[self._unknown] = "\ufffd".encode()
     return pieces
 
   def _find_prefix(self) -> tuple[int, ...]:
@@ -158,7 +154,7 @@ class HuggingFace(interface.Tokenizer):
 
   def _spelled(self, i: int) -> list[int]:
     """An id that text may have; a special one is spelled by characters."""
-    if i not in self._special:
+    if i not in self._special or i == self._unknown:
       return [i]
     name = self._tokenizer.id_to_token(i)
     ids = [self._tokenizer.token_to_id(character) for character in name]
@@ -176,14 +172,14 @@ class _Decoder:
 
   def __init__(self, section: dict | None):
     self.strips = False  # one space, at the start of a text
-    self._byte_level = self._byte_pieces = False
+    self.byte_level = self._byte_pieces = False
     self._replaced = {}
     self._add(section or {"type": "none"})
-    self._byte_of = bytes_of_characters() if self._byte_level else {}
+    self._byte_of = bytes_of_characters() if self.byte_level else {}
 
   def piece(self, name: str) -> bytes:
     """Bytes of a piece of the model's own vocabulary."""
-    if self._byte_level and all(c in self._byte_of for c in name):
+    if self.byte_level and all(c in self._byte_of for c in name):
       return bytes(self._byte_of[c] for c in name)
     if self._byte_pieces and (hexadecimal := _BYTE.fullmatch(name)):
       return bytes.fromhex(hexadecimal[1])
@@ -197,7 +193,7 @@ class _Decoder:
         for each in steps:
           self._add(each)
       case {"type": "ByteLevel"}:
-        self._byte_level = True
+        self.byte_level = True
       case {"type": "ByteFallback"}:
         self._byte_pieces = True
       case {"type": "Fuse"}:
