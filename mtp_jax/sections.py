@@ -108,13 +108,13 @@ class Model:
     fields.one_of("model.dtype", self.dtype, ("float32", "bfloat16"))
     fields.one_of("model.remat", self.remat, REMAT_POLICIES)
     fields.one_of("model.attention", self.attention, ATTENTION)
-    fields.divides(
-      "model.attn_heads", self.attn_heads, "model.kv_heads", self.kv_heads
-    )
     if not self.attn_channels:
       fields.divides(
         "model.width", self.width, "model.attn_heads", self.attn_heads
       )
+    fields.divides(
+      "model.attn_heads", self.attn_heads, "model.kv_heads", self.kv_heads
+    )
     if self.channels % 2:
       given = f"model.attn_channels {self.attn_channels}"
       if not self.attn_channels:
