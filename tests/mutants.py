@@ -38,10 +38,10 @@ MUTANTS = [
     "test_frozen.py::test_gradient_is_the_formulas_of_heads_2_to_n",
   ),
   Mutant(
-    "a run trains in the arrays of the model it starts from",
-    "mtp_jax/train/step.py",
-    "may_alias=False",
-    "may_alias=True",
+    "a run does not start from the model that it is given",
+    "mtp_jax/train/loop.py",
+    "state = step_lib.init_state(cfg, mesh, init)",
+    "state = step_lib.init_state(cfg, mesh)",
     "test_init.py::test_the_run_is_that_of_the_model_with_more_heads",
   ),
   Mutant(

@@ -6,7 +6,7 @@ import typing
 
 import jax
 
-from mtp_jax import config
+from mtp_jax import config, sharding
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.interchange import folders
 from mtp_jax.model import model, surgery
@@ -60,7 +60,7 @@ def choose(
   cfg = cfg.check()
   if resumes:
     return Start(cfg, None, None)
-  net, _, _, step = folders.load_step(path)
+  net, _, _, step = folders.load_step(path, mesh=_host())
   origin = {
     "path": str(path),
     "step": step,
@@ -80,6 +80,15 @@ def choose(
   if shape.vocab > net.cfg.vocab:
     net = surgery.pad_vocab(net, shape.vocab)
   return Start(cfg, surgery.reconfigure(net, shape), origin)
+
+
+def _host() -> jax.sharding.Mesh:
+  """A mesh of one CPU: an accelerator is to hold the run's copy alone."""
+  try:
+    devices = jax.local_devices(backend="cpu")
+  except RuntimeError:  # JAX_PLATFORMS leaves it out
+    devices = jax.local_devices()
+  return sharding.make_mesh(config.Mesh(data=1, model=1), devices[:1])
 
 
 def _has_checkpoints(folder: pathlib.Path) -> bool:

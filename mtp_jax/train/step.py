@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mtp_jax import config, loss, sharding
@@ -45,12 +46,17 @@ def init_state(
   make, where = _maker(cfg, mesh)
   if init is None:
     return jax.jit(make, out_shardings=where)(jax.random.key(cfg.train.seed))
-  net = jax.tree.map(
-    # Never the caller's own arrays: the training step donates its state.
-    lambda a, s: jax.device_put(a.astype(jnp.float32), s, may_alias=False),
-    surgery.reconfigure(init, cfg.model),
-    where.model,
-  )
+
+  def place(a, sharding):
+    # A copy: the training step donates its state. From the host: the mesh may
+    # have devices of other processes.
+    host = np.array(a, np.float32)
+    return jax.make_array_from_callback(
+      host.shape, sharding, lambda index: host[index]
+    )
+
+  net = surgery.reconfigure(init, cfg.model)
+  net = jax.tree.map(place, net, where.model)
 
   def rest(net):
     return dataclasses.replace(_state(cfg, net), model=None)
