@@ -417,6 +417,20 @@ MUTANTS = [
     "return (a == b).any()",
     "test_export.py::test_a_tied_model_that_is_so_no_more_is_written_untied",
   ),
+  Mutant(
+    "a file of weights may name any function",
+    "mtp_jax/interchange/pickles.py",
+    "if name not in _ALLOWED:",
+    "if not name:",
+    "test_torch_files.py::test_what_a_pickle_would_run_is_refused",
+  ),
+  Mutant(
+    "a tensor begins where its storage does",
+    "mtp_jax/interchange/torch_files.py",
+    "storage[place.offset :],",
+    "storage,",
+    "test_torch_files.py::test_torchs_own_bytes_are_read",
+  ),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Models out: ordinary Hugging Face folders."""
+"""Models out, as folders of Hugging Face or of Meta."""
 
 import contextlib
 import json
@@ -13,6 +13,7 @@ from mtp_jax.checkpoint import storage
 from mtp_jax.interchange import (
   hugging_face,
   hugging_face_config,
+  meta,
   model_card,
   names,
   tokenizer_files,
@@ -62,18 +63,18 @@ def save(
     ValueError: the folder exists or cannot be written, there is no tokenizer,
       no family of models has what this one has, or a number is too large.
   """
-  path = checked_target(net, path, dtype)
+  path = _checked_target(net, path, dtype)
   names.check_kind(net.cfg)
   tree = hugging_face_config.from_model(net.cfg)
   source = model_card.Source.of(like)
-  codec = checked_tokenizer(net, codec, source)
+  codec = _checked_tokenizer(net, codec, source)
   tree = _config(tree, source, codec)
   if codec is source.codec and source.kind == "hugging_face":
     files = tokenizer_files.of_folder(source.path)
   else:
     files = tokenizer_files.of(codec)
   files |= source.files()
-  with new_folder(path) as folder:
+  with _new_folder(path) as folder:
     written = hugging_face.write(folder, net, dtype)
     tree |= {"dtype": written.dtype, "tie_word_embeddings": written.tied}
     card = model_card.write(path.name, net.cfg, tree, source, notes)
@@ -82,7 +83,40 @@ def save(
       (folder / name).write_bytes(content)
 
 
-def checked_target(
+def save_meta(
+  net: model.Model,
+  path: str | pathlib.Path,
+  *,
+  like: str | pathlib.Path | None = None,
+  codec: tokenizer_lib.Tokenizer | None = None,
+  dtype: str | None = None,
+) -> None:
+  """Writes a model in the format of Meta's release, which `load` reads again.
+
+  The folder has params.json, consolidated.pth and the files of the tokenizer.
+  Meta's own programs need a SentencePiece one.
+
+  Args:
+    net: a model with parallel heads, and with what Llama 2 has.
+    path: as in `save`.
+    like: as in `save`.
+    codec: as in `save`.
+    dtype: as in `save`.
+
+  Raises:
+    ValueError: as in `save`; this format has no such model.
+  """
+  path = _checked_target(net, path, dtype)
+  meta.from_model(net.cfg)
+  source = model_card.Source.of(like)
+  files = _checked_tokenizer(net, codec, source).files() | source.files()
+  with _new_folder(path) as folder:
+    meta.write(folder, net, dtype)
+    for name, content in files.items():
+      (folder / name).write_bytes(content)
+
+
+def _checked_target(
   net: model.Model, path: str | pathlib.Path, dtype: str | None
 ) -> pathlib.Path:
   """The path of a folder that can be written.
@@ -104,7 +138,7 @@ def checked_target(
   return path
 
 
-def checked_tokenizer(
+def _checked_tokenizer(
   net: model.Model,
   codec: tokenizer_lib.Tokenizer | None,
   source: "model_card.Source",
@@ -129,7 +163,7 @@ def checked_tokenizer(
 
 
 @contextlib.contextmanager
-def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A folder under another name that becomes `path` if no error is raised.
 
   Raises:

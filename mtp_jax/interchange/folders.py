@@ -7,7 +7,7 @@ import jax
 from mtp_jax import config
 from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.checkpoint import checkpoints, storage
-from mtp_jax.interchange import hugging_face, streaming
+from mtp_jax.interchange import hugging_face, meta, streaming
 from mtp_jax.model import model
 from mtp_jax.train import workdir
 
@@ -24,7 +24,9 @@ def load(
   The folder is a workdir of `fit`, or a Hugging Face folder of a Llama,
   Mistral, Qwen2 or Qwen3 model: config.json, *.safetensors, and tokenizer.json
   or tokenizer.model. Such a model of L layers gets one head, whose layer is the
-  last of them; tied embeddings become two arrays. Nothing is printed.
+  last of them, and the others that `save` put beside it; tied embeddings become
+  two arrays. Or it is Meta's: params.json, consolidated.pth, of which nothing
+  is executed, and tokenizer.model there or above. Nothing is printed.
 
   Example, with the run that the example of `fit` trains:
     >>> import mtp_jax
@@ -76,7 +78,8 @@ def load_step(
   cfg, codec = settings(path, step)
   if dtype is not None:
     cfg = cfg.replace(model={"dtype": dtype})
-  net = hugging_face.load(path, cfg.model, mesh=mesh, dtype=dtype or "float32")
+  reader = _OTHERS[kind(path)]
+  net = reader.load(path, cfg.model, mesh=mesh, dtype=dtype or "float32")
   return net, cfg, codec, None
 
 
@@ -92,9 +95,10 @@ def settings(
     return workdir.settings(path, step)
   if step is not None:
     raise ValueError(f"step={step}, but {path} is no workdir: it has no steps")
-  shape = hugging_face.settings(path)
-  codec = tokenizer_lib.load(str(path))
-  file = tokenizer_lib.find(path)
+  reader = _OTHERS[kind(path)]
+  shape = reader.settings(path)
+  file = reader.find_tokenizer(path)
+  codec = tokenizer_lib.load(str(file or path))
   if codec.vocab > shape.vocab:
     raise ValueError(
       f"{file} has {codec.vocab} ids, but the model {shape.vocab}: the two "
@@ -105,7 +109,7 @@ def settings(
 
 
 def kind(path: pathlib.Path) -> str:
-  """What a folder is: 'workdir' or 'hugging_face'.
+  """What a folder is: 'workdir', 'hugging_face' or 'meta'.
 
   Raises:
     checkpoints.CheckpointError: it holds no model.
@@ -114,13 +118,20 @@ def kind(path: pathlib.Path) -> str:
     return "workdir"
   if _is_hugging_face(path):
     return "hugging_face"
+  if any((path / name).exists() for name in (meta.PARAMS, meta.WEIGHTS)):
+    return "meta"
   line = workdir.no_run(path)
   if path.is_dir():
     line = (
       f"{path} is no Hugging Face folder, which has config.json with a "
-      f"model_type and {hugging_face.SINGLE}; and {line}"
+      f"model_type and {hugging_face.SINGLE}, and none of Meta, with "
+      f"{meta.PARAMS} and {meta.WEIGHTS}; {line}"
     )
   raise checkpoints.CheckpointError(line)
+
+
+# Each has `settings`, `find_tokenizer` and `load`.
+_OTHERS = {"hugging_face": hugging_face, "meta": meta}
 
 
 def _is_hugging_face(path: pathlib.Path) -> bool:

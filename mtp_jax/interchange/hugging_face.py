@@ -6,7 +6,6 @@ knows of, are in a file of their own (`extra_heads`).
 """
 
 import contextlib
-import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import jax
 import safetensors
 
 from mtp_jax import config
+from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.interchange import (
   extra_heads,
   hugging_face_config,
@@ -51,6 +51,11 @@ def settings(path: pathlib.Path) -> config.Model:
     return found
   with _open(file) as opened:
     return extra_heads.with_heads(found, file, opened.metadata())
+
+
+def find_tokenizer(path: pathlib.Path) -> pathlib.Path | None:
+  """The tokenizer's file in a folder; None if there is none."""
+  return tokenizer_lib.find(path)
 
 
 def load(
@@ -114,21 +119,14 @@ def write(folder: pathlib.Path, net: model.Model, dtype: str | None) -> Written:
   tied = is_tied(net)
   if tied:
     del wanted[-1]
-  matrices, vectors = streaming.dtypes(net, wanted, dtype)
-
-  def entry(tensor):
-    kind = matrices if len(tensor.shape) > 1 else vectors
-    make = functools.partial(streaming.take, net, tensor, kind)
-    return safetensors_file.Entry(tensor.shape, kind, make)
-
-  entries = {tensor.name: entry(tensor) for tensor in wanted}
+  entries = streaming.entries(net, wanted, dtype)
   extra = {k: e for k, e in entries.items() if k.startswith(extra_heads.PREFIX)}
   if extra:
     safetensors_file.write(
       folder / extra_heads.NAME, extra, extra_heads.metadata(net.cfg)
     )
   _write_parts(folder, {k: e for k, e in entries.items() if k not in extra})
-  return Written(matrices, tied)
+  return Written(entries[wanted[0].name].dtype, tied)
 
 
 def is_tied(net: model.Model) -> bool:
@@ -149,11 +147,11 @@ def _write_parts(folder, entries):
   """Files of at most `PART_BYTES`, or one tensor, and what lists them."""
   parts, size = [{}], 0
   for name, entry in entries.items():
-    if parts[-1] and size + entry.size > PART_BYTES:
+    if parts[-1] and size + len(entry) > PART_BYTES:
       parts.append({})
       size = 0
     parts[-1][name] = entry
-    size += entry.size
+    size += len(entry)
   metadata = {"format": "pt"}  # transformers refuses files without it
   if len(parts) == 1:
     safetensors_file.write(folder / SINGLE, entries, metadata)
@@ -163,7 +161,7 @@ def _write_parts(folder, entries):
     name = f"model-{i:05}-of-{len(parts):05}.safetensors"
     safetensors_file.write(folder / name, part, metadata)
     listed |= dict.fromkeys(part, name)
-  total = sum(entry.size for entry in entries.values())
+  total = sum(map(len, entries.values()))
   index = {"metadata": {"total_size": total}, "weight_map": listed}
   (folder / INDEX).write_text(f"{json.dumps(index, indent=2)}\n", "utf-8")
 

@@ -7,33 +7,18 @@ arrays that are all in memory.
 """
 
 import json
-import math
 import os
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
 
-import numpy as np
+from mtp_jax.interchange import streaming
 
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_SIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
-
-class Entry(NamedTuple):
-  """A tensor to be written."""
-
-  shape: tuple[int, ...]
-  dtype: str  # 'float32', 'float16' or 'bfloat16'
-  make: Callable[[], np.ndarray]  # called once, when its turn comes
-
-  @property
-  def size(self) -> int:
-    """Bytes."""
-    return math.prod(self.shape) * _SIZES[self.dtype]
 
 
 def write(
-  path: pathlib.Path, entries: dict[str, Entry], metadata: dict[str, str]
+  path: pathlib.Path,
+  entries: dict[str, streaming.Entry],
+  metadata: dict[str, str],
 ) -> None:
   """Writes a file, and has it reach the disk.
 
@@ -44,10 +29,10 @@ def write(
   """
   header, end = {"__metadata__": metadata}, 0
   # Larger numbers first: each tensor begins at a multiple of its number's size.
-  order = sorted(entries, key=lambda name: -_SIZES[entries[name].dtype])
+  order = sorted(entries, key=lambda name: entries[name].dtype != "float32")
   for name in order:
     entry = entries[name]
-    begin, end = end, end + entry.size
+    begin, end = end, end + len(entry)
     header[name] = {
       "dtype": _NAMES[entry.dtype],
       "shape": entry.shape,
@@ -58,9 +43,6 @@ def write(
   with path.open("wb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
-      value = entries[name].make()
-      if value.shape != entries[name].shape:
-        raise AssertionError(f"{name}: {value.shape}, {entries[name].shape}")
-      file.write(value.data if value.dtype.kind == "f" else value.tobytes())
+      file.write(entries[name].bytes())
     file.flush()
     os.fsync(file.fileno())

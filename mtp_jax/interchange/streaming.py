@@ -1,6 +1,8 @@
 """A model from a file's tensors, one at a time, straight onto its devices."""
 
+import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import NamedTuple
@@ -95,24 +97,52 @@ def fill(
   return jax.tree.unflatten(treedef, arrays)
 
 
-def dtypes(
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A tensor that will be written.
+
+  Attributes:
+    shape: in the file.
+    dtype: 'float32', 'float16' or 'bfloat16'.
+    make: gives its values; called when its turn has come.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  make: Callable[[], np.ndarray]
+
+  def __len__(self) -> int:
+    """Bytes."""
+    return math.prod(self.shape) * jnp.dtype(self.dtype).itemsize
+
+  def bytes(self) -> memoryview:
+    """The values, little-endian."""
+    return memoryview(self.make().reshape(-1).view(np.uint8))
+
+
+def entries(
   net: model.Model, wanted: list[names.Tensor], dtype: str | None
-) -> tuple[str, str]:
-  """The dtypes in which matrices and vectors of a model are written.
+) -> dict[str, Entry]:
+  """Tensors of a model to be written, by name.
 
   Args:
     net: the model.
     wanted: from `names.tensors`.
-    dtype: of both. None: that of its matrices; vectors, which are float32, stay
-      so unless that dtype has all their values.
+    dtype: of all tensors. None: that of the model's matrices; vectors, which
+      are float32, stay so unless that dtype has all their values.
   """
-  held = dtype or str(net.embed[...].dtype)
-  if dtype or held == "float32":
-    return held, held
-  vectors = [t for t in wanted if len(t.shape) == 1]
-  values = [take(net, t, "float32") for t in vectors]
-  exact = all((x.astype(held).astype(x.dtype) == x).all() for x in values)
-  return held, held if exact else "float32"
+  matrices = vectors = dtype or str(net.embed[...].dtype)
+  if dtype is None and matrices != "float32":
+    values = [take(net, t, "float32") for t in wanted if len(t.shape) == 1]
+    if any((x.astype(matrices).astype(x.dtype) != x).any() for x in values):
+      vectors = "float32"
+
+  def entry(tensor):
+    kind = matrices if len(tensor.shape) > 1 else vectors
+    make = functools.partial(take, net, tensor, kind)
+    return Entry(tensor.shape, kind, make)
+
+  return {tensor.name: entry(tensor) for tensor in wanted}
 
 
 def take(
