@@ -5,8 +5,8 @@
 Decodes held-out prompts and counts how often the candidate of each head and
 rank was right, given that the drafts before it were. Builds for every size the
 tree with the highest expected acceptance. Writes tree.json into the workdir:
-the chances, and each tree as lists of ranks (for `decode.tree.from_paths`) with
-its expected tokens per forward. Seconds to minutes.
+the acceptance, and each tree as lists of ranks (for `decode.tree.from_paths`)
+with its expected tokens per forward. Seconds to minutes.
 """
 
 from absl import flags
@@ -14,7 +14,7 @@ from absl import flags
 from experiments.measure import study
 from experiments.startup import options, program, terminal
 from mtp_jax.data import blocks, pipeline
-from mtp_jax.decode import autotune, layout, tuned
+from mtp_jax.decode import autotune, layout, tree_file
 from mtp_jax.decode import window as window_lib
 from mtp_jax.interchange import folders
 
@@ -48,7 +48,9 @@ def main(_: list[str]) -> None:
     raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
   net, _, _ = folders.load(_WORKDIR.value)
   decoder = layout.lay_out(net, codec.vocab)
-  found = tuned.build(autotune.acceptance(decoder, prompts, max_new=new), sizes)
+  found = tree_file.build(
+    autotune.measure_acceptance(decoder, prompts, max_new=new), sizes
+  )
   path = _WORKDIR.value / "tree.json"
   study.write_json(path, found)
   show(found)
@@ -72,14 +74,14 @@ def _sizes(texts: list[str]) -> list[int]:
 
 
 def show(found: dict) -> None:
-  """Two tables: chances by head and rank, expected tokens by size."""
-  chances = found["acceptance"]
+  """Two tables: acceptance by head and rank, expected tokens by size."""
+  acceptance = found["acceptance"]
   terminal.show_table(
     "How often a head's 1st, 2nd, ... candidate is right",
-    ["head", *(f"{rank}" for rank in range(1, 1 + len(chances[0])))],
+    ["head", *(f"{rank}" for rank in range(1, 1 + len(acceptance[0])))],
     (
       [f"{head}", *(f"{chance:.0%}" for chance in row)]
-      for head, row in enumerate(chances, 2)
+      for head, row in enumerate(acceptance, 2)
     ),
   )
   expected = {"chain of all heads": found["chain"]}

@@ -21,7 +21,7 @@ RULES = {
   "embed": "data",
   "vocab": "model",
   "mlp": "model",
-  "heads": "model",
+  "attn_heads": "model",
   "kv_heads": "model",
 }
 
@@ -157,7 +157,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   return NamedSharding(mesh, P("data"))
 
 
-def reader(mesh: jax.sharding.Mesh, process: int) -> tuple[int, int]:
+def row_shard(mesh: jax.sharding.Mesh, process: int) -> tuple[int, int]:
   """Which rows of a batch a process reads.
 
   A batch is divided into equal blocks of rows. Processes whose devices hold
@@ -169,7 +169,7 @@ def reader(mesh: jax.sharding.Mesh, process: int) -> tuple[int, int]:
     process: index of the process.
 
   Returns:
-    (block, blocks): the index of the process's block, and their number.
+    (shard, shards): the index of the process's block, and their number.
 
   Raises:
     ValueError: the blocks of the processes overlap or differ in size.

@@ -80,7 +80,9 @@ class Mock:
       seen = slot <= position[..., None]  # [B, W', S]
       place = slot
     else:
-      depth, sees = map(jnp.asarray, (window.tree.depth, window.tree.sees))
+      depth, sees = map(
+        jnp.asarray, (window.tree.depth, window.tree.ancestor_mask)
+      )
       position, node = start + depth[at], slot - start  # [B, W'], [B, S]
       inside = jnp.clip(node, 0, len(depth) - 1)
       ours = jax.vmap(lambda a, n: sees[a][:, n])(at, inside)

@@ -112,7 +112,7 @@ MUTANTS = [
     "mtp_jax/loss/heads.py",
     "d_embedded = jax.tree.map(jnp.add, d_embedded, d_token)",
     "d_embedded = d_token",
-    "test_reading.py::test_equals_the_formula",
+    "test_sequential_heads.py::test_equals_the_formula",
   ),
   Mutant(
     "head order reversed",
@@ -215,7 +215,7 @@ MUTANTS = [
   Mutant(
     "drafts accepted behind a wrong one",
     "mtp_jax/decode/accept.py",
-    "whole = (accepted[:, None] | ~jnp.asarray(tree.sees)).all(-1)",
+    "whole = (accepted[:, None] | ~jnp.asarray(tree.ancestor_mask)).all(-1)",
     "whole = accepted",
     "test_exactness.py::test_heads_that_always_or_never_agree_lose_nothing"
     " test_exactness.py::test_random_models_lose_nothing",
@@ -355,17 +355,17 @@ MUTANTS = [
     "test_corpora.py::test_one_text_file_gives_both_splits",
   ),
   Mutant(
-    "processes share rows",
+    "shards share rows",
     "mtp_jax/data/pipeline.py",
-    "blocks[process::processes]",
-    "blocks[0::processes]",
+    "blocks[shard::shards]",
+    "blocks[0::shards]",
     "test_pipeline.py",
   ),
   Mutant(
     "processes train on the same rows",
     "mtp_jax/train/batches.py",
-    "      process=self._block,",
-    "      process=0 * self._block,",
+    "      shard=self._shard,",
+    "      shard=0 * self._shard,",
     "test_processes.py::test_two_processes_end_with_the_bits_of_one",
   ),
   Mutant(

@@ -77,7 +77,7 @@ TREES = [
 
 def candidates(rng, rows, tree, vocab):
   """[rows, D, R] of which no two of a depth are the same."""
-  shape = rows, tree.drafts, vocab
+  shape = rows, tree.max_depth, vocab
   return rng.permuted(np.tile(np.arange(vocab), (*shape[:2], 1)), axis=-1)[
     ..., : tree.width
   ]
@@ -138,7 +138,7 @@ def test_greedy_against_a_walk(tree):
         break
       (path,) = on
     assert nodes[node[b]] == path and bonus[b] == best
-  assert set(tree.depth[node]) == set(range(tree.drafts + 1))
+  assert set(tree.depth[node]) == set(range(tree.max_depth + 1))
 
 
 @pytest.mark.parametrize("tree", TREES, ids=range(len(TREES)))
@@ -260,7 +260,7 @@ def test_typical_against_float64(tree, rule):
     assert node[b] == want and int(bonus[b]) in distribution
     later += tree.depth[want] > 0
     ties += want > np.flatnonzero(tree.depth == tree.depth[want])[0]
-  assert later or not tree.drafts
+  assert later or not tree.max_depth
   assert ties or tree.is_chain or rule.epsilon > 0.5
 
 
@@ -325,7 +325,9 @@ def test_forced_goes_down_the_first_choices(tree):
 def test_forced_drafts_cost_what_their_rule_does():
   tree, rng = tree_lib.chain(3), np.random.default_rng(15)
   logits = jnp.asarray(rng.normal(size=(5, 3, 7)), jnp.float32)
-  rule = accept.Lossless(sampling.Sampler(temperature=0.8, penalty=1.5))
+  rule = accept.SpeculativeSampling(
+    sampling.Sampler(temperature=0.8, penalty=1.5)
+  )
   forced = accept.Forced(1, rule)
   assert forced.uses_seen() and rule.uses_seen()
   seen = jnp.zeros((5, 7), bool)
@@ -394,17 +396,17 @@ def test_best_candidates_are_the_heads_own():
     (accept.TopK(2, True), tree_lib.chain(3), "block=True is not an integer"),
     (accept.Forced(1.0), tree_lib.chain(3), "count=1.0 is not an integer"),
     (
-      accept.Lossless(sampling.Sampler(temperature=0)),
+      accept.SpeculativeSampling(sampling.Sampler(temperature=0)),
       tree_lib.chain(3),
       "temperature=0 has to be from 1e-06",
     ),
     (
-      accept.Lossless(),
+      accept.SpeculativeSampling(),
       tree_of("0 2"),
       r"without gaps; this tree has others: \[\[0\], \[2\]\]",
     ),
-    (accept.Lossless(), tree_of("0 1 2 10 11 21"), "without gaps"),
-    (accept.Lossless(), tree_of("1"), "without gaps"),
+    (accept.SpeculativeSampling(), tree_of("0 1 2 10 11 21"), "without gaps"),
+    (accept.SpeculativeSampling(), tree_of("1"), "without gaps"),
   ],
 )
 def test_what_makes_no_sense_is_refused(rule, tree, words):
@@ -420,12 +422,12 @@ def test_what_makes_no_sense_is_refused(rule, tree, words):
     (accept.TopK(5, 3), tree_of("0 1 00 10")),
     (accept.Typical(), tree_of("0 2")),
     (accept.Forced(1), tree_of("0 2")),
-    (accept.Lossless(), tree_lib.Tree()),
+    (accept.SpeculativeSampling(), tree_lib.Tree()),
     (
-      accept.Lossless(sampling.Sampler(), False),
+      accept.SpeculativeSampling(sampling.Sampler(), False),
       tree_lib.chain(4, candidates=3),
     ),
-    (accept.Lossless(), tree_of("0 1 2 00 10 11 12 120")),
+    (accept.SpeculativeSampling(), tree_of("0 1 2 00 10 11 12 120")),
   ],
 )
 def test_what_makes_sense_is_let_through(rule, tree):

@@ -14,7 +14,7 @@ CHANCES = np.array([[0.6, 0.2, 0.1], [0.5, 0.2, 0.1], [0.4, 0.1, 0.1]])
 def test_acceptance_counts_ranks_where_the_drafts_before_were_right():
   wanted = np.random.default_rng(0).integers(1, 5, (3, 79))
   mock = Mock(wanted, 13, 4)
-  got = autotune.acceptance(mock, PROMPTS, max_new=31)
+  got = autotune.measure_acceptance(mock, PROMPTS, max_new=31)
   counts = np.zeros((3, 2))
   for b, prompt in enumerate(PROMPTS):
     length = len(prompt) + 1
@@ -58,7 +58,7 @@ def test_the_fastest_wins(monkeypatch, cost, wins):
     return [cost(t.size) for t in trees]
 
   monkeypatch.setattr(autotune, "seconds_per_pass", seconds)
-  monkeypatch.setattr(autotune, "acceptance", lambda *_, **__: CHANCES)
+  monkeypatch.setattr(autotune, "measure_acceptance", lambda *_, **__: CHANCES)
   rule = accept.TopK(2)
   best = autotune.choose(None, PROMPTS, batch=3, max_new=9, rule=rule)
   assert rules == [rule]  # its passes are timed
@@ -77,7 +77,7 @@ def test_ordinary_decoding_is_left_for_a_clear_gain_only():
 
 def test_one_head_has_nothing_to_choose():
   mock = Mock(np.ones((3, 79), int), 13, 1)
-  assert autotune.acceptance(mock, PROMPTS, max_new=9).shape == (0, 10)
+  assert autotune.measure_acceptance(mock, PROMPTS, max_new=9).shape == (0, 10)
   assert autotune.choose(mock, PROMPTS, batch=3, max_new=9).tree.size == 1
 
 
@@ -87,7 +87,7 @@ def test_expected_tokens_are_those_of_decoding():
 
   wanted = np.random.default_rng(1).integers(1, 5, (3, 279))
   mock = Mock(wanted, 13, 4)
-  chances = autotune.acceptance(mock, PROMPTS, max_new=200)
+  chances = autotune.measure_acceptance(mock, PROMPTS, max_new=200)
   got = decode.generate(mock, PROMPTS, heads=4, max_new=200)
   assert tree_lib.expected(tree_lib.chain(4), chances) == pytest.approx(
     got.tokens_per_forward, rel=0.02
@@ -118,7 +118,7 @@ def test_seconds_are_measured(monkeypatch):
   autotune.seconds_per_pass(mock, trees, load, repeats=3)
   assert {passes for _, passes in turns} == {8}
   assert rules[-1].rule is accept.GREEDY
-  drawn = accept.Lossless(sampling.Sampler(penalty=1.5))
+  drawn = accept.SpeculativeSampling(sampling.Sampler(penalty=1.5))
   autotune.options(mock, CHANCES, load, trees=trees, rule=drawn)
   assert rules[-1].rule is drawn  # its work is timed
   # 512 + 256 positions: fewer than 64 passes fit behind 740 tokens.

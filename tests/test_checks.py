@@ -81,7 +81,10 @@ CALLS = [
   {"rule": None, "words": "rule=None is not a rule"},
   {"rule": accept.Greedy, "words": "rule=<class .*> is not a rule"},
   {"rule": accept.Forced(0, "no"), "words": "rule='no' is not a rule"},
-  {"rule": accept.Lossless(0.8), "words": "sampler=0.8 is not a sampler"},
+  {
+    "rule": accept.SpeculativeSampling(0.8),
+    "words": "sampler=0.8 is not a sampler",
+  },
   {"heads": "2", "words": "heads='2'"},
   {"heads": None, "words": "heads=None is not an integer"},
   {"max_new": 2.5, "words": "max_new=2.5 is not an integer"},
@@ -161,7 +164,8 @@ net = parameters.random_model(
 )
 decoder = layout.lay_out(net)
 TREE = tree_lib.from_paths([[0], [1]])
-drawn = accept.Lossless(sampling.Sampler(np.float64(0.9), 9, 0.9, 0.01, 1.1))
+sampler = sampling.Sampler(np.float64(0.9), 9, 0.9, 0.01, 1.1)
+drawn = accept.SpeculativeSampling(sampler)
 prompts = [[1, 2, 3], [4]]
 both = {"max_new": 9, "seed": 3, "stop": [5, 6]}
 

@@ -12,7 +12,7 @@ from conftest import ROOT
 from experiments.engineering.decode_speed import run
 from experiments.measure import compare, limits
 from mtp_jax import config, tokenizer
-from mtp_jax.data import pack, pipeline
+from mtp_jax.data import pipeline
 from mtp_jax.decode import autotune, generate, layout
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.train import workdir
@@ -77,7 +77,7 @@ def trained(monkeypatch, tmp_path):
   net = make("unembedding", layers=1)  # a decoder compiles each layer anew
   cfg = config.Config(model=net.cfg, data=config.Data(seq_len=32))
   rng = np.random.default_rng(0)
-  packed = pack.Packed(
+  packed = pipeline.Packed(
     rng.integers(0, 256, 1600), np.arange(0, 1600, 80), 1.0, "", 20, {}
   )
   loaded = net, cfg, tokenizer.Bytes()
@@ -85,7 +85,9 @@ def trained(monkeypatch, tmp_path):
   monkeypatch.setattr(pipeline, "pack", lambda data, codec: (None, packed))
   # A random model's drafts are never right, and no tree would be built.
   chances = np.array([[0.4, 0.2, 0.1], [0.3, 0.1, 0.1]])
-  monkeypatch.setattr(autotune, "acceptance", lambda *args, **kwargs: chances)
+  monkeypatch.setattr(
+    autotune, "measure_acceptance", lambda *args, **kwargs: chances
+  )
   monkeypatch.setattr(autotune, "SIZES", (5,))
   monkeypatch.setattr(autotune, "CALL", 0.0)
   monkeypatch.setattr(limits, "bandwidth", lambda: 1e9)

@@ -190,7 +190,7 @@ rng = np.random.default_rng(0)
 prompts = [rng.integers(0, 31, n).tolist() for n in (1, 5, 3, 11, 2, 7, 13, 2)]
 net = parameters.random_model(vocab=32, mlp=44, attn_heads=12, kv_heads=4)
 plain = layout.lay_out(net, 31)
-drawn = accept.Lossless(sampling.Sampler(temperature=0.8, top_k=7))
+drawn = accept.SpeculativeSampling(sampling.Sampler(temperature=0.8, top_k=7))
 want = {
   (heads, rule): decode.generate(
     plain, prompts, heads=heads, max_new=23, rule=rule)

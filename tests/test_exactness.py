@@ -206,7 +206,9 @@ def test_log_probabilities_and_margins_are_head_1s(trained, ordinary, rule):
   net, prompts = trained
   decoder = layout.lay_out(net)
   sampler = sampling.Sampler(temperature=0.7, top_k=40)
-  rule = accept.GREEDY if rule == "greedy" else accept.Lossless(sampler)
+  rule = (
+    accept.GREEDY if rule == "greedy" else accept.SpeculativeSampling(sampler)
+  )
   for heads in (3, tree_lib.from_paths([[0], [1], [0, 0], [1, 0]])):
     got = decode.generate(
       decoder, prompts, heads=heads, max_new=MAX_NEW, rule=rule, seed=5
@@ -256,7 +258,7 @@ def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
     differ = np.flatnonzero(a.tokens != b.tokens)
     assert not differ.size or a.margin[differ[0]] < epsilon
   nodes = sum(t.nodes for t in got.texts)
-  others = np.setdiff1d(np.arange(TREE3.size), TREE3.spine)
+  others = np.setdiff1d(np.arange(TREE3.size), TREE3.greedy_path)
   assert nodes[others].sum() > 5
   assert got.tokens_per_forward > run(heads=3).tokens_per_forward
 

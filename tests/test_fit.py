@@ -140,7 +140,7 @@ def test_what_fails_in_a_run_costs_no_step(cfg, tmp_path, monkeypatch, caplog):
     data={"cache": str(tmp_path / "cache")},
     train={"eval_every": 4, "save_every": 4},
   )
-  with pytest.raises(loop.pipeline.CacheDamaged) as error:
+  with pytest.raises(loop.blocks.CacheDamaged) as error:
     loop.fit(cfg, tmp_path / "w")
   *order, last = order
   assert order[:2] == [4, "measure"] and order[2:] in ([], [8, "measure"])

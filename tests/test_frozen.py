@@ -13,7 +13,7 @@ from mtp_jax import loss
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.model import cost, surgery
 from mtp_jax.train import step as step_lib
-from tests import parameters, reading
+from tests import parameters, sequential_heads
 from tests.test_train import B, N, T, bits, make_batch, mesh, settings
 
 # A chain that reads tokens has all that the other kinds have, except these.
@@ -22,7 +22,7 @@ KINDS = ("parallel", "unembedding", "sequential")
 
 @pytest.fixture(scope="module", autouse=True)
 def kinds():
-  with reading.registered():
+  with sequential_heads.registered():
     yield
 
 

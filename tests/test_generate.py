@@ -79,7 +79,7 @@ def test_prints_the_text_and_the_figures(call, loaded, heads, tmp_path):
 
 
 def test_draws_by_the_filters_and_the_seed(call, loaded):
-  rule = accept.Lossless(
+  rule = accept.SpeculativeSampling(
     sampling.Sampler(temperature=1.5, top_k=9, top_p=0.9, penalty=1.1)
   )
   filters = {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "penalty": 1.1}
@@ -193,7 +193,7 @@ def test_a_text_ends_before_a_string_and_behind_an_id(call, loaded):
 
 
 def test_several_samples_are_the_servers(call, loaded):
-  rule = accept.Lossless(sampling.Sampler(temperature=1.5))
+  rule = accept.SpeculativeSampling(sampling.Sampler(temperature=1.5))
   net, _, codec = loaded
   ids = [codec.bos, *codec.encode("ab")]
   settings = {"heads": 2, "max_new": 19, "stop": codec.eos, "rule": rule}

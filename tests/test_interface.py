@@ -16,7 +16,7 @@ RULES = [
   accept.GREEDY,
   accept.TopK(2),
   accept.Typical(),
-  accept.Lossless(),
+  accept.SpeculativeSampling(),
   accept.Forced(1),
 ]
 

@@ -1,6 +1,7 @@
 """The layout: imports go one way, without a circle."""
 
 import ast
+import functools
 import graphlib
 import pathlib
 import subprocess
@@ -42,7 +43,8 @@ WITHOUT = {
 }
 
 
-def modules() -> dict[str, set[str]]:
+@functools.cache
+def modules() -> dict[str, frozenset[str]]:
   """What each module of the repository imports from it, also in functions."""
   found = {}
   for top in ("mtp_jax", "configs", "experiments"):
@@ -52,7 +54,7 @@ def modules() -> dict[str, set[str]]:
   return {name: imports(path, found) for name, path in found.items()}
 
 
-def imports(path, known) -> set[str]:
+def imports(path, known) -> frozenset[str]:
   names = set()
   for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
     if isinstance(node, ast.Import):
@@ -61,7 +63,7 @@ def imports(path, known) -> set[str]:
       assert not node.level, f"{path}: a relative import"
       names |= {f"{node.module}.{a.name}" for a in node.names}
       names |= {node.module} if node.module in known else set()
-  return {n for n in names if n in known}
+  return frozenset(names & known.keys())
 
 
 def package(module: str) -> str:
@@ -105,10 +107,11 @@ def test_what_a_user_runs_is_flags():
 
 
 def test_no_circle():
-  graph = modules()
-  for name, imported in graph.items():
+  graph = {
     # `from package import module` names the package, which is no import of it.
-    graph[name] = {m for m in imported if not name.startswith(f"{m}.")}
+    name: {m for m in imported if not name.startswith(f"{m}.")}
+    for name, imported in modules().items()
+  }
   list(graphlib.TopologicalSorter(graph).static_order())
 
 

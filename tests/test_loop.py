@@ -67,7 +67,7 @@ def test_any_of_several_stops_ends_a_row(heads):
 
 @pytest.mark.parametrize("rule", ["greedy", "drawn"])
 def test_logits_that_are_not_finite_end_the_text_with_an_error(rule):
-  rule = accept.GREEDY if rule == "greedy" else accept.Lossless()
+  rule = accept.GREEDY if rule == "greedy" else accept.SpeculativeSampling()
   mock = Broken(np.full((3, 79), 5), 13, 5)
   with pytest.raises(
     ValueError, match="text 1 .*not finite at its new token 0"
@@ -142,14 +142,16 @@ def test_counts_of_nodes_and_ranks():
       nodes[((), *tree.paths).index(path)] += 1
       length += count
     np.testing.assert_array_equal(text.nodes, nodes)
-    np.testing.assert_array_equal(text.ranks, ranks)
+    np.testing.assert_array_equal(text.rank_counts, ranks)
   depth = np.repeat(tree.depth, sum(t.nodes for t in got.texts))
   share = [(depth >= i).mean() for i in range(4)]
   np.testing.assert_allclose(got.accepted, share)
   in_turn = [1, *np.divide(share[1:], share[:-1])]
   np.testing.assert_allclose(got.accepted_in_turn, in_turn)
-  ranks = sum(t.ranks for t in got.texts)
-  np.testing.assert_allclose(got.ranks, (ranks.T / ranks.sum(1)).T[:, :-1])
+  ranks = sum(t.rank_counts for t in got.texts)
+  np.testing.assert_allclose(
+    got.rank_acceptance, (ranks.T / ranks.sum(1)).T[:, :-1]
+  )
   written, passes = sum(len(t) - 1 for t in got.tokens), sum(got.passes)
   assert got.wasted == pytest.approx(1 - written / passes / tree.size)
 
@@ -319,7 +321,7 @@ def test_whole_texts_have_head_1s_distribution(tree, drawn):
     np.full((rows, 1), first),
     heads=tree,
     max_new=new,
-    rule=accept.Lossless(sampler, drawn),
+    rule=accept.SpeculativeSampling(sampler, drawn),
     seed=1,
   )
   assert got.tokens_per_forward > 1.3  # drafts are accepted

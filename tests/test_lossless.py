@@ -1,9 +1,9 @@
-"""`Lossless`: the distribution of what it writes, enumerated.
+"""`SpeculativeSampling`: the distribution of what it writes, enumerated.
 
-A pass of `accept.Lossless` draws candidates, then accepts or rejects each by a
-random number. With a few tokens every draw and every decision can be enumerated
-with its chance. The distribution of the text is then known, not estimated, and
-has to be head 1's.
+A pass draws candidates, then accepts or rejects each by a random number. With
+a few tokens every draw and every decision can be enumerated with its chance.
+The distribution of the text is then known, not estimated, and has to be head
+1's.
 """
 
 import functools
@@ -95,7 +95,7 @@ class World:
 
 
 def walker(tree, forgets=False):
-  """`accept.walk` as `Lossless.accept` calls it, compiled."""
+  """`accept.walk` as `SpeculativeSampling.accept` calls it, compiled."""
 
   def run(sampler, drafts, logits, u, seen):
     rows = jnp.arange(len(u))
@@ -118,7 +118,7 @@ def outcomes(tree, vocab):
   Returns orders [P, R], which [rows, D] and decisions [rows, D, R].
   Depth d of a row draws orders[which[row, d]].
   """
-  D, R = tree.drafts, tree.width
+  D, R = tree.max_depth, tree.width
   orders = np.array(list(itertools.permutations(range(vocab), R)))
   which, decisions = digits(len(orders), D), digits(2, D * R).reshape(-1, D, R)
   pairs = len(which), len(decisions)
@@ -155,7 +155,7 @@ def error(tree, world, rule, *, walk=None, believed=None):
   rule.check(tree)
   orders, which, decisions = outcomes(tree, V)
   _, q = world.distributions(rule.sampler)
-  if rule.drawn:
+  if rule.sample_drafts:
     chances = [successive(distribution, orders) for distribution in q]
     _, q = world.distributions(believed or rule.sampler)
     q = jnp.tile(q.astype(np.float32), (len(which), 1, 1))
@@ -234,30 +234,32 @@ SAMPLERS = [
 def test_the_text_has_head_1s_distribution(name, drawn):
   tree, vocab = SMALL[name]
   for seed, one in enumerate(SAMPLERS):
-    world = World(seed, vocab, tree.drafts)
-    assert error(tree, world, accept.Lossless(one, drawn)) < CLOSE, one
+    world = World(seed, vocab, tree.max_depth)
+    assert error(tree, world, accept.SpeculativeSampling(one, drawn)) < CLOSE, (
+      one
+    )
 
 
 @pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "best"])
 def test_drafts_that_are_right_impossible_or_all_but_certain(drawn):
   tree, vocab = SMALL["two levels"]
   for one in (sampler(), sampler(top_k=3, penalty=1.7)):
-    rule = accept.Lossless(one, drawn)
-    world = World(11, vocab, tree.drafts)
+    rule = accept.SpeculativeSampling(one, drawn)
+    world = World(11, vocab, tree.max_depth)
     world.logits = [x * 0 + world.proposed[:1] for x in world.logits]
     world.proposed[:] = world.proposed[0]
     assert error(tree, world, rule) < CLOSE
-    world = World(12, vocab, tree.drafts)
+    world = World(12, vocab, tree.max_depth)
     for x in world.logits:
       x[:, [0, 2]] = -np.inf
     world.proposed[:, [1, 3]] = -np.inf  # no draft can ever be accepted
     assert error(tree, world, rule) < CLOSE
     world.proposed[0] = [-np.inf, 0, 0, -np.inf]  # one of two can
     assert error(tree, world, rule) < CLOSE
-    world = World(13, vocab, tree.drafts)
+    world = World(13, vocab, tree.max_depth)
     world.proposed *= 20
     assert error(tree, world, rule) < CLOSE
-    world = World(14, vocab, tree.drafts)
+    world = World(14, vocab, tree.max_depth)
     world.logits = [x * 20 for x in world.logits]
     assert error(tree, world, rule) < CLOSE
 
@@ -276,8 +278,8 @@ def test_filters_left_out_and_nothing_seen(one):
 
     return accept.walk(tree, drafts, target, u)
 
-  world = World(15, vocab, tree.drafts)
-  assert error(tree, world, accept.Lossless(one), walk=walk) < CLOSE
+  world = World(15, vocab, tree.max_depth)
+  assert error(tree, world, accept.SpeculativeSampling(one), walk=walk) < CLOSE
 
 
 # A wrong rule shows: the enumeration can fail.
@@ -321,25 +323,25 @@ def test_a_wrong_residual_shows(bug, trees, monkeypatch):
   bug(monkeypatch)
   for name in trees:
     tree, vocab = SMALL[name]
-    world = World(1, vocab, tree.drafts)
-    rule = accept.Lossless(sampling.Sampler())
+    world = World(1, vocab, tree.max_depth)
+    rule = accept.SpeculativeSampling(sampling.Sampler())
     assert error(tree, world, rule, walk=walker(tree)) > 1e-3, name
 
 
 @pytest.mark.parametrize("name", ["chain of 1", "two levels"])
 def test_drafts_measured_at_another_temperature_show(name):
   tree, vocab = SMALL[name]
-  world = World(1, vocab, tree.drafts)
-  rule = accept.Lossless(sampling.Sampler(temperature=0.8))
+  world = World(1, vocab, tree.max_depth)
+  rule = accept.SpeculativeSampling(sampling.Sampler(temperature=0.8))
   believed = sampling.Sampler(temperature=1.0)
   assert error(tree, world, rule, believed=believed) > 1e-3
 
 
 def test_a_text_whose_drafts_are_not_seen_shows():
   tree, vocab = SMALL["chain of 2"]
-  world = World(1, vocab, tree.drafts)
+  world = World(1, vocab, tree.max_depth)
   world.seen[:] = False
-  rule = accept.Lossless(sampling.Sampler(penalty=2.5))
+  rule = accept.SpeculativeSampling(sampling.Sampler(penalty=2.5))
   assert error(tree, world, rule, walk=walker(tree, forgets=True)) > 1e-3
 
 
@@ -381,9 +383,9 @@ def write_two(tree, world, rule, seed):
 @pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "best"])
 def test_texts_of_100_000_rows_have_head_1s_distribution(drawn, monkeypatch):
   tree, vocab = tree_of("0 1 00 10 11"), 4
-  world = World(2, vocab, tree.drafts)
+  world = World(2, vocab, tree.max_depth)
   one = sampling.Sampler(temperature=0.8, penalty=1.3)
-  rule = accept.Lossless(one, drawn)
+  rule = accept.SpeculativeSampling(one, drawn)
   counts = write_two(tree, world, rule, 0)
 
   def distribution(one):
@@ -404,7 +406,9 @@ def test_a_rows_text_depends_on_its_own_key_alone():
   proposed = rng.normal(size=(B, 2, V)).astype(np.float32)
   logits = rng.normal(size=(B, tree.size, V)).astype(np.float32)
   seen = rng.random((B, V)) < 0.4
-  rule = accept.Lossless(sampling.Sampler(temperature=0.7, penalty=1.3))
+  rule = accept.SpeculativeSampling(
+    sampling.Sampler(temperature=0.7, penalty=1.3)
+  )
   mine = keys(6, 2 * B)
 
   @jax.jit
@@ -448,14 +452,14 @@ def test_lossless_candidates_come_from_the_filtered_distribution():
   one = sampler(temperature=0.7, top_k=4, penalty=3.0)
   distribution = probabilities(one, logits, jnp.asarray(seen)[:, None])
   propose = jax.jit(lambda rule: rule.propose(logits, 3, seen, keys(0, 3)))
-  drawn = propose(accept.Lossless(one))
+  drawn = propose(accept.SpeculativeSampling(one))
   # The two programs may round otherwise.
   np.testing.assert_allclose(drawn.probabilities, distribution, rtol=1e-6)
   chances = np.take_along_axis(
     np.asarray(distribution), np.asarray(drawn.tokens), -1
   )
   assert (chances > 0).all()
-  best = propose(accept.Lossless(one, False))
+  best = propose(accept.SpeculativeSampling(one, False))
   assert best.probabilities is None
   want = np.argsort(-np.asarray(distribution), -1, kind="stable")[..., :3]
   np.testing.assert_array_equal(best.tokens, want)
@@ -466,8 +470,8 @@ def test_lossless_candidates_come_from_the_filtered_distribution():
 def test_siblings_with_a_gap_would_not_be_lossless(monkeypatch):
   """Why they are refused."""
   tree = tree_of("0 1 00 11")
-  rule = accept.Lossless(sampling.Sampler())
-  monkeypatch.setattr(accept.Lossless, "check", lambda *_: None)
+  rule = accept.SpeculativeSampling(sampling.Sampler())
+  monkeypatch.setattr(accept.SpeculativeSampling, "check", lambda *_: None)
   assert error(tree, World(3, 4, 2), rule) > 1e-3
 
 
@@ -481,7 +485,7 @@ def test_the_root_alone_draws_from_head_1():
       np.zeros((ROWS, 0, 1), int),
       np.tile(logits, (ROWS, 1, 1)),
     )
-    rule = accept.Lossless(sampling.Sampler(), drawn)
+    rule = accept.SpeculativeSampling(sampling.Sampler(), drawn)
     node, bonus = decide(rule, tree_lib.Tree(), verification)
     assert not node.any()
     assert pvalue(np.bincount(bonus, minlength=4), distribution) > 1e-3

@@ -165,10 +165,10 @@ SHAPES = {
 }
 AXES = {
   "attn_norm": (None,),
-  "wq": ("embed", "heads", None),
+  "wq": ("embed", "attn_heads", None),
   "wk": ("embed", "kv_heads", None),
   "wv": ("embed", "kv_heads", None),
-  "wo": ("heads", None, "embed"),
+  "wo": ("attn_heads", None, "embed"),
   "mlp_norm": (None,),
   "w_gate": ("embed", "mlp"),
   "w_up": ("embed", "mlp"),

@@ -209,7 +209,7 @@ def test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read(
   equal(next(stream), wanted[0])
   (folder,) = (tmp_path / "c").glob("*/")
   harm(folder / f"train.{kind}")
-  with pytest.raises(pipeline.CacheDamaged) as error:
+  with pytest.raises(blocks.CacheDamaged) as error:
     for i in range(1, 100):
       equal(next(stream), wanted[i])
   assert f"train.{kind} was damaged while it was in use" in str(error.value)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mtp_jax.data import pack, pipeline
+from mtp_jax.data import pipeline
 
 
 def in_memory(lengths):
@@ -84,7 +84,9 @@ def test_a_window_has_the_weights_of_its_tokens():
 def test_excerpts_lie_in_one_document_each():
   sizes = np.array([7, 23, 3, 11, 40])
   starts = np.cumsum(sizes) - sizes
-  packed = pack.Packed(np.arange(sizes.sum()), starts, 1.0, "", len(sizes), {})
+  packed = pipeline.Packed(
+    np.arange(sizes.sum()), starts, 1.0, "", len(sizes), {}
+  )
   first = [0, 7, 33, 44]  # of the documents of 7 tokens and more
   pieces = [0, 7, 14, 33, 44, 51]  # at most two of each
   for per_document, want in ((1, first), (2, pieces)):
@@ -105,7 +107,7 @@ def test_excerpts_lie_in_one_document_each():
 def test_a_document_gives_more_excerpts_where_others_are_lacking():
   """One long document, as one text file has, among short ones."""
   starts = np.array([0, 3, 6, 76])
-  packed = pack.Packed(np.arange(79), starts, 1.0, "", 4, {})
+  packed = pipeline.Packed(np.arange(79), starts, 1.0, "", 4, {})
   for per_document in (1, 8):
     got = packed.excerpts(10, 5, 7, per_document)
     assert [g[0] for g in got] == list(range(6, 76, 7))

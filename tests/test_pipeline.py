@@ -35,9 +35,7 @@ def test_global_batch_is_the_same_for_any_number_of_processes(
   assert whole.tokens.shape == (12, 10)
   rows = [
     next(
-      pipeline.batches(
-        packed, **SHAPE, process=p, processes=processes, start=step
-      )
+      pipeline.batches(packed, **SHAPE, shard=p, shards=processes, start=step)
     )
     for p in range(processes)
   ]
@@ -46,7 +44,7 @@ def test_global_batch_is_the_same_for_any_number_of_processes(
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_are_the_same_for_any_number_of_workers(packed, workers):
-  place = dict(process=1, processes=2)
+  place = dict(shard=1, shards=2)
   for start in STEPS:
     stream = pipeline.batches(
       packed, **SHAPE, **place, workers=workers, start=start
@@ -112,7 +110,7 @@ def test_no_window_is_lost_or_read_twice_as_processes_come_and_go(packed):
   rows = []
   for step, processes in enumerate(stages.tolist()):
     for process in range(processes):
-      place = dict(process=process, processes=processes)
+      place = dict(shard=process, shards=processes)
       found = pipeline.batch_at(packed, step, **SHAPE, **place)
       rows += [t.tobytes() for t in found.tokens]
   wanted = sorted(packed.window(w, 7, 3).tokens.tobytes() for w in range(count))
@@ -144,8 +142,8 @@ def test_step_one_million_is_reached_at_once(packed, capsys):
 
 def test_batches_that_cannot_be_are_refused_with_their_numbers(packed):
   with pytest.raises(ValueError, match="batch 12 is not divisible by 5"):
-    pipeline.batches(packed, **SHAPE, processes=5)
-  with pytest.raises(ValueError, match="process 2 is not one of 2"):
-    pipeline.batches(packed, **SHAPE, process=2, processes=2)
+    pipeline.batches(packed, **SHAPE, shards=5)
+  with pytest.raises(ValueError, match="shard 2 is not one of 2"):
+    pipeline.batches(packed, **SHAPE, shard=2, shards=2)
   with pytest.raises(ValueError, match="no window"):
     pipeline.batches(in_memory([0]), **SHAPE)

@@ -11,7 +11,7 @@ import pytest
 import rich.console
 
 from mtp_jax import config, sharding
-from mtp_jax.data import pack
+from mtp_jax.data import pipeline
 from mtp_jax.train import report, terminal
 
 
@@ -84,7 +84,9 @@ def test_a_full_disk_under_the_output_ends_nothing(monkeypatch, caplog):
 
 def test_the_first_lines_say_what_was_held_out_and_left_out():
   cfg = config.Config()
-  whole = pack.Packed(np.arange(7), np.array([0]), 1.0, "", 1, {"not UTF-8": 3})
+  whole = pipeline.Packed(
+    np.arange(7), np.array([0]), 1.0, "", 1, {"not UTF-8": 3}
+  )
   part = dataclasses.replace(
     whole, cut="the last 5 of 99 bytes of book.txt:1", files=1234
   )

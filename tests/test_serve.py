@@ -116,7 +116,7 @@ def test_samples_share_one_reading(mock, monkeypatch):
     return read(decoder, tokens, lengths, **sizes)
 
   monkeypatch.setattr(prompts_lib, "read_jit", counted)
-  rule = accept.Lossless(sampling.Sampler(temperature=3.0))
+  rule = accept.SpeculativeSampling(sampling.Sampler(temperature=3.0))
   settings = {"heads": 3, "max_new": 17, "rule": rule, "seed": 3}
   got = serve.generate_all(mock, PROMPTS[:3], rows=4, samples=5, **settings)
   assert sum(calls) == 3

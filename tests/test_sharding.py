@@ -26,7 +26,7 @@ def test_every_logical_axis():
   mesh = abstract_mesh(2, 3)
   tree = {
     "plain": parameter((10, 21), ("embed", "vocab")),
-    "stacked": parameter((7, 6, 5, 10), ("heads", None, "embed")),
+    "stacked": parameter((7, 6, 5, 10), ("attn_heads", None, "embed")),
     "twice": parameter((11, 7, 4, 9), ("embed", "mlp")),
     "kv": parameter((2, 3, 5), ("embed", "kv_heads", None)),
     "rows": parameter((4, 7), ("batch", None)),
@@ -252,11 +252,11 @@ def held_by(places):
 )
 def test_who_reads_which_rows(places, readers):
   mesh = held_by(places)
-  found = [sharding.reader(mesh, p) for p in range(len(readers))]
+  found = [sharding.row_shard(mesh, p) for p in range(len(readers))]
   assert found == readers
 
 
 @pytest.mark.parametrize("places", [[[0, 0], [0, 1], [1, 1]], [[0], [0], [1]]])
 def test_uneven_shares_are_refused(places):
   with pytest.raises(ValueError, match="2 processes cannot share the 3 dev"):
-    sharding.reader(held_by(places), 0)
+    sharding.row_shard(held_by(places), 0)

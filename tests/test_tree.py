@@ -39,14 +39,14 @@ def test_arrays_against_loops_over_the_paths(named):
   assert nodes == sorted(nodes, key=lambda p: (len(p), p))
   drafts = max(len(p) for p in nodes)
   width = max([r for p in nodes for r in p], default=0) + 1
-  assert (tree.size, tree.drafts) == (len(named) + 1, drafts)
+  assert (tree.size, tree.max_depth) == (len(named) + 1, drafts)
   assert (tree.heads, tree.width) == (drafts + 1, width)
   assert tree.is_chain == all(r == 0 for p in nodes for r in p)
   for name in ("depth", "rank", "parent", "path", "child"):
     assert getattr(tree, name).dtype == np.int32
   assert tree.path.shape == (tree.size, drafts + 1)
   assert tree.child.shape == (tree.size, width)
-  assert tree.sees.shape == (tree.size, tree.size)
+  assert tree.ancestor_mask.shape == (tree.size, tree.size)
   for i, node in enumerate(nodes):
     assert tree.depth[i] == len(node)
     assert tree.rank[i] == (node[-1] if node else 0)
@@ -54,7 +54,7 @@ def test_arrays_against_loops_over_the_paths(named):
     for d in range(drafts + 1):
       assert nodes[tree.path[i, d]] == node[:d]
     for j, other in enumerate(nodes):
-      assert tree.sees[i, j] == (other == node[: len(other)])
+      assert tree.ancestor_mask[i, j] == (other == node[: len(other)])
     for r in range(width):
       child = tree.child[i, r]
       assert (child == -1) == ((*node, r) not in nodes)
@@ -89,10 +89,10 @@ def test_chains():
   for heads in (1, 2, 5):
     tree = tree_lib.chain(heads)
     assert tree.is_chain and (tree.size, tree.width) == (heads, 1)
-    assert tree.heads == heads and tree.drafts == heads - 1
+    assert tree.heads == heads and tree.max_depth == heads - 1
     assert tree.parent.tolist() == [0, *range(heads - 1)]
     assert tree.depth.tolist() == list(range(heads))
-    np.testing.assert_array_equal(tree.sees, np.tri(heads, dtype=bool))
+    np.testing.assert_array_equal(tree.ancestor_mask, np.tri(heads, dtype=bool))
   assert tree_lib.chain(1) == tree_lib.Tree() == tree_lib.from_paths([])
   assert tree_lib.chain(3) == tree_lib.from_paths([[0, 0], [0]])
   assert not tree_lib.from_paths([[1]]).is_chain
@@ -115,7 +115,7 @@ def test_heads_may_be_asked_for_more_candidates_than_the_tree_reads():
 
 def test_equal_trees_share_one_program():
   sums = jax.jit(
-    lambda x, tree: x @ jnp.asarray(tree.sees, x.dtype),
+    lambda x, tree: x @ jnp.asarray(tree.ancestor_mask, x.dtype),
     static_argnames="tree",
   )
   named = [[0], [1], [0, 0], [1, 2]]
@@ -125,7 +125,9 @@ def test_equal_trees_share_one_program():
   assert tree != other and len({tree, twin, other}) == 2
   x = jnp.arange(10.0).reshape(2, 5)
   for one, programs in ((tree, 1), (twin, 1), (other, 2)):
-    np.testing.assert_array_equal(sums(x, one), np.asarray(x) @ one.sees)
+    np.testing.assert_array_equal(
+      sums(x, one), np.asarray(x) @ one.ancestor_mask
+    )
     assert sums._cache_size() == programs
 
 

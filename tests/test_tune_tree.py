@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.decode import tuned
+from mtp_jax.decode import tree_file
 
 # Its flags are the process's: other programs' tests define the same ones.
 PROGRAM = """
@@ -56,7 +56,7 @@ with flagsaver.as_parsed(workdir=sys.argv[1], prompt_len="8"):
   folders.settings = lambda path: (settings(path)[0], book)
   type(book).vocab = 7
   counted = np.array([[0.5, 0.2], [0.4, 0.1]])
-  tune_tree.autotune.acceptance = lambda *_, **__: counted
+  tune_tree.autotune.measure_acceptance = lambda *_, **__: counted
   replace = os.replace
   for os.replace in (None, replace):  # killed before it; not killed
     try:
@@ -100,14 +100,14 @@ def test_errors_name_the_flag_and_one_document_is_enough(
 def test_trees_come_back_by_their_size(tmp_path):
   path = tmp_path / "tree.json"
   chances = np.array([[0.5, 0.2, 0.1], [0.4, 0.1, 0.1]])
-  path.write_text(json.dumps(tuned.build(chances, [3, 5])))
-  assert tuned.read(path, 5) == tree_lib.build(chances, 5)
-  assert tuned.read(path, 3) == tree_lib.build(chances, 3)
+  path.write_text(json.dumps(tree_file.build(chances, [3, 5])))
+  assert tree_file.read(path, 5) == tree_lib.build(chances, 5)
+  assert tree_file.read(path, 3) == tree_lib.build(chances, 3)
   with pytest.raises(ValueError, match="^no tree of 4 nodes in .*tree.json$"):
-    tuned.read(path, 4)
+    tree_file.read(path, 4)
   with pytest.raises(ValueError, match="^no tree of 4 nodes in .*none.json$"):
-    tuned.read(tmp_path / "none.json", 4)
+    tree_file.read(tmp_path / "none.json", 4)
   for damage in ("{", "[]", '{"trees": {"4": {}}}', '{"trees": 3}'):
     path.write_text(damage)
     with pytest.raises(ValueError, match="tree.json is damaged"):
-      tuned.read(path, 4)
+      tree_file.read(path, 4)

@@ -221,7 +221,7 @@ def test_heads_read_what_is_kept(kind, written, run, monkeypatch):
     memory = decoder.forward(cache, window, LENGTHS, tree=tree)
     decoder.logits(memory, 0, passes.places(tree.size))
     memory = decoder.keep_path(memory, ZERO)
-    return decoder.draft(memory, tree.heads, None) if tree.drafts else memory
+    return decoder.draft(memory, tree.heads, None) if tree.max_depth else memory
 
   jax.eval_shape(lambda: advance(TREE))
   assert widths == {"project_kv": written, "mix": run}

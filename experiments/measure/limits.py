@@ -49,7 +49,7 @@ def bytes_per_pass(
   weights = [decoder.trunk, decoder.norm, *(decoder.heads[i] for i in heads)]
   own = len(decoder.unembed) > 1
   weights += decoder.unembed[: tree.heads] if own else decoder.unembed
-  if not own and tree.drafts:
+  if not own and tree.max_depth:
     weights += decoder.unembed
   cache = jax.eval_shape(
     lambda d: d.empty_cache(batch, 1024, tree.heads), decoder

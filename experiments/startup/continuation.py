@@ -24,7 +24,7 @@ from mtp_jax.decode import (
   layout,
   sampling,
   stream,
-  tuned,
+  tree_file,
 )
 from mtp_jax.interchange import folders
 from mtp_jax.model import model
@@ -230,13 +230,13 @@ def _settings(request: Request, cfg, codec, rule, tree) -> dict:
   return settings | {"heads": checked.tree, "samples": samples}
 
 
-def _rule(request: Request) -> accept.Greedy | accept.Lossless:
+def _rule(request: Request) -> accept.Greedy | accept.SpeculativeSampling:
   names = "top_k", "top_p", "min_p", "penalty"
   filters = {name: getattr(request, name) for name in names}
   if request.temperature:
     sampler = sampling.Sampler(temperature=request.temperature, **filters)
     sampler.check()
-    return accept.Lossless(sampler)
+    return accept.SpeculativeSampling(sampler)
   if given := [name for name, value in filters.items() if value is not None]:
     raise ValueError(
       f"--{given[0]} filters what is drawn; greedy decoding draws nothing: "
@@ -247,7 +247,7 @@ def _rule(request: Request) -> accept.Greedy | accept.Lossless:
 
 def _tuned_tree(request: Request):
   try:
-    return tuned.read(request.workdir / "tree.json", request.tree)
+    return tree_file.read(request.workdir / "tree.json", request.tree)
   except ValueError as error:
     raise ValueError(
       f"{error}: python -m experiments.tune_tree "

@@ -8,5 +8,5 @@ cache_entry  the files of one cached corpus, with checksums
 blocks       arrays on disk that are verified when they are read
 batch        what a step trains on
 packed       windows and excerpts of a packed split
-pipeline     shuffled batches, a pure function of (seed, step, process)
+pipeline     shuffled batches, a pure function of (seed, step, shard)
 """

@@ -30,7 +30,6 @@ _DAMAGE = (
   AttributeError,
   TypeError,
 )
-CacheDamaged, Packed = blocks.CacheDamaged, packed_lib.Packed
 
 
 class Writer:
@@ -91,7 +90,7 @@ def write_meta(folder: pathlib.Path, meta: dict) -> None:
     (folder / "meta.json").write_text(_sealed(meta), encoding="utf-8")
 
 
-def read(folder: pathlib.Path) -> tuple[Packed, Packed]:
+def read(folder: pathlib.Path) -> tuple[packed_lib.Packed, packed_lib.Packed]:
   """The splits of an entry, after all its checksums were verified.
 
   Raises:
@@ -102,12 +101,14 @@ def read(folder: pathlib.Path) -> tuple[Packed, Packed]:
     text = (folder / "meta.json").read_text(encoding="utf-8")
     meta = json.loads(text)
     if _sealed(meta) != text:
-      raise CacheDamaged(f"cache {folder} has a damaged meta.json")
+      raise blocks.CacheDamaged(f"cache {folder} has a damaged meta.json")
     return tuple(_split(folder, name, meta) for name in SPLITS)
-  except CacheDamaged:
+  except blocks.CacheDamaged:
     raise
   except _DAMAGE as error:
-    raise CacheDamaged(f"cache {folder} cannot be read: {error!r}") from error
+    raise blocks.CacheDamaged(
+      f"cache {folder} cannot be read: {error!r}"
+    ) from error
   except OSError as error:
     raise OSError(
       f"the packed corpus {folder} cannot be read: {error}. It may be whole, "
@@ -116,7 +117,7 @@ def read(folder: pathlib.Path) -> tuple[Packed, Packed]:
     ) from error
 
 
-def _split(folder: pathlib.Path, name: str, meta: dict) -> Packed:
+def _split(folder: pathlib.Path, name: str, meta: dict) -> packed_lib.Packed:
   """The split `name`; CacheDamaged if a checksum differs."""
   split = meta[name]
   arrays = {}
@@ -127,9 +128,9 @@ def _split(folder: pathlib.Path, name: str, meta: dict) -> Packed:
     path = folder / f"{name}.{kind}"
     checksums = blocks.checksums(path)
     if zlib.crc32(checksums.tobytes()) != split["crc32"][path.name]:
-      raise CacheDamaged(f"cache {folder} has a damaged {path.name}")
+      raise blocks.CacheDamaged(f"cache {folder} has a damaged {path.name}")
     arrays[kind] = blocks.Array(path, dtype, checksums, size)
-  return Packed(
+  return packed_lib.Packed(
     **arrays,
     bytes_per_token=split["bytes"] / (split["tokens"] - split["documents"]),
     fingerprint=split["fingerprint"],

@@ -18,13 +18,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from mtp_jax import config
-from mtp_jax.data import cache_entry, corpora, splits
+from mtp_jax.data import blocks, cache_entry, corpora, splits
+from mtp_jax.data import packed as packed_lib
 
+_Splits = tuple[packed_lib.Packed, packed_lib.Packed]  # training, held out
 _VERSION = 3  # of the documents and of the format; another one packs anew
-CacheDamaged, Packed = cache_entry.CacheDamaged, cache_entry.Packed
 
 
-def pack(data: config.Data, tokenizer) -> tuple[Packed, Packed]:
+def pack(data: config.Data, tokenizer) -> _Splits:
   """Reads, deduplicates, splits and tokenises a corpus, once.
 
   Later calls read the cache. Its key consists of the names, sizes and times of
@@ -62,12 +63,12 @@ def pack(data: config.Data, tokenizer) -> tuple[Packed, Packed]:
   return packed
 
 
-def _cached(folder, data, tokenizer) -> tuple[Packed, Packed]:
+def _cached(folder, data, tokenizer) -> _Splits:
   """Reads the entry `folder`; builds it first if it is missing or damaged."""
   if folder.exists():
     try:
       return cache_entry.read(folder)
-    except CacheDamaged as error:
+    except blocks.CacheDamaged as error:
       warnings.warn(f"packing anew: {error}", stacklevel=3)
       with cache_entry.writing(folder.parent):
         shutil.rmtree(folder)
@@ -119,7 +120,7 @@ def _build(folder: pathlib.Path, data: config.Data, tokenizer) -> None:
     )
 
 
-def _warn_of_size(packed: tuple[Packed, Packed], data: config.Data) -> None:
+def _warn_of_size(packed: _Splits, data: config.Data) -> None:
   """Warns of splits with fewer tokens than a batch."""
   needed = data.batch * data.seq_len
   small = [

@@ -1,4 +1,4 @@
-"""Batches of packed tokens: a pure function of (seed, step, process).
+"""Batches of packed tokens: a pure function of (seed, step, shard).
 
 Window w of length T holds the tokens [w T, w T + T + N). The last N of them
 are also the first of the next window, so that every head has a target at every
@@ -15,9 +15,9 @@ from absl import flags
 
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pack as _pack
+from mtp_jax.data import packed as packed_lib
 
-Packed, pack = _pack.Packed, _pack.pack
-CacheDamaged = _pack.CacheDamaged
+Packed, pack = packed_lib.Packed, _pack.pack
 
 _UNGUARDED = (
   "A script that sets data.workers above 0 must do its work under "
@@ -32,8 +32,8 @@ def batches(
   seq_len: int,
   n_future: int,
   seed: int,
-  process: int = 0,
-  processes: int = 1,
+  shard: int = 0,
+  shards: int = 1,
   workers: int = 0,
   start: int = 0,
 ) -> Iterator[batch_lib.Batch]:
@@ -48,19 +48,19 @@ def batches(
     seq_len: T.
     n_future: N.
     seed: seed of the shuffle.
-    process: index of the block of B / processes rows to read.
-    processes: number of blocks; together, in order, they are the global batch.
+    shard: index of the block of B / shards rows to read.
+    shards: number of blocks; together, in order, they are the global batch.
     workers: number of worker processes that prefetch; 0: threads do.
     start: first step.
 
   Returns:
-    Iterator of batches of B / processes rows.
+    Iterator of batches of B / shards rows.
 
   Raises:
-    ValueError: batch is not divisible by processes, or there is no data.
+    ValueError: batch is not divisible by shards, or there is no data.
     ChildProcessError: by the iterator, if a worker process has ended.
-    CacheDamaged: by the iterator, instead of the first batch whose tokens have
-      changed on the disk.
+    blocks.CacheDamaged: by the iterator, instead of the first batch whose
+      tokens have changed on the disk.
 
   Example:
     >>> import numpy as np
@@ -78,7 +78,7 @@ def batches(
     >>> np.array_equal(batch.tokens, again.tokens)
     True
   """
-  steps = _stream(packed, batch, seq_len, n_future, seed, process, processes)
+  steps = _stream(packed, batch, seq_len, n_future, seed, shard, shards)
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   stream = steps[start:].to_iter_dataset(ahead)
   if workers:
@@ -126,26 +126,26 @@ def batch_at(
   seq_len: int,
   n_future: int,
   seed: int,
-  process: int = 0,
-  processes: int = 1,
+  shard: int = 0,
+  shards: int = 1,
 ) -> batch_lib.Batch:
   """The batch of one step; arguments and result as in `batches`."""
-  steps = _stream(packed, batch, seq_len, n_future, seed, process, processes)
+  steps = _stream(packed, batch, seq_len, n_future, seed, shard, shards)
   return steps[step]
 
 
 def _stream(
-  packed, batch, seq_len, n_future, seed, process, processes
+  packed, batch, seq_len, n_future, seed, shard, shards
 ) -> grain.MapDataset:
-  """A dataset whose item s is this process's block of the batch of step s.
+  """A dataset whose item s is one shard of the batch of step s.
 
-  The shuffled windows are divided into blocks of B / processes rows. The blocks
-  of one step are consecutive, so this process reads every `processes`-th block.
+  The shuffled windows are divided into blocks of B / shards rows. The blocks
+  of one step are consecutive, so a shard is every `shards`-th block.
   """
-  if batch % processes:
-    raise ValueError(f"batch {batch} is not divisible by {processes} processes")
-  if not 0 <= process < processes:
-    raise ValueError(f"process {process} is not one of {processes}")
+  if batch % shards:
+    raise ValueError(f"batch {batch} is not divisible by {shards} shards")
+  if not 0 <= shard < shards:
+    raise ValueError(f"shard {shard} is not one of {shards}")
   windows = _Windows(packed, seq_len, n_future)
   if not len(windows):
     raise ValueError("the split holds no token, so no window")
@@ -153,8 +153,8 @@ def _stream(
   # Not repeat(None), whose length is sys.maxsize: grain divides the length by
   # the rows in floating point, and with one row len() refuses the result.
   epochs = sys.maxsize // len(windows) // 2
-  blocks = shuffled.repeat(epochs).batch(batch // processes)
-  return blocks[process::processes]
+  blocks = shuffled.repeat(epochs).batch(batch // shards)
+  return blocks[shard::shards]
 
 
 class _Windows:

@@ -1,10 +1,10 @@
 """Rules that propose drafts and decide which of them are accepted.
 
-  Greedy      the text equals ordinary greedy decoding's
-  Lossless    the text has the distribution of ordinary sampling
-  Typical     Medusa's: accepts tokens that are likely enough. NOT lossless
-  TopK        Stern et al.'s: accepts the k best tokens. NOT lossless
-  Forced      accepts a fixed number of drafts, to measure speed alone
+  Greedy               the text equals ordinary greedy decoding's
+  SpeculativeSampling  the text has the distribution of ordinary sampling
+  Typical              Medusa's: accepts what is likely enough. NOT lossless
+  TopK                 Stern et al.'s: accepts the k best tokens. NOT lossless
+  Forced               accepts a fixed number of drafts, to measure speed alone
 
 A rule proposes candidates for every depth of a tree from the heads' logits.
 Once head 1 has logits for every node of the tree, the rule names the last
@@ -93,20 +93,22 @@ class TopK(_Best):
   block: int = dataclasses.field(default=1, metadata={"static": True})
 
   def check(self, tree):
-    """Raises ValueError: k below 1, or a block longer than the tree's spine."""
+    """Raises ValueError: k below 1, or a block beyond the greedy path."""
     if checks.integer("k", self.k) < 1:
       raise ValueError(
         f"k={self.k}: at least the best token has to be accepted"
       )
-    if not 1 <= checks.integer("block", self.block) <= len(tree.spine):
-      raise ValueError(f"block={self.block} is outside 1..{len(tree.spine)}")
+    if not 1 <= checks.integer("block", self.block) <= len(tree.greedy_path):
+      raise ValueError(
+        f"block={self.block} is outside 1..{len(tree.greedy_path)}"
+      )
 
   def accept(self, tree, verification, keys):
     """(last accepted node [B], bonus token [B]: head 1's best after it)."""
     k = min(self.k, verification.logits.shape[-1])
     least = jax.lax.top_k(verification.logits, k)[0][..., -1]
     accepted = _scores(tree, verification) >= least[:, tree.parent]
-    accepted = accepted.at[:, tree.spine[: self.block]].set(True)
+    accepted = accepted.at[:, tree.greedy_path[: self.block]].set(True)
     node = deepest(tree, accepted)
     return node, _at(verification.best, node)
 
@@ -146,7 +148,7 @@ class Typical(_Best):
     least = jnp.minimum(epsilon, delta * jnp.exp(-entropy))
     chosen = _scores(tree, verification._replace(logits=log_p))
     chosen = jnp.where(tree.depth > 0, chosen, 0)
-    path = jnp.where(tree.sees, chosen[:, None], 0).sum(-1)
+    path = jnp.where(tree.ancestor_mask, chosen[:, None], 0).sum(-1)
     accepted = jnp.exp(chosen) > least[:, tree.parent]
     node = deepest(tree, accepted, path)
     p, least = _at(p, node), _at(least, node)[:, None]
@@ -175,9 +177,9 @@ class Forced:
     return self.rule.uses_seen()
 
   def check(self, tree):
-    """Raises ValueError: a bad `rule`, or more drafts than the tree's spine."""
+    """Raises ValueError: a bad `rule`, or a count beyond the greedy path."""
     self.rule.check(tree)
-    most = len(tree.spine) - 1
+    most = len(tree.greedy_path) - 1
     if not 0 <= checks.integer("count", self.count) <= most:
       raise ValueError(f"count={self.count} is outside 0..{most}")
 
@@ -189,33 +191,35 @@ class Forced:
     """(first choice [B] at depth `count`, bonus token [B] of `rule`)."""
     _, token = self.rule.accept(tree, verification, keys)
     # Clipped for the prompt's pass, which drafts nothing.
-    count = jnp.minimum(self.count, len(tree.spine) - 1)
-    node = jnp.asarray(tree.spine)[count]
+    count = jnp.minimum(self.count, len(tree.greedy_path) - 1)
+    node = jnp.asarray(tree.greedy_path)[count]
     return jnp.broadcast_to(node, token.shape), token
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lossless:
+class SpeculativeSampling:
   """Speculative sampling: tokens follow head 1's distribution p exactly.
 
   p is the target distribution, head 1 under `sampler`. A draft x sampled from q
   is accepted with probability min(1, p(x) / q(x)). If it is rejected, p becomes
   the residual norm(max(p - q, 0)), x is removed from q, and the next sibling is
-  tried. The text follows p for any q. With drawn=False the heads' best
+  tried. The text follows p for any q. With sample_drafts=False the heads' best
   candidates are proposed instead: x is accepted with probability p(x), and if
   rejected, is removed from p.
 
   Attributes:
     sampler: the same filters for head 1 and for drafts.
-    drawn: sample the drafts, or take the best.
+    sample_drafts: from q; False: the best candidates.
 
   Reference: Leviathan et al. 2023 and Chen et al. 2023 for chains; siblings
   without replacement as Jeon et al. 2024 (recursive speculative decoding).
   """
 
   sampler: sampling.Sampler = sampling.Sampler()
-  drawn: bool = dataclasses.field(default=True, metadata={"static": True})
+  sample_drafts: bool = dataclasses.field(
+    default=True, metadata={"static": True}
+  )
 
   def uses_seen(self) -> bool:
     """Whether the sampler has a repetition penalty."""
@@ -242,14 +246,14 @@ class Lossless:
     """
     seen = None if seen is None else seen[:, None]
     q = self.sampler.probabilities(logits, seen)
-    if not self.drawn:
+    if not self.sample_drafts:
       return Drafts(sampling.best(q, count))
     return Drafts(sampling.draw_distinct(q, count, keys), q)
 
   def accept(self, tree, verification, keys):
     """(last accepted node [B], bonus token [B] drawn from the residual)."""
     keys = jax.vmap(jax.random.split)(keys)  # [B, 2]: to accept, and to draw
-    shape = tree.drafts, tree.width
+    shape = tree.max_depth, tree.width
     u = jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(
       keys[:, 0]
     )
@@ -281,15 +285,15 @@ def walk(
   Returns:
     node [B]: the last accepted node.
     p [B, V]: the distribution of the bonus token after it.
-    chances [B, D, R]: acceptance probability of each candidate that was tried,
-      nan for the others.
+    acceptance [B, D, R]: the probability of accepting each candidate that was
+      tried, nan for the others.
   """
   rows = jnp.arange(len(u))
   node = jnp.zeros(len(u), jnp.int32)
   walking = jnp.ones(len(u), bool)
   p = target(node, seen)
-  chances = jnp.full(u.shape, jnp.nan, u.dtype)
-  for d in range(tree.drafts):
+  acceptance = jnp.full(u.shape, jnp.nan, u.dtype)
+  for d in range(tree.max_depth):
     q = None if drafts.probabilities is None else drafts.probabilities[:, d]
     here, stepped = node, jnp.zeros_like(walking)
     for r in range(tree.width):
@@ -300,7 +304,7 @@ def walk(
       x = drafts.tokens[:, d, r]
       q_x = 1.0 if q is None else q[rows, x]
       ratio = jnp.where(q_x > 0, p[rows, x] / jnp.where(q_x > 0, q_x, 1), 0)
-      chances = chances.at[:, d, r].set(
+      acceptance = acceptance.at[:, d, r].set(
         jnp.where(tried, jnp.minimum(ratio, 1), jnp.nan)
       )
       accepted = tried & (u[:, d, r] < ratio)
@@ -313,7 +317,7 @@ def walk(
         q = jnp.where(rejected, _normalise(q.at[rows, x].set(0), q), q)
     p = jnp.where(stepped[:, None], target(node, seen), p)
     walking = stepped
-  return node, p, chances
+  return node, p, acceptance
 
 
 def deepest(
@@ -328,7 +332,7 @@ def deepest(
     score: [B, M] decides between nodes of one depth; else the first.
   """
   accepted = accepted.at[:, 0].set(True)
-  whole = (accepted[:, None] | ~jnp.asarray(tree.sees)).all(-1)
+  whole = (accepted[:, None] | ~jnp.asarray(tree.ancestor_mask)).all(-1)
   depth = jnp.where(whole, jnp.asarray(tree.depth), -1)
   if score is None:
     return depth.argmax(-1).astype(jnp.int32)

@@ -69,10 +69,10 @@ def choose(
   """
   batch = checks.integer("batch", batch, 1)  # before prompts are decoded
   rule = settings.get("rule", accept.GREEDY)
-  chances = acceptance(decoder, prompts, **settings)
+  acceptance = measure_acceptance(decoder, prompts, **settings)
   length = max(map(len, prompts)) + settings["max_new"] // 2
   load = Load(batch, length)
-  return best(options(decoder, chances, load, rule=rule))
+  return best(options(decoder, acceptance, load, rule=rule))
 
 
 def best(options: Sequence[Option]) -> Option:
@@ -81,16 +81,16 @@ def best(options: Sequence[Option]) -> Option:
   Every row is taken to be at work all the time, as `serve.generate_all`
   keeps them: in a batch that ends with its slowest row, drafts gain less.
   """
-  ordinary = next(o for o in options if not o.tree.drafts)
+  ordinary = next(o for o in options if not o.tree.max_depth)
   fastest = max(options, key=lambda option: option.tokens_per_second)
   gain = fastest.tokens_per_second / ordinary.tokens_per_second
   return fastest if gain >= GAIN else ordinary
 
 
-def acceptance(
+def measure_acceptance(
   decoder: interface.Decoder, prompts: Sequence[Sequence[int]], **settings: Any
 ) -> np.ndarray:
-  """Chances [N-1, R] for `tree.build`, counted on some prompts' texts.
+  """Acceptance [N-1, R] for `tree.build`, counted on some prompts' texts.
 
   Args:
     decoder: from `mtp_jax.lay_out(model)`.
@@ -105,22 +105,22 @@ def acceptance(
   """
   tree = tree_lib.chain(decoder.n_future, min(CANDIDATES, decoder.vocab))
   result = generate.generate(decoder, prompts, heads=tree, **settings)
-  return np.nan_to_num(result.ranks)
+  return np.nan_to_num(result.rank_acceptance)
 
 
-def topologies(chances: np.ndarray) -> list[tree_lib.Tree]:
+def topologies(acceptance: np.ndarray) -> list[tree_lib.Tree]:
   """Ordinary decoding, chains of 2, 4, 8, ... and N heads, and built trees."""
-  most = len(chances) + 1
+  most = len(acceptance) + 1
   counts = {1, most} | {1 << i for i in range(1, most.bit_length())}
   trees = [tree_lib.chain(k) for k in sorted(counts) if k <= most]
   if most > 1:
-    trees += [tree_lib.build(chances, size) for size in SIZES]
+    trees += [tree_lib.build(acceptance, size) for size in SIZES]
   return list(dict.fromkeys(trees))
 
 
 def options(
   decoder: interface.Decoder,
-  chances: np.ndarray,
+  acceptance: np.ndarray,
   load: Load,
   *,
   trees: Sequence[tree_lib.Tree] | None = None,
@@ -130,15 +130,15 @@ def options(
 
   Args:
     decoder: the model.
-    chances: from `acceptance`.
+    acceptance: from `measure_acceptance`.
     load: rows, and tokens in their caches.
-    trees: to choose from; None: `topologies(chances)`.
+    trees: to choose from; None: `topologies(acceptance)`.
     rule: whose work a pass does, from `accept`.
   """
-  trees = topologies(chances) if trees is None else trees
+  trees = topologies(acceptance) if trees is None else trees
   seconds = seconds_per_pass(decoder, trees, load, rule=rule)
   return [
-    Option(tree, tree_lib.expected(tree, chances), s)
+    Option(tree, tree_lib.expected(tree, acceptance), s)
     for tree, s in zip(trees, seconds, strict=True)
   ]
 

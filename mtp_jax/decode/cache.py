@@ -189,7 +189,7 @@ def visible(
     # Keys of the text are seen by all nodes, keys of the window by the tree's
     # mask, which is written into the mask like K and V into the cache.
     sees = jnp.broadcast_to(
-      jnp.asarray(tree.sees)[places], (*mask.shape[:2], width)
+      jnp.asarray(tree.ancestor_mask)[places], (*mask.shape[:2], width)
     )
     text = (key_positions < start[:, None])[:, None]
     mask = jnp.broadcast_to(text, mask.shape)

@@ -24,7 +24,7 @@ class Text:
   margin: np.ndarray  # [n] between head 1's best two logits at each token
   # Counts of the model, whether or not the text ended within a path:
   nodes: np.ndarray  # [M] passes by their last accepted node
-  ranks: np.ndarray  # [k-1, R+1] true tokens by rank; last: no candidate
+  rank_counts: np.ndarray  # [k-1, R+1] true tokens by rank; last: no candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Result:
     return _share(accepted, before)
 
   @property
-  def ranks(self) -> np.ndarray:
-    """Chance [k-1, R] of the rank-r candidate of head 2, 3, ... to be right.
+  def rank_acceptance(self) -> np.ndarray:
+    """[k-1, R]: how often the rank-r candidate of head 2, 3, ... was right.
 
     Given that the drafts before it were: what `tree.build` takes. Candidates
     count whether or not the tree verified them.
     """
-    counts = sum(t.ranks for t in self.texts)
+    counts = sum(t.rank_counts for t in self.texts)
     return _share(counts[:, :-1], counts.sum(-1, keepdims=True))
 
   @property
@@ -247,7 +247,7 @@ def text(row: tuple, length: int) -> Text:
     logprob=counts.logprob[new],
     margin=counts.margin[new],
     nodes=counts.nodes,
-    ranks=counts.ranks,
+    rank_counts=counts.rank_counts,
   )
 
 

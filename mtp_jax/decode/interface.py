@@ -182,7 +182,7 @@ def check_rule(rule: Any, tree: tree_lib.Tree) -> None:
   if isinstance(rule, type) or not isinstance(rule, Rule):
     raise ValueError(
       f"rule={rule!r:.60} is not a rule; give one of mtp_jax.decode.accept, "
-      "such as accept.GREEDY or accept.Lossless()"
+      "such as accept.GREEDY or accept.SpeculativeSampling()"
     )
   if isinstance(rule, accept.Forced):
     check_rule(rule.rule, tree)
@@ -199,8 +199,8 @@ def _check_tree(decoder, heads) -> tree_lib.Tree:
     tree = tree_lib.chain(heads)
   if tree.heads > decoder.n_future:
     raise ValueError(
-      f"a tree {tree.drafts} drafts deep needs {tree.heads} heads; the model "
-      f"has {decoder.n_future}"
+      f"a tree {tree.max_depth} drafts deep needs {tree.heads} heads; the "
+      f"model has {decoder.n_future}"
     )
   if tree.size > window_lib.CHUNK:
     raise ValueError(

@@ -45,7 +45,7 @@ def generate_all(
     >>> net, _, codec = mtp_jax.load("runs/tiny")
     >>> decoder = mtp_jax.lay_out(net, codec.vocab)
     >>> prompts = [[codec.bos, *codec.encode(text)] for text in ("To", "be or")]
-    >>> rule = accept.Lossless(sampling.Sampler(temperature=0.8))
+    >>> rule = accept.SpeculativeSampling(sampling.Sampler(temperature=0.8))
     >>> result = serve.generate_all(
     ...   decoder, prompts, rows=3, samples=2, heads=4, max_new=9, rule=rule
     ... )

@@ -32,7 +32,9 @@ class Statistics:
   logprob: jax.Array  # [B, S] of each written token under head 1, nats
   margin: jax.Array  # [B, S] between head 1's best two logits there
   nodes: jax.Array  # [B, M] passes by their last accepted node
-  ranks: jax.Array  # [B, k-1, R+1] rank of the true token among candidates
+  rank_counts: (
+    jax.Array
+  )  # [B, k-1, R+1] rank of the true token among candidates
 
   def update(
     self,
@@ -49,11 +51,12 @@ class Statistics:
       start: [B] position of the block's first token.
       active: [B] bool: rows that were not done before the pass.
     """
-    passes, nodes, ranks = self.passes, self.nodes, self.ranks
+    passes, nodes, rank_counts = self.passes, self.nodes, self.rank_counts
     if drafts is not None:
       passes = passes + active
       nodes = nodes.at[jnp.arange(len(active)), block.node].add(active)
-      ranks = ranks + true_ranks(drafts, block) * active[:, None, None]
+      ranks = true_ranks(drafts, block) * active[:, None, None]
+      rank_counts = rank_counts + ranks
     put = functools.partial(put_rows, start=start, keep=block.keep)
     written_in = jnp.broadcast_to(passes[:, None], block.tokens.shape)
     return Statistics(
@@ -62,7 +65,7 @@ class Statistics:
       logprob=put(self.logprob, block.logprob),
       margin=put(self.margin, block.margin),
       nodes=nodes,
-      ranks=ranks,
+      rank_counts=rank_counts,
     )
 
 
@@ -78,7 +81,7 @@ def empty(batch: int, size: int, tree: tree_lib.Tree) -> Statistics:
     logprob=zeros(size, dtype=jnp.float32),
     margin=zeros(size, dtype=jnp.float32),
     nodes=zeros(tree.size),
-    ranks=zeros(tree.drafts, tree.width + 1),
+    rank_counts=zeros(tree.max_depth, tree.width + 1),
   )
 
 

@@ -40,14 +40,14 @@ class Tree:
     return len(self.paths) + 1
 
   @property
-  def drafts(self) -> int:
-    """Depth: heads that draft, head 1 not counted."""
+  def max_depth(self) -> int:
+    """Drafts on the longest path: heads that draft, head 1 not counted."""
     return max(map(len, self.paths), default=0)
 
   @property
   def heads(self) -> int:
     """k: heads used, head 1 included."""
-    return self.drafts + 1
+    return self.max_depth + 1
 
   @property
   def width(self) -> int:
@@ -60,7 +60,7 @@ class Tree:
     return all(p == (0,) * i for i, p in enumerate(self.paths, 1))
 
   @functools.cached_property
-  def spine(self) -> np.ndarray:
+  def greedy_path(self) -> np.ndarray:
     """[S] int32: the root and the nodes that hold first choices alone."""
     nodes = enumerate(((), *self.paths))
     return np.array([i for i, p in nodes if not any(p)], np.int32)
@@ -83,15 +83,16 @@ class Tree:
 
   @functools.cached_property
   def path(self) -> np.ndarray:
-    """[M, drafts+1] int32: from the root to each node, which is repeated."""
+    """[M, k] int32: from the root to each node, which is repeated."""
     number = self._number
     rows = [
-      [number[p[:d]] for d in range(self.drafts + 1)] for p in ((), *self.paths)
+      [number[p[:d]] for d in range(self.max_depth + 1)]
+      for p in ((), *self.paths)
     ]
-    return np.array(rows, np.int32).reshape(self.size, self.drafts + 1)
+    return np.array(rows, np.int32).reshape(self.size, self.max_depth + 1)
 
   @functools.cached_property
-  def sees(self) -> np.ndarray:
+  def ancestor_mask(self) -> np.ndarray:
     """[M, M] bool: node i attends to node j, an ancestor or itself."""
     mask = np.zeros((self.size, self.size), bool)
     mask[np.arange(self.size)[:, None], self.path] = True
@@ -216,7 +217,7 @@ def expected(tree: Tree, acceptance: np.ndarray) -> float:
     acceptance: [k-1, R] as for `build`; what it does not cover counts as 0.
   """
   acceptance = np.asarray(acceptance, float)
-  full = np.zeros((tree.drafts, tree.width))
+  full = np.zeros((tree.max_depth, tree.width))
   shape = tuple(map(min, full.shape, acceptance.shape))
   full[: shape[0], : shape[1]] = acceptance[: shape[0], : shape[1]]
   chance = np.ones(tree.size)

@@ -147,14 +147,14 @@ class Block(nnx.Module):
     out_gain = (2 * (cfg.layers + cfg.extra_layers)) ** -0.5
     self.cfg = cfg
     self.attn_norm = ones(D)
-    self.wq = param(next(keys), (D, H, C), ("embed", "heads", None), D)
+    self.wq = param(next(keys), (D, H, C), ("embed", "attn_heads", None), D)
     self.wk = param(next(keys), (D, K, C), ("embed", "kv_heads", None), D)
     self.wv = param(next(keys), (D, K, C), ("embed", "kv_heads", None), D)
     self.wo = param(
-      next(keys), (H, C, D), ("heads", None, "embed"), H * C, out_gain
+      next(keys), (H, C, D), ("attn_heads", None, "embed"), H * C, out_gain
     )
     if cfg.qkv_bias:
-      self.bq = bias(H * C, "heads")
+      self.bq = bias(H * C, "attn_heads")
       self.bk, self.bv = bias(K * C, "kv_heads"), bias(K * C, "kv_heads")
     if cfg.qk_norm:
       self.q_norm, self.k_norm = ones(C), ones(C)

@@ -26,7 +26,7 @@ class Batches:
   ):
     self._cfg, self._mesh = cfg, mesh
     self._train, self._held_out = packed
-    self._block, self._blocks = sharding.reader(mesh, jax.process_index())
+    self._shard, self._shards = sharding.row_shard(mesh, jax.process_index())
 
   def training(self, start: int) -> Iterator[batch_lib.Batch]:
     """This process's rows of the batches after step `start`, on the host."""
@@ -53,7 +53,7 @@ class Batches:
     where = sharding.batch_sharding(self._mesh)
     return jax.tree.map(
       lambda rows: jax.make_array_from_process_local_data(
-        where, rows, (len(rows) * self._blocks, rows.shape[1])
+        where, rows, (len(rows) * self._shards, rows.shape[1])
       ),
       batch,
     )
@@ -64,6 +64,6 @@ class Batches:
       batch=batch,
       seq_len=self._cfg.data.seq_len,
       n_future=self._cfg.model.n_future,
-      process=self._block,
-      processes=self._blocks,
+      shard=self._shard,
+      shards=self._shards,
     )

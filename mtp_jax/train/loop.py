@@ -8,7 +8,7 @@ import jax
 
 from mtp_jax import config, sharding
 from mtp_jax.checkpoint import checkpoints, storage
-from mtp_jax.data import pipeline
+from mtp_jax.data import blocks, pipeline
 from mtp_jax.model import model, surgery
 from mtp_jax.train import (
   batches,
@@ -84,7 +84,7 @@ def fit(
 
   Raises:
     ValueError: the settings do not fit each other, the data or the devices.
-    pipeline.CacheDamaged: the packed corpus changed on the disk. All steps
+    blocks.CacheDamaged: the packed corpus changed on the disk. All steps
       before were trained on sound data.
     checkpoints.CheckpointError: the workdir holds another run, is in use by
       one, cannot be written, or is not shared by all processes.
@@ -248,8 +248,8 @@ class _Loop:
     except Exception as error:
       if jax.process_count() == 1 and values and not int(values["bad"]):
         self._save(step, state, wait=True)
-      if isinstance(error, pipeline.CacheDamaged):
-        raise pipeline.CacheDamaged(
+      if isinstance(error, blocks.CacheDamaged):
+        raise blocks.CacheDamaged(
           f"{error}. All steps up to {step} were trained on sound data; "
           f"{self._newest()}"
         ) from error

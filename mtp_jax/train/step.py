@@ -231,7 +231,7 @@ def attention_kernel(
   kernel = attention.choose(cfg.attention, mesh.devices.flat[0].platform)
   if kernel is attention.xla:
     return kernel
-  q, kv = ("batch", None, "heads", None), ("batch", None, "kv_heads", None)
+  q, kv = ("batch", None, "attn_heads", None), ("batch", None, "kv_heads", None)
   return sharding.local(kernel, mesh, (q, kv, kv, ("batch", None)), q)
 
 

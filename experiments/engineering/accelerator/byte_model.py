@@ -191,12 +191,12 @@ def decode(
     every = held.excerpts(2 * count, length, cfg.data.seq_len, per_document=8)
     order = np.random.default_rng(0).permutation(2 * count)
     tuning, prompts = np.split(np.array(every)[order], 2)
-    chances = autotune.acceptance(decoder, tuning[:8], max_new=new)
+    acceptance = autotune.measure_acceptance(decoder, tuning[:8], max_new=new)
     trees = [tree_lib.chain(k) for k in (1, 2, 4, 8) if k <= decoder.n_future]
-    trees += [tree_lib.build(chances, size) for size in (16, 64)]
+    trees += [tree_lib.build(acceptance, size) for size in (16, 64)]
     trees = list(dict.fromkeys(trees))  # small chances give small trees
     loaded.update(decoder=decoder, prompts=prompts, new=new, trees=trees)
-    return {"acceptance": chances.tolist(), "prompt_len": length, "new": new}
+    return {"acceptance": acceptance.tolist(), "prompt_len": length, "new": new}
 
   stage.attempt("acceptance", load, kind="acceptance", estimate=10)
   if not loaded:

@@ -92,7 +92,7 @@ def build(
   cache_len = -(-cache_len // 128) * 128
 
   def one(tree, batch):
-    rule = accept.Forced(len(tree.spine) - 1)
+    rule = accept.Forced(len(tree.greedy_path) - 1)
     settings = interface.check_settings(
       decoder, heads=tree, max_new=1, rule=rule
     )
@@ -104,7 +104,7 @@ def build(
     row = {
       "size": tree.size,
       "heads": tree.heads,
-      "tokens_per_pass": len(tree.spine),
+      "tokens_per_pass": len(tree.greedy_path),
       "temporary_mib": temporary / 2**20,
       # A pass reads the whole cache, what is not written yet included.
       "bytes": limits.bytes_per_pass(decoder, tree, batch, cache_len),
@@ -196,7 +196,7 @@ def timed(
   The cache holds random numbers: some processors are faster on zeros.
   """
   like = program.state
-  new = work.passes * len(like.tree.spine)
+  new = work.passes * len(like.tree.greedy_path)
   # The cache apart: it would be made on the host.
   state = jax.tree.map(
     lambda a: np.zeros(a.shape, a.dtype), dataclasses.replace(like, cache=())

@@ -177,13 +177,13 @@ def texts(scale: scales.Scale, name: str) -> dict:
   decoder = layout.lay_out(random_model(cfg))
   rng = np.random.default_rng(0)
   prompts = rng.integers(0, cfg.vocab, (scale.rows, 16))
-  chances = np.full((cfg.n_future - 1, 3), 0.3)
+  acceptance = np.full((cfg.n_future - 1, 3), 0.3)
   trees = {
     compare.name(t): t
     for t in (
       tree_lib.chain(1),
       tree_lib.chain(cfg.n_future),
-      tree_lib.build(chances, 16),
+      tree_lib.build(acceptance, 16),
     )
   }
 

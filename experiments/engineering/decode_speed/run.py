@@ -83,14 +83,14 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
   )
   every = [every[i] for i in np.random.default_rng(0).permutation(sum(counts))]
   tuning, prompts, served = np.split(every, np.cumsum(counts)[:2])
-  chances = autotune.acceptance(decoder, tuning, max_new=new)
-  automatic = autotune.topologies(chances)
+  acceptance = autotune.measure_acceptance(decoder, tuning, max_new=new)
+  automatic = autotune.topologies(acceptance)
   trees = sorted({*automatic, tree_lib.chain(3)}, key=_order)
   trees = [t for t in trees if t.heads <= decoder.n_future]
   result = {
     "config": dataclasses.asdict(cfg.model),
     "parameters": sum(a.size for a in jax.tree.leaves(net)),
-    "acceptance": chances.tolist(),
+    "acceptance": acceptance.tolist(),
     "prompt_len": _PROMPT_LEN.value,
     "new": new,
     "batches": {},
@@ -111,7 +111,7 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
       others=_others(decoder),
     )
     load = autotune.Load(batch, _PROMPT_LEN.value + new // 2)
-    expected = autotune.options(decoder, chances, load, trees=trees)
+    expected = autotune.options(decoder, acceptance, load, trees=trees)
     for option in expected:
       row = rows[compare.name(option.tree)]
       row["predicted_tokens_per_second"] = option.tokens_per_second * batch

@@ -47,7 +47,7 @@ def measure(
   calls = {o.tree: functools.partial(serve_all, o.tree) for o in options}
   results = {tree: call() for tree, call in calls.items()}  # compiles
   times = timing.seconds_in_turns(calls, repeats)
-  (ordinary,) = (o for o in options if not o.tree.drafts)
+  (ordinary,) = (o for o in options if not o.tree.max_depth)
   rows = {}
   for option in options:
     seconds, result = times[option.tree], results[option.tree]

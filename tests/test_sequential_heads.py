@@ -14,14 +14,14 @@ from mtp_jax.decode import interface
 from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import heads, layers, model
 from mtp_jax.train import step
-from tests import mocks, parameters, reading
+from tests import mocks, parameters, sequential_heads
 
 B, T, D, V, N = 2, 11, 12, 19, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kinds():
-  with reading.registered():
+  with sequential_heads.registered():
     yield
 
 
@@ -58,7 +58,7 @@ def distance(a, b):
   return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-@pytest.mark.parametrize("kind", reading.KINDS)
+@pytest.mark.parametrize("kind", sequential_heads.KINDS)
 def test_logits_against_a_loop_over_the_heads(kind):
   net, rows = filled(kind), windows()
   tokens, segments = rows.tokens[:, : T + N - 1], rows.segments
@@ -77,7 +77,7 @@ def test_logits_against_a_loop_over_the_heads(kind):
     )
 
 
-@pytest.mark.parametrize("kind", reading.KINDS)
+@pytest.mark.parametrize("kind", sequential_heads.KINDS)
 def test_a_head_sees_up_to_the_token_before_its_target(kind):
   net, s = filled(kind), 6
   tokens = jnp.asarray(windows().tokens[:, : T + N - 1])
@@ -105,7 +105,7 @@ def gradients(kind, name, dtype="float32", remat="none"):
   return total(net)
 
 
-@pytest.mark.parametrize("kind", reading.KINDS)
+@pytest.mark.parametrize("kind", sequential_heads.KINDS)
 def test_the_formula_against_float64(kind):
   net, rows = filled(kind), windows()
   at = slice(0, T + N - 1)
@@ -119,7 +119,7 @@ def test_the_formula_against_float64(kind):
   np.testing.assert_allclose(nll, wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", reading.KINDS)
+@pytest.mark.parametrize("kind", sequential_heads.KINDS)
 @pytest.mark.parametrize("name", ["serial", "checkpointed"])
 def test_equals_the_formula(kind, name):
   """The formula's gradients are autodiff's; the embedding's is among them."""
@@ -142,7 +142,7 @@ def test_heads_give_the_embedding_a_gradient():
   assert moved.tolist() == [3, 5]
 
 
-@pytest.mark.parametrize("kind", reading.KINDS)
+@pytest.mark.parametrize("kind", sequential_heads.KINDS)
 def test_bfloat16_and_rematerialisation(kind):
   wanted = gradients(kind, "formula")
   remat = gradients(kind, "serial", remat="full")
@@ -176,7 +176,7 @@ def test_memory_does_not_grow_with_heads():
   assert temp(4) - temp(1) < 0.05 * 4 * B * T * V
 
 
-@pytest.mark.parametrize("kind", reading.KINDS)
+@pytest.mark.parametrize("kind", sequential_heads.KINDS)
 def test_a_training_step(kind):
   """In microbatches as in one, and on a batch learnt by heart."""
   cfg = config.Config(
@@ -198,7 +198,7 @@ def test_a_training_step(kind):
   assert losses[29] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("kind", reading.KINDS)
+@pytest.mark.parametrize("kind", sequential_heads.KINDS)
 def test_evaluation(kind):
   net, rows = filled(kind), windows()
   found = head_measures.measure(net, [rows], block=4)
@@ -259,7 +259,7 @@ def test_drafts_against_a_loop_token_by_token():
   cfg = settings("sequential", vocab=3)
   prompts = [[1, 2, 0, 2, 2], [2], [0, 1, 1]]
   net = parameters.filled(lambda key: model.Model(cfg, key), 0.3, seed=2)
-  decoder = reading.Decoder(net)
+  decoder = sequential_heads.Decoder(net)
   assert isinstance(decoder, interface.Decoder)
   wanted = [one_by_one(net, prompt, 20) for prompt in prompts]
   got = decode.generate(decoder, prompts, heads=N, max_new=20)

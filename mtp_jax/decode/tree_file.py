@@ -9,7 +9,7 @@ import numpy as np
 from mtp_jax.decode import tree as tree_lib
 
 
-def build(chances: np.ndarray, sizes: Sequence[int]) -> dict:
+def build(acceptance: np.ndarray, sizes: Sequence[int]) -> dict:
   """The tree of each size with the highest expected acceptance.
 
   >>> found = build(np.array([[0.6, 0.2], [0.5, 0.1]]), [4])
@@ -17,23 +17,23 @@ def build(chances: np.ndarray, sizes: Sequence[int]) -> dict:
   [[0], [1], [0, 0]]
 
   Args:
-    chances: [D, R] of each head's candidates, from `autotune.acceptance`.
+    acceptance: [k-1, R], from `autotune.measure_acceptance`.
     sizes: numbers of nodes.
 
   Returns:
-    `acceptance`, the chances; `chain`, the expected tokens per forward of a
+    `acceptance` itself; `chain`, the expected tokens per forward of a
     chain of all heads; `trees`, by size `paths` for `tree.from_paths` and
     `tokens_per_forward`. Plain lists and numbers, for JSON.
   """
-  trees = [tree_lib.build(chances, size) for size in sizes]
-  chain = tree_lib.chain(len(chances) + 1)
+  trees = [tree_lib.build(acceptance, size) for size in sizes]
+  chain = tree_lib.chain(len(acceptance) + 1)
   return {
-    "acceptance": chances.tolist(),
-    "chain": tree_lib.expected(chain, chances),
+    "acceptance": acceptance.tolist(),
+    "chain": tree_lib.expected(chain, acceptance),
     "trees": {
       str(size): {
         "paths": [list(path) for path in tree.paths],
-        "tokens_per_forward": tree_lib.expected(tree, chances),
+        "tokens_per_forward": tree_lib.expected(tree, acceptance),
       }
       for size, tree in zip(sizes, trees, strict=True)
     },
