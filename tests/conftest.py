@@ -1,5 +1,6 @@
 """What several test files need: processes with devices of their own."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -25,6 +26,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def imports_are_not_scanned():
+  """Saves a twelfth of tracing, in which Python collects garbage often."""
+  gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,6 +6,7 @@ registered with `atexit` runs.
 """
 
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -107,6 +108,8 @@ def _serve(requests: socket.socket) -> None:
   # It imports what all programs do.
   from experiments.startup import options, program, terminal  # noqa: F401
 
+  # Children would scan, and so copy, what was imported here.
+  gc.freeze()
   signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a guard
   while True:
     text, files, *_ = socket.recv_fds(requests, 1 << 20, 3)

@@ -188,7 +188,8 @@ from tests import parameters
 TREE = tree_lib.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
 rng = np.random.default_rng(0)
 prompts = [rng.integers(0, 31, n).tolist() for n in (1, 5, 3, 11, 2, 7, 13, 2)]
-net = parameters.random_model(vocab=32, mlp=44, attn_heads=12, kv_heads=4)
+net = parameters.random_model(
+  vocab=32, mlp=44, layers=4, attn_heads=12, kv_heads=4)
 plain = layout.lay_out(net, 31)
 drawn = accept.SpeculativeSampling(sampling.Sampler(temperature=0.8, top_k=7))
 want = {
@@ -234,7 +235,7 @@ for shape in ((4, 2), (2, 4), (8, 1)):
   tokens, lengths = np.ones((8, 16), np.int32), np.full(8, 5, np.int32)
   settings = interface.check_settings(decoder, heads=TREE, max_new=9)
   state = decode.start(decoder, tokens, lengths, settings)
-  state = loop.advance_jit(decoder, accept.GREEDY, state)
+  state = loop.run_jit(decoder, accept.GREEDY, state)
   k = state.cache[0][0]
   part = k.addressable_shards[0].data.shape
   assert part[:2] == (8 // shape[0], 4 // shape[1]), (shape, part)

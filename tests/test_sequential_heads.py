@@ -13,7 +13,7 @@ from mtp_jax.decode import generate as decode
 from mtp_jax.decode import interface
 from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import heads, layers, model
-from mtp_jax.train import step
+from mtp_jax.train import evaluations, step
 from tests import mocks, parameters, sequential_heads
 
 B, T, D, V, N = 2, 11, 12, 19, 3
@@ -269,3 +269,22 @@ def test_drafts_against_a_loop_token_by_token():
   assert len({n for _, _, counts in wanted for n in counts}) > 1
   state = mocks.start(decoder, prompts, heads=N, max_new=20)
   assert state.drafts.tokens[..., 0].tolist() == [w[1] for w in wanted]
+
+
+@pytest.mark.parametrize(
+  "kind, done",
+  [("reading", ["evaluation"]), ("linear", ["evaluation", "sample"])],
+)
+def test_a_run_says_once_that_it_writes_no_samples(kind, done, caplog):
+  """At its start, and tries none."""
+  cfg = config.Config(model=settings(kind))
+  mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+  run = evaluations.Evaluations(cfg, mesh, None, None, None, None)
+  said = "writes no samples: the heads of model.head='reading' read tokens"
+  assert (said in caplog.text) == (kind == "reading")
+  caplog.clear()
+  tried = []
+  run._attempt = lambda what, *_: tried.append(what)
+  for number in (1, 2):
+    run.run(number, None)
+  assert tried == 2 * done and not caplog.text

@@ -15,7 +15,7 @@ from mtp_jax.decode import accept, checks
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.decode import window as window_lib
 
-_MOST = 2**30  # tokens: positions are int32
+_MOST = 2**30  # tokens; positions are int32, prompt and window included
 
 
 @runtime_checkable
@@ -24,6 +24,8 @@ class Decoder(Protocol):
 
   A pytree, so that `jax.jit` takes it as an argument. A pass over drafts calls
   `forward`, `logits` of head 1 at every node, `keep_path`, and `draft`.
+  Of a `Window` the loop reads `cache` and `start`; `prompts.read` also keeps
+  `trunk` and `states`, at each prompt's last token.
   """
 
   vocab: int  # V

@@ -11,7 +11,7 @@ from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pipeline
 from mtp_jax.decode import generate, layout
 from mtp_jax.evaluate import heads as head_measures
-from mtp_jax.model import model
+from mtp_jax.model import heads, model
 from mtp_jax.train import processes, report
 from mtp_jax.train import step as step_lib
 
@@ -58,6 +58,14 @@ class Evaluations:
     self._batch, self._reporter = batch, reporter
     self._kernel = step_lib.attention_kernel(cfg.model, mesh)
     self._failed = set()  # activities whose failure was reported
+    self._samples = cfg.train.sample_tokens > 0
+    if self._samples and heads.KINDS[cfg.model.head].reads_tokens:
+      self._samples = False
+      logging.warning(
+        "this run writes no samples: the heads of model.head=%r read tokens, "
+        "and no decoder drafts with them yet",
+        cfg.model.head,
+      )
 
   def lacks(self, step: int) -> bool:
     """Whether the logs lack an evaluation of `step`; process 0 decides."""
@@ -72,7 +80,7 @@ class Evaluations:
     JAX's timeout.
     """
     self._attempt("evaluation", step, self._read_batches, self._measure, net)
-    if self._cfg.train.sample_tokens:
+    if self._samples:
       self._attempt("sample", step, self._read_prompt, self._sample, net)
 
   def _attempt(self, what, step, read, use, net):

@@ -45,7 +45,7 @@ class Kind:
     return list(range(n_future))[:: self.feeds] if self.feeds else None
 
 
-# Another kind is a line here and one in `config.HEAD_KINDS`.
+# Another kind is a line here and one in `sections.HEAD_KINDS`.
 KINDS = {
   "parallel": Kind(),
   "linear": Kind(linear.Linear),
