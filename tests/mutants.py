@@ -235,6 +235,13 @@ MUTANTS = [
     "test_lossless.py",
   ),
   Mutant(
+    "a chain's heads draft from the trunk",
+    "mtp_jax/decode/decoder.py",
+    "window.states.get(head - self._kind.feeds, window.trunk)",
+    "window.trunk",
+    "test_window.py::test_windows_at_ragged_starts_equal_the_uncached_model",
+  ),
+  Mutant(
     "the next drafts made at the wrong place",
     "mtp_jax/decode/decoder.py",
     "window.at(depth[:, None], ",
@@ -310,6 +317,13 @@ MUTANTS = [
     "      start=start,",
     "      start=start + (start > 0),",
     "test_train_loop.py::test_sigterm_saves_and_exits_with_0",
+  ),
+  Mutant(
+    "samples tried of heads that no decoder drafts with",
+    "mtp_jax/train/evaluations.py",
+    "      self._samples = False",
+    "      self._samples = True",
+    "test_sequential_heads.py::test_a_run_says_once_that_it_writes_no_samples",
   ),
   Mutant(
     "SIGTERM not heard",
