@@ -14,11 +14,18 @@ ifeq ($(JAX),jax)
 export JAX_PLATFORMS ?= cpu
 endif
 
-.PHONY: demo test lint mutants clean
+.PHONY: demo demo-llama test lint mutants clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.demo.run --config=configs/quickstart.py \
 	  --workdir=runs/demo
+
+# A real Llama of 135 million parameters, fetched and converted by torch.
+demo-llama: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-transformers.txt
+	$(BIN)/python -m experiments.claims.heads_for_a_model --scale=demo \
+	  --output=runs/demo-llama
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal --durations=15

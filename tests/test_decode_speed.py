@@ -192,7 +192,7 @@ def test_a_llama_says_what_head_1_says(head):
   """Where torch and transformers are installed; make does not."""
   torch = pytest.importorskip("torch")
   pytest.importorskip("transformers")
-  from experiments.engineering.decode_speed import peer
+  from experiments.measure import peer
 
   net = make(head)
   llama = peer.export(layout.lay_out(net))

@@ -32,7 +32,8 @@ ORDER = [
   {"configs"},
   {"experiments.measure"},
   {"experiments.startup"},
-  {"experiments.engineering"},
+  {"experiments.engineering", "experiments.demo"},
+  {"experiments.claims"},
   {"experiments"},
 ]
 # Beyond the order: what a package does without although it could import it.

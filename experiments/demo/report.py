@@ -96,6 +96,14 @@ def most_repeats(text: str, words: int = 1) -> int:
   return most
 
 
+def most_repeats_of(texts: list[str]) -> dict[int, int]:
+  """`most_repeats` of phrases of 1, 2 and 3 words, over all texts."""
+  return {
+    words: max(most_repeats(text, words) for text in texts)
+    for words in (1, 2, 3)
+  }
+
+
 def draw(folder: pathlib.Path, result: dict) -> plt.Figure:
   """Loss by head, acceptance by head, speed by heads used."""
   rows = study.read_csv(folder / "train.csv")

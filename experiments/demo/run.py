@@ -49,10 +49,7 @@ def main(_: list[str]) -> None:
   )
   texts = [codec.decode(t) for t in result["decoding"][0]["tokens"]]
   result["texts"] = texts
-  result["most_repeats"] = {
-    words: max(report.most_repeats(text, words) for text in texts)
-    for words in (1, 2, 3)
-  }
+  result["most_repeats"] = report.most_repeats_of(texts)
   result["seconds"] = round(time.time() - begin)
   study.write_json(folder / "demo.json", result)
   report.write(folder, result, codec)

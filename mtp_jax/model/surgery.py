@@ -6,6 +6,7 @@ stays as it is. What both have in common is equal bit for bit.
   drop_heads    heads 1..n alone
   add_heads     n heads, the new ones copied or initialised
   pad_vocab     ids beyond the tokenizer's, so that a mesh divides their number
+  cut_vocab     some ids alone, which makes the unembedding smaller
   reconfigure   the same arrays under settings that change no array
   trainable     what a run with train.freeze='trunk' trains
   join          the model with another value of what was `trainable`
@@ -13,9 +14,11 @@ stays as it is. What both have in common is equal bit for bit.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mtp_jax import config, fields
 from mtp_jax.model import heads, model
@@ -140,6 +143,41 @@ def pad_vocab(net: model.Model, size: int) -> model.Model:
     heads=net.heads.replace(unembed=net.heads.unembed.replace(unembed)),
   )
   return _rebuild(padded, dataclasses.replace(net.cfg, vocab=size))
+
+
+def cut_vocab(net: model.Model, ids: Sequence[int] | np.ndarray) -> model.Model:
+  """The model with some ids alone; id i of the result is `ids[i]`.
+
+  Its probabilities are those of `net`, given that the token is one of `ids`.
+
+  Args:
+    net: a model.
+    ids: ids to keep, ascending.
+
+  Raises:
+    ValueError: `ids` is empty, not ascending, or beyond the vocabulary.
+
+  Example:
+    >>> import jax
+    >>> from mtp_jax import config
+    >>> from mtp_jax.model import model, surgery
+    >>> cfg = config.Model(vocab=7, width=8, mlp=12, layers=3, n_future=2)
+    >>> net = model.Model(cfg, jax.random.key(0))
+    >>> surgery.cut_vocab(net, [1, 2, 5]).cfg.vocab
+    3
+  """
+  ids = np.asarray(ids)
+  if not len(ids) or (np.diff(ids) < 1).any():
+    raise ValueError("give the ids to keep in ascending order, at least one")
+  if ids[0] < 0 or ids[-1] >= net.cfg.vocab:
+    wrong = ids[0] if ids[0] < 0 else ids[-1]
+    raise ValueError(f"id {wrong} is none of the model's {net.cfg.vocab}")
+  unembed = net.heads.unembed
+  cut = net.replace(
+    embed=net.embed.replace(net.embed[...][ids]),
+    heads=net.heads.replace(unembed=unembed.replace(unembed[...][..., ids])),
+  )
+  return _rebuild(cut, dataclasses.replace(net.cfg, vocab=len(ids)))
 
 
 def reconfigure(net: model.Model, cfg: config.Model) -> model.Model:

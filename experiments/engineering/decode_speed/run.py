@@ -134,7 +134,7 @@ def _others(decoder) -> dict:
   """Other decoders of the same weights, as `compare.one_batch` takes them."""
   if not _PEER.value:
     return {}
-  from experiments.engineering.decode_speed import peer
+  from experiments.measure import peer
 
   llama = peer.export(decoder)
   return {"transformers": functools.partial(peer.decode, llama)}

@@ -5,6 +5,7 @@ is the speed of ordinary decoding alone.
 """
 
 import os
+import pathlib
 import time
 from collections.abc import Sequence
 
@@ -91,8 +92,19 @@ def export(
   return model.eval()
 
 
+def load(
+  folder: pathlib.Path, attention: str = "sdpa"
+) -> transformers.PreTrainedModel:
+  """The model of a Hugging Face folder, float32; no end token ends a text."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, dtype=torch.float32, attn_implementation=attention
+  )
+  model.generation_config = transformers.GenerationConfig()
+  return model.eval()
+
+
 def generate(
-  model: transformers.LlamaForCausalLM,
+  model: transformers.PreTrainedModel,
   texts: Sequence[Sequence[int]],
   max_new: int,
   threads: int | None = None,
@@ -104,7 +116,7 @@ def generate(
   as one. OMP_WAIT_POLICY=PASSIVE in the environment softens that.
 
   Args:
-    model: from `export`.
+    model: from `export` or `load`.
     texts: prompts, sequences of token ids of any lengths.
     max_new: tokens to write per prompt, exactly.
     threads: torch's, for the whole process; None: one per core.
@@ -133,7 +145,7 @@ def generate(
 
 
 def decode(
-  model: transformers.LlamaForCausalLM, groups: Sequence, new: int
+  model: transformers.PreTrainedModel, groups: Sequence, new: int
 ) -> tuple[list[list[np.ndarray]], np.ndarray]:
   """What `compare.decode` returns; prompts are not timed apart."""
   found, seconds = [], 0.0

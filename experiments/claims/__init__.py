@@ -1,0 +1,1 @@
+"""The paper's claims, and what follows from them: one folder each."""

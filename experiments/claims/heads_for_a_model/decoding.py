@@ -1,0 +1,127 @@
+"""Continues prompts with the new heads, ordinarily, and by transformers."""
+
+import functools
+import gzip
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from experiments.claims.heads_for_a_model import scales
+from experiments.demo import figures
+from experiments.demo import report as demo_report
+from experiments.measure import compare
+from mtp_jax import tokenizer as tokenizer_lib
+from mtp_jax.data import pipeline
+from mtp_jax.decode import autotune, layout
+from mtp_jax.decode import tree as tree_lib
+from mtp_jax.model import model
+
+
+def prompts(
+  held: pipeline.Packed,
+  codec: tokenizer_lib.Tokenizer,
+  humaneval: pathlib.Path | None,
+  scale: scales.Scale,
+) -> dict[str, list[np.ndarray]]:
+  """Prompts by name: beginnings of held-out files, HumanEval's problems.
+
+  Args:
+    held: the files that no head saw.
+    codec: the tokenizer.
+    humaneval: HumanEval.jsonl.gz; None leaves its problems out.
+    scale: how many, and how long those of files are.
+  """
+  count = max(scale.prompts, *scale.batches)
+  size = scale.prompt_len + scale.new
+  found = {
+    "files": held.excerpts(count, scale.prompt_len, size, per_document=8)
+  }
+  if humaneval is not None:
+    with gzip.open(humaneval, "rt", encoding="utf-8") as lines:
+      texts = [json.loads(line)["prompt"] for line in lines]
+    chosen = np.linspace(0, len(texts) - 1, scale.prompts).astype(int)
+    found["humaneval"] = [
+      np.array([codec.bos, *codec.encode(texts[i].rstrip() + "\n")])
+      for i in chosen
+    ]
+  return found
+
+
+def trees(
+  net: model.Model,
+  codec: tokenizer_lib.Tokenizer,
+  tuning: list[np.ndarray],
+  new: int,
+) -> list[tree_lib.Tree]:
+  """Ordinary decoding, chains of 2 to N, trees of 8 and 16 built on prompts."""
+  decoder = layout.lay_out(net, codec.vocab)
+  acceptance = autotune.measure_acceptance(decoder, tuning, max_new=new)
+  chains = [tree_lib.chain(k) for k in range(1, net.cfg.n_future + 1)]
+  return chains + [tree_lib.build(acceptance, size) for size in (8, 16)]
+
+
+def measure(
+  net: model.Model,
+  codec: tokenizer_lib.Tokenizer,
+  texts: Mapping[str, list[np.ndarray]],
+  topologies: list[tree_lib.Tree],
+  scale: scales.Scale,
+  *,
+  bandwidth: float,
+  others: Mapping[str, Callable],
+) -> dict[str, dict]:
+  """'prompts, batch' -> a row for every topology and other decoder.
+
+  Prompts of several lengths are decoded one at a time.
+  """
+  decoder = layout.lay_out(net, codec.vocab)
+  found = {}
+  for name, some in texts.items():
+    equal = len({len(p) for p in some}) == 1
+    for batch in scale.batches if equal else (1,):
+      used = some[: max(batch, scale.prompts)]
+      work = compare.Work(used, batch, scale.new, scale.repeats)
+      found[f"{name}, {batch}"] = compare.one_batch(
+        decoder, topologies, work, bandwidth=bandwidth, others=others
+      )
+  return found
+
+
+def completions(
+  net: model.Model,
+  codec: tokenizer_lib.Tokenizer,
+  some: list[np.ndarray],
+  scale: scales.Scale,
+  held: pipeline.Packed,
+  found: Mapping,
+) -> dict:
+  """What the demo's page shows: a few prompts continued with 1 to N heads."""
+  prompts = [p.tolist() for p in some[:4]]
+  entries = figures.decode(
+    net, codec, prompts, new=scale.new, repeats=scale.repeats
+  )
+  texts = [codec.decode(tokens) for tokens in entries[0]["tokens"]]
+  nats = np.array(found["held_out_nats"])
+  return {
+    "prompts": prompts,
+    "decoding": entries,
+    "most_repeats": demo_report.most_repeats_of(texts),
+    "scores": {
+      "bits_per_byte": (nats / np.log(2) / held.bytes_per_token).tolist(),
+      "accuracy": found["held_out_accuracy"],
+      "predicted_tokens_per_forward": found["predicted_tokens_per_forward"],
+      "tokens": found["held_out_tokens"],
+    },
+  }
+
+
+def peer(folder: pathlib.Path) -> dict[str, Callable]:
+  """transformers' decoding of the same folder, if it is installed."""
+  try:
+    from experiments.measure import peer as peer_lib
+  except ImportError:
+    return {}
+  model = peer_lib.load(folder)
+  return {"transformers": functools.partial(peer_lib.decode, model)}

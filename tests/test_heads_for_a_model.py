@@ -1,0 +1,86 @@
+"""`experiments.claims.heads_for_a_model`, on a tiny model of bytes."""
+
+import gzip
+import json
+
+import forked
+import jax
+import numpy as np
+import pytest
+
+import mtp_jax
+from experiments.claims.heads_for_a_model import training
+from mtp_jax import config, tokenizer
+from mtp_jax.data import batch as batch_lib
+from mtp_jax.model import model, surgery
+
+SHAPE = config.Model(
+  width=16, mlp=24, layers=2, attn_heads=2, kv_heads=2, n_future=1
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """(folder of results, model that got the heads), after the whole program."""
+  home = tmp_path_factory.mktemp("heads")
+  net = model.Model(SHAPE, jax.random.key(0))
+  mtp_jax.save(net, home / "llama", codec=tokenizer.Bytes())
+  folder = home / "found"
+  folder.mkdir()
+  with gzip.open(folder / "HumanEval.jsonl.gz", "wt") as file:
+    for name in "fg":
+      file.write(json.dumps({"prompt": f"def {name}(x):\n  "}) + "\n")
+  run(home)
+  return folder, net
+
+
+def run(home) -> str:
+  process = forked.Process(
+    [
+      *("-m", "experiments.claims.heads_for_a_model", "--scale=test"),
+      *(f"--model={home}/llama", f"--output={home}/found"),
+    ],
+    HOME=str(home),
+  )
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  return out
+
+
+def test_heads_are_trained_and_decode_the_models_text(finished):
+  folder, net = finished
+  result = json.loads((folder / "results.json").read_text())
+  assert set(result["corpora"]) == {"files", "written"}
+  for name, found in result["corpora"].items():
+    heads, _, _ = mtp_jax.load(folder / f"with_heads_from_{name}")
+    assert heads.cfg.n_future == 4
+    kept = jax.tree.leaves(surgery.drop_heads(heads, 1))
+    for a, b in zip(kept, jax.tree.leaves(net), strict=True):
+      np.testing.assert_array_equal(a, b)
+    layers = jax.tree.leaves(heads.heads.layers)
+    assert all((a[1] != a[0]).any() for a in layers)  # no more a copy
+    assert set(found["decoding"]) == {"files, 1", "humaneval, 1"}
+    for rows in found["decoding"].values():
+      assert {"ordinary", "chain 2", "chain 3", "chain 4"} <= set(rows)
+      same = [row["same_texts"] for row in rows.values()]
+      assert all(s["same"] == s["of"] == 2 for s in same)
+    page = (folder / f"with_heads_from_{name}" / "report.html").read_text()
+    assert "identical" in page
+  assert (folder / "heads_for_a_model.png").stat().st_size > 1000
+
+
+def test_what_is_done_is_not_done_again(finished):
+  folder, _ = finished
+  (folder / "results.json").unlink()
+  kept = [*folder.glob("with_heads_from_*/model.safetensors")]
+  before = [file.stat().st_mtime_ns for file in kept]
+  out = run(folder.parent)
+  assert [file.stat().st_mtime_ns for file in kept] == before
+  assert "| files | 1 |" in out and (folder / "results.json").exists()
+
+
+def test_other_ids_are_no_targets():
+  tokens = np.array([[5, 9, 7, 5]])
+  batch = training.renumbered(batch_lib.of(tokens), np.array([5, 7]))
+  assert batch.tokens.tolist() == [[0, 0, 1, 0]]
+  assert batch.weight.tolist() == [[1, 0, 1, 1]]
