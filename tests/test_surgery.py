@@ -135,3 +135,28 @@ def test_what_is_refused():
   ):
     with pytest.raises(ValueError, match=line):
       fun()
+
+
+@pytest.mark.parametrize("kind", ["parallel", "unembedding"])
+def test_a_cut_vocabulary_has_the_same_probabilities_of_what_is_left(kind):
+  net, ids = net_of(kind), np.array([0, 2, 3, 11, 29])
+  cut = surgery.cut_vocab(net, ids)
+  assert cut.cfg.vocab == len(ids) and cut.embed.shape == (5, net.cfg.width)
+  places = np.array([[1, 4, 0, 2, 3]])  # as tokens of the cut model
+  want = jax.nn.log_softmax(net(ids[places])[..., ids])
+  np.testing.assert_allclose(jax.nn.log_softmax(cut(places)), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "ids, line",
+  [
+    ([], "at least one"),
+    ([3, 3], "ascending order"),
+    ([4, 2], "ascending order"),
+    ([-1, 2], "id -1 is none of the model's 31"),
+    ([1, 31], "id 31 is none of the model's 31"),
+  ],
+)
+def test_ids_that_cannot_be_kept_are_refused(ids, line):
+  with pytest.raises(ValueError, match=line):
+    surgery.cut_vocab(net_of("parallel"), ids)
