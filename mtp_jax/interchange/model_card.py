@@ -119,7 +119,7 @@ def write(
     rows.append(
       (
         f"`{extra_heads.NAME}`",
-        f"heads {f'2 to {N}' if N > 2 else '2'}; the docstring of "
+        f"{f'heads 2 to {N}' if N > 2 else 'head 2'}; the docstring of "
         "`mtp_jax.interchange.extra_heads` says how they lie",
       )
     )

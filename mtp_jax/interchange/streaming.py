@@ -154,8 +154,9 @@ def take(
     ValueError: a number is too large for `dtype`.
   """
   param = operator.attrgetter(tensor.parameter)(net)[...]
-  x = np.asarray(param if tensor.index is None else param[tensor.index])
-  x = tensor.to_file(x)
+  if tensor.index is not None:
+    param = _layer(param, tensor.index)
+  x = tensor.to_file(np.asarray(param))
   with np.errstate(over="ignore"):
     found = np.ascontiguousarray(x, jnp.dtype(dtype))
   if found.dtype.itemsize < x.dtype.itemsize:
@@ -179,6 +180,12 @@ def cast(net: model.Model, cfg: config.Model, dtype: str) -> model.Model:
 
   params = jax.tree.leaves(net, is_leaf=_is_param)
   return jax.tree.unflatten(treedef, map(one, params))
+
+
+@jax.jit
+def _layer(stack, index):
+  """`stack[index]`, by one program for every index."""
+  return jax.lax.dynamic_index_in_dim(stack, index, keepdims=False)
 
 
 class _How(NamedTuple):

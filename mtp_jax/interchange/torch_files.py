@@ -54,7 +54,7 @@ def read(file: pathlib.Path) -> dict[str, Tensor]:
       folder = _check(opened)
       program = opened.read(f"{folder}/data.pkl")
       places = _places(file, opened.infolist())
-  except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+  except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
     raise ValueError(
       f"{file} is no whole file of torch.save, a zip ({error}): fetch it again"
     ) from error
