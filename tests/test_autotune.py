@@ -107,12 +107,13 @@ def test_seconds_are_measured(monkeypatch):
     return state
 
   monkeypatch.setattr(loop, "run_jit", counted)
+  monkeypatch.setattr(autotune, "CALL", 60.0)  # on a busy machine too
   load = autotune.Load(2, 19)
   found = autotune.seconds_per_pass(mock, trees, load, repeats=3)
   assert len(found) == len(trees) and min(found) > 0
   timed = turns[2 * len(trees) :]  # each was compiled and tried before
   assert [tree for tree, _ in timed] == trees * 3
-  assert {passes for _, passes in timed} == {autotune.PASSES}  # a mock is quick
+  assert {passes for _, passes in timed} == {autotune.PASSES}
   monkeypatch.setattr(autotune, "CALL", 0.0)
   turns.clear()
   autotune.seconds_per_pass(mock, trees, load, repeats=3)

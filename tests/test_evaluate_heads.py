@@ -187,7 +187,9 @@ def test_predicts_what_the_decoder_counts(head):
   hits = agreements(net, tokens, segments)
   fresh = np.arange(len(own)) == len(prompt) - 1
   counts = np.isin(np.arange(len(own)), sources[:-1])  # the last is cut short
-  passes, written = head_measures.walk(hits, fresh[None], counts[None])
+  passes, written = head_measures.expected_passes(
+    hits, fresh[None], counts[None]
+  )
   assert float(passes) == len(sources) - 1
   assert float(written) == result.per_pass[0][:-1].sum()
   assert len(set(result.per_pass[0])) > 1  # neither always nor never accepted

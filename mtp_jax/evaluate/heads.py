@@ -94,13 +94,13 @@ def score(
 
   Returns:
     float32 sums: nats, hits and targets [N], each target counted with its
-    weight; tokens and passes of the greedy and of the sampled walk.
+    weight; tokens and passes of greedy and of sampled decoding.
 
   Raises:
     ValueError: windows shorter than N.
   """
   N = net.cfg.n_future
-  B, T = batch.tokens.shape[0], batch.tokens.shape[1] - N
+  T = batch.tokens.shape[1] - N
   if T < N:
     raise ValueError(
       f"evaluation needs windows of at least {N} tokens for {N} heads, not "
@@ -108,6 +108,27 @@ def score(
     )
   targets = loss.future_targets(batch, N)
   inputs = net.read(batch.tokens, batch.segments, kernel=kernel)
+  per_head = _per_head(net, inputs, targets, block)
+  sums = {name: per_head[name] for name in ("nats", "hits")}
+  sums["targets"] = targets.weights()
+  inside, starts, counted = _places(batch, targets)
+  for name in ("greedy", "sampled"):
+    accept = (per_head[name] * inside)[1:]
+    passes, tokens = expected_passes(accept, starts, counted)
+    sums[f"{name}_tokens"], sums[f"{name}_passes"] = tokens, passes
+  return jax.tree.map(lambda x: x.astype(jnp.float32), sums)
+
+
+def _per_head(net, inputs, targets, block):
+  """What each head says of its targets, one head after another.
+
+  Returns:
+    nats, hits: [N] sums, each target counted with its weight.
+    greedy, sampled: [N, B, T] whether head 1 accepts the draft that the head
+      makes at t, and with which probability.
+  """
+  N = net.cfg.n_future
+  B, T = inputs.z.shape[:2]
   first = jnp.pad(net.heads.first(inputs), ((0, 0), (0, N - 1), (0, 0)))
   own_unembed = net.heads.own_unembed
   verifier = net.heads.unembed[...] if own_unembed is None else own_unembed[0]
@@ -143,12 +164,18 @@ def score(
       sums[name] = jnp.moveaxis(per_block[name], 0, 1).reshape(B, -1)[:, :T]
     return sums
 
-  per_head = net.heads.one_by_one(one_head, inputs, (jnp.arange(N), targets))
-  sums = {name: per_head[name] for name in ("nats", "hits")}
-  sums["targets"] = targets.weights()
+  return net.heads.one_by_one(one_head, inputs, (jnp.arange(N), targets))
 
-  # A draft counts where its place and the next token's are inside the window,
-  # the document and the stretch with weights.
+
+def _places(batch, targets):
+  """Where drafts count, where a pass is certain to draft, which passes count.
+
+  A draft counts [N, B, T] where its place and the next token's are inside the
+  window, the document and the stretch with weights. A pass drafts [B, T] where
+  a document begins or a prompt ends. A pass counts [B, T] if all heads' targets
+  are inside the window, and the next token has a weight.
+  """
+  N, B, T = targets.tokens.shape
   scored = (targets.tokens >= 0) & (targets.weight > 0)
   in_window = jnp.arange(T) + jnp.arange(N)[:, None] < T
   inside = scored & scored[0] & in_window[:, None]
@@ -158,13 +185,10 @@ def score(
   )
   starts = jnp.concatenate([first_token, starts], 1)
   counted = (jnp.arange(T) <= T - N) & scored[0]
-  for name in ("greedy", "sampled"):
-    passes, written = walk((per_head[name] * inside)[1:], starts, counted)
-    sums[f"{name}_tokens"], sums[f"{name}_passes"] = written, passes
-  return jax.tree.map(lambda x: x.astype(jnp.float32), sums)
+  return inside, starts, counted
 
 
-def walk(
+def expected_passes(
   accept: jax.Array, starts: jax.Array, counted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Passes that decode a text, and the tokens that they write.
@@ -180,10 +204,10 @@ def walk(
     (passes, tokens): expected numbers, float32; tokens counts the accepted
     drafts and one bonus token of each pass.
   """
-  reach = jnp.cumprod(accept.astype(jnp.float32), 0)
+  at_least = jnp.cumprod(accept.astype(jnp.float32), 0)
   ones = jnp.ones((1, *starts.shape), jnp.float32)
-  reach = jnp.concatenate([ones, reach, 0 * ones])
-  exactly = reach[:-1] - reach[1:]  # [N, B, T]: j drafts accepted, no more
+  at_least = jnp.concatenate([ones, at_least, 0 * ones])
+  exactly = at_least[:-1] - at_least[1:]  # [N, B, T] 0, 1, ... are accepted
 
   def step(mass, xs):  # mass [N, B]: probability of drafting at t, t+1, ...
     exactly, starts, counted = xs
