@@ -8,7 +8,10 @@ import shlex
 import forked
 import pytest
 
+import mtp_jax
 from experiments.demo import report
+from mtp_jax import tokenizer
+from tests import parameters
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -71,6 +74,8 @@ def home(tmp_path_factory):
   for i in range(40):
     text = f"Chapter {i}. It was a {'very ' * i}dark night.\n" * 9
     (folder / "books" / f"{i}.txt").write_text(text)
+  net = parameters.random_model(vocab=259, n_future=1)
+  mtp_jax.save(net, folder / "llama", codec=tokenizer.Bytes())
   return folder
 
 
@@ -92,9 +97,14 @@ def test_every_command_runs(home):
     "experiments.plan",
     "experiments.tune_tree",
     "experiments.generate",
+    "experiments.generate",
+    "experiments.train",
+    "experiments.convert",
   ]
   for _, *arguments in found:
-    if arguments[1] == "experiments.train":
+    if "--init=llama" in arguments:
+      arguments += [s for s in SMALL if ".model." not in s]
+    elif arguments[1] == "experiments.train":
       arguments += SMALL
     elif arguments[1] == "experiments.train_tokenizer":
       arguments += ["--max_bytes=300000", "--held_out=0.3"]
