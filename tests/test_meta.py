@@ -273,12 +273,20 @@ def test_missing_and_damaged_files(tmp_path):
       {"attn_channels": 8},
       "attn_channels 8 times model.attn_heads",
     ),
-    ("parallel", {"vocab": 31}, "the tokenizer has 259 ids, but the model 31"),
   ],
 )
-def test_what_the_format_lacks_is_refused(tmp_path, kind, fields, text):
-  net = parameters.random_model(kind, **{"vocab": 261} | fields)
+def test_what_the_format_lacks_is_refused(kind, fields, text):
+  cfg = parameters.model_config(kind, **fields).check()
   with pytest.raises(ValueError, match=re.escape(text)):
+    meta.from_model(cfg)
+
+
+def test_what_is_refused_leaves_nothing(tmp_path):
+  net = parameters.random_model("causal")
+  with pytest.raises(ValueError, match="parallel heads only"):
+    export.save_meta(net, tmp_path / "model", codec=BYTES)
+  net = parameters.random_model("parallel", n_future=2)
+  with pytest.raises(ValueError, match="has 259 ids, but the model 31: the"):
     export.save_meta(net, tmp_path / "model", codec=BYTES)
   assert not os.listdir(tmp_path)
 
