@@ -24,8 +24,6 @@ from mtp_jax.interchange import (
 from tests import transformers_reference as reference
 
 BYTES = tokenizer.Bytes()
-
-
 SINGLE, INDEX = hugging_face.SINGLE, hugging_face.INDEX
 # One kind of head each, and a family of models each.
 MODELS = {
@@ -266,6 +264,11 @@ def cut(file):
   file.write_bytes(file.read_bytes()[:-1])
 
 
+def lengthen(file):
+  """Has the header say that it is of 2**60 bytes."""
+  file.write_bytes((2**60).to_bytes(8, "little") + file.read_bytes()[8:])
+
+
 def without(name, metadata=None):
   """Writes the file of heads again: without a tensor, with other metadata."""
 
@@ -286,6 +289,7 @@ KEY = "model.extra_heads.1.mlp.up_proj.weight"
   "damage, text",
   [
     (cut, "no whole safetensors file"),
+    (lengthen, "no whole safetensors file"),
     (without(None), "format is None, not 'mtp_jax.heads'"),
     (without(None, {"version": "2"}), "version '2' of its format; this"),
     (without(None, {"head": "linear"}), "head is 'linear'; it takes one of"),

@@ -230,9 +230,9 @@ def long_memo():
   return b"\x80\x02Nr" + struct.pack("<I", 2**32 - 1) + b"."
 
 
-def laughs():
-  """A tuple of 2**60 values, by reference, as a persistent id."""
-  return b"\x80\x02)" + b"q\x00h\x00\x86" * 60 + b"Q."
+def laughs(end):
+  """A tuple of 2**60 values, by reference, and what uses it."""
+  return b"\x80\x04)" + b"q\x00h\x00\x86" * 60 + end + b"."
 
 
 BOMBS = {
@@ -240,7 +240,11 @@ BOMBS = {
   "a text of 4 GB": b"\x80\x02X" + struct.pack("<I", 2**32 - 1) + b"ab.",
   "a bytearray of 2**60": b"\x80\x05\x96" + struct.pack("<Q", 2**60) + b".",
   "a frame of 2**60": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.",
-  "values by reference": laughs(),
+  "a persistent id": laughs(b"Q"),
+  "a name": laughs(b"\x8c\x01a\x93"),
+  "a call": laughs(b")R"),
+  "arguments": b"ccollections\nOrderedDict\n" + laughs(b"R"),
+  "a key": b"}" + laughs(b"Ns"),
   "deep values": b"\x80\x02)" + b"\x85" * 20_000 + b"Q.",
   "a dimension": tensor(shape=(2**62, 2), strides=(0, 0)),
 }

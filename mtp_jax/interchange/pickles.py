@@ -171,7 +171,10 @@ class _Interpreter:
       case "GLOBAL":
         push(self._name(argument.replace(" ", ".", 1)))
       case "STACK_GLOBAL":
-        push(self._name(".".join(map(str, self._last(2)))))
+        module, name = self._last(2)
+        if type(module) is not str or type(name) is not str:
+          raise _Refused("the pickle names a function without a name")
+        push(self._name(f"{module}.{name}"))
       case "BINPERSID":
         push(self._storage(pop()))
       case "REDUCE":
@@ -229,7 +232,7 @@ class _Interpreter:
     held = self._storages[name]
     if size * kind.itemsize != held:
       raise _Refused(
-        f"storage {name!r} has {held} bytes, but {size} numbers of "
+        f"storage {name!r:.60} has {held} bytes, but {size} numbers of "
         f"{kind.itemsize} by the pickle"
       )
     return _Storage(name, kind, size)
