@@ -43,6 +43,9 @@ NOTES = {
   "continue Python files, trunk frozen.",
 }
 
+_CORPORA = flags.DEFINE_list(
+  "corpora", None, "What heads are trained on, of files and written; else all."
+)
 _HEADS = flags.DEFINE_integer("heads", 4, "N.", lower_bound=2)
 
 
@@ -50,6 +53,9 @@ def main(_: list[str]) -> None:
   """Trains the heads on each corpus, then decodes with each."""
   begin = time.time()
   scale, folder = scales.SCALES[_SCALE.value], _OUTPUT.value
+  names = _CORPORA.value or scale.corpora
+  if not set(names) <= set(corpora.NAMES):
+    raise ValueError(f"--corpora={','.join(names)}: choose files or written")
   folder.mkdir(parents=True, exist_ok=True)
   source = _MODEL.value or smollm2.fetch(folder)
   humaneval = smollm2.humaneval(folder)
@@ -63,7 +69,7 @@ def main(_: list[str]) -> None:
   }
   texts = decoding.prompts(held, codec, humaneval, scale)
   tuning = files.excerpts(scale.prompts, scale.prompt_len, scale.prompt_len)
-  for name in scale.corpora:
+  for name in names:
     target = folder / f"with_heads_from_{name}"
     if not target.exists():
       packed = files

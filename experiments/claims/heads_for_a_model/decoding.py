@@ -55,11 +55,11 @@ def trees(
   tuning: list[np.ndarray],
   new: int,
 ) -> list[tree_lib.Tree]:
-  """Ordinary decoding, chains of 2 to N, trees of 8 and 16 built on prompts."""
+  """Ordinary decoding, chains of 2 and of N, a tree of 8 built on prompts."""
   decoder = layout.lay_out(net, codec.vocab)
   acceptance = autotune.measure_acceptance(decoder, tuning, max_new=new)
-  chains = [tree_lib.chain(k) for k in range(1, net.cfg.n_future + 1)]
-  return chains + [tree_lib.build(acceptance, size) for size in (8, 16)]
+  chains = [tree_lib.chain(k) for k in sorted({1, 2, net.cfg.n_future})]
+  return [*chains, tree_lib.build(acceptance, 8)]
 
 
 def measure(
