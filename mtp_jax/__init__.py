@@ -3,7 +3,7 @@
   mtp_jax.Config      a run's settings
   mtp_jax.fit         trains a model in a folder, or resumes there
   mtp_jax.load        the model, config and tokenizer of a run, or of a folder
-                      of Hugging Face
+                      of Hugging Face or Meta
   mtp_jax.save        a model as a folder of Hugging Face
   mtp_jax.lay_out     a decoder: the weights of a model, arranged for decoding
   mtp_jax.generate    continues prompts, several tokens per forward pass
