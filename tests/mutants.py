@@ -152,8 +152,8 @@ MUTANTS = [
   Mutant(
     "rotary position off by one at the accepted place",
     "mtp_jax/decode/decoder.py",
-    "return layers.context(positions, attend, self.cfg)",
-    "return layers.context(positions + (len(places) > 1), attend, self.cfg)",
+    "layers.context(positions, attend, self.cfg, length)",
+    "layers.context(positions + (len(places) > 1), attend, self.cfg, length)",
     "test_window.py::test_windows_at_ragged_starts_equal_the_uncached_model",
   ),
   Mutant(

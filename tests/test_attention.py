@@ -1,5 +1,7 @@
 """Attention kernels against a plain formula in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +13,15 @@ from mtp_jax.train import step
 from tests import parameters
 
 
-def formula(q, k, v, segments):
+def formula(q, k, v, segments, window=1000):
   """Loops over every position, in float64 numpy."""
   B, T, H, C = q.shape
   group = H // k.shape[2]
   out = np.zeros(q.shape)
   for b in range(B):
     for t in range(T):
-      seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+      near = range(max(t + 1 - window, 0), t + 1)
+      seen = [s for s in near if segments[b, s] == segments[b, t]]
       for h in range(H):
         scores = k[b, seen, h // group] @ q[b, t, h] / np.sqrt(C)
         weights = np.exp(scores - scores.max())
@@ -53,6 +56,16 @@ def test_equals_the_formula(name, shape):
   q, k, v, segments = inputs(*shape)
   got = IMPLEMENTATIONS[name](*as_float32(q, k, v), jnp.asarray(segments))
   np.testing.assert_allclose(got, formula(q, k, v, segments), atol=3e-6)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_a_sliding_window_hides_what_lies_before_it(name):
+  q, k, v, segments = inputs(1, 131, 2, 1, 6)
+  kernel = functools.partial(IMPLEMENTATIONS[name], window=9)
+  got = kernel(*as_float32(q, k, v), jnp.asarray(segments))
+  np.testing.assert_allclose(got, formula(q, k, v, segments, 9), atol=3e-6)
+  got = kernel(*as_float32(q, k, v))
+  np.testing.assert_allclose(got, formula(q, k, v, 0 * segments, 9), atol=3e-6)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -112,7 +125,9 @@ def test_cudnn_lowers_to_its_kernels(run_with_devices):
   """For CUDA, alone and on a mesh, forward and backward; not run: no GPU."""
   kernels = ["__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaSoftmax"]
   out = run_with_devices(4, LOWERED).splitlines()
+  *out, windows = out
   assert out == [f"{k} {k}Backward" for k in kernels] * 2
+  assert windows == "31 31"
 
 
 LOWERED = """
@@ -140,6 +155,13 @@ for kernel in (attention.cudnn, split):
     traced = gradients.trace(q, k, k, segments)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     print(*re.findall(r"@(__cudnn[^(]*)\\(", text))
+
+def window(q, k, v):
+  return split(q, k, v, None, window=31).astype(jnp.float32).sum()
+
+traced = jax.jit(jax.grad(window, (0, 1, 2))).trace(q, k, k)
+text = traced.lower(lowering_platforms=("cuda",)).as_text()
+print(*re.findall(r"sliding_window_length\\D*22: (\\d+)", text))
 """
 
 
@@ -158,7 +180,8 @@ found, states = [], []
 for impl in ("xla", "splash"):
   cfg = config.Config(
     model=config.Model(vocab=22, width=16, mlp=20, layers=3, attn_heads=4,
-                       kv_heads=2, n_future=2, attention=impl),
+                       kv_heads=2, n_future=2, attention=impl,
+                       sliding_window=7),
     data=config.Data(seq_len=19, batch=4), optim=config.Optim(warmup=0))
   mesh = sharding.make_mesh(config.Mesh(2, 2))
   rows = jax.random.randint(jax.random.key(1), (4, 21), 0, 22)

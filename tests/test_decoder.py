@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,10 @@ def weights_are_turned():
 
 @pytest.fixture(scope="module", params=KINDS)
 def net(request):
-  return parameters.random_model(request.param)
+  more = {"qkv_bias": True, "qk_norm": True}
+  return parameters.random_model(
+    request.param, **(more if request.param == "causal" else {})
+  )
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +59,18 @@ def test_padding_ids_are_never_written(net, tokens):
 
 
 @pytest.mark.parametrize("kind", ["parallel", "unembedding"])
-def test_bfloat16_casts_matrices_and_keeps_norms(kind, tokens):
-  half = parameters.random_model(kind, dtype="bfloat16")
-  full = parameters.random_model(kind)
+def test_bfloat16_casts_matrices_and_keeps_norms_and_biases(kind, tokens):
+  more = {"qkv_bias": kind == "parallel", "qk_norm": kind == "parallel"}
+  half = parameters.random_model(kind, dtype="bfloat16", **more)
+  full = parameters.random_model(kind, **more)
   decoder = passes.decoder_of(half)
   kinds = {
     ".".join(str(getattr(p, "name", p)) for p in path): leaf
     for path, leaf in jax.tree_util.tree_leaves_with_path(decoder)
   }
   for name, leaf in kinds.items():
-    want = jnp.float32 if "norm" in name else jnp.bfloat16
-    assert leaf.dtype == want, name
+    vector = re.search(r"norm|\.b[qkv]\.", name)
+    assert leaf.dtype == (jnp.float32 if vector else jnp.bfloat16), name
   assert half.embed[...].dtype == jnp.float32  # the trained model is as it was
   cache = decoder.empty_cache(B, S, 3)
   assert {a.dtype for a in jax.tree.leaves(cache)} == {jnp.dtype("bfloat16")}
@@ -189,7 +194,8 @@ TREE = tree_lib.from_paths([[0], [1], [0, 0], [0, 1], [1, 0]])
 rng = np.random.default_rng(0)
 prompts = [rng.integers(0, 31, n).tolist() for n in (1, 5, 3, 11, 2, 7, 13, 2)]
 net = parameters.random_model(
-  vocab=32, mlp=44, layers=4, attn_heads=12, kv_heads=4)
+  vocab=32, mlp=44, layers=4, attn_heads=12, kv_heads=4, attn_channels=4,
+  qkv_bias=True, qk_norm=True)
 plain = layout.lay_out(net, 31)
 drawn = accept.SpeculativeSampling(sampling.Sampler(temperature=0.8, top_k=7))
 want = {

@@ -52,7 +52,7 @@ def test_a_hugging_face_folder_loads_and_prints_nothing(folder, capfd):
   assert capfd.readouterr() == ("", "")
   assert cfg.data.tokenizer == str(folder / "tokenizer.json")
   assert codec.vocab == 61 == cfg.model.vocab
-  assert (cfg.model.layers, cfg.model.n_future) == (3, 1)
+  assert (cfg.model.layers, cfg.model.n_future) == (2, 1)
   assert cfg.check() == cfg and net.cfg == cfg.model
   kept, small, _ = mtp_jax.load(folder, dtype="bfloat16")
   assert small.model.dtype == "bfloat16" == kept.embed.dtype
@@ -150,9 +150,9 @@ def test_an_index_names_files_beside_it(folder):
     (
       {
         **{"model_type": "qwen2", "use_sliding_window": True},
-        "max_window_layers": 2,
+        "max_window_layers": 1,
       },
-      ["max_window_layers 2 of 3 layers"],
+      ["max_window_layers 1 of 2 layers"],
     ),
     ({"hidden_size": None}, ["hidden_size is missing"]),
     ({"hidden_size": "32"}, ["hidden_size is '32'"]),

@@ -1,10 +1,12 @@
 """Measures of a run: FLOPs, time, a profile."""
 
+import dataclasses
 import gzip
 import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mtp_jax import config
@@ -15,8 +17,15 @@ from mtp_jax.train import loop, metrics
 @pytest.mark.parametrize("head", config.HEAD_KINDS)
 def test_model_flops_are_those_of_the_program(head):
   """Against XLA's count of one pass with unrolled layers, masks aside."""
+  channels = 24 if head == "causal" else 0  # of their own, or width / heads
   cfg = config.Model(
-    vocab=101, width=64, mlp=192, layers=5, n_future=3, head=head
+    vocab=101,
+    width=64,
+    mlp=192,
+    layers=5,
+    n_future=3,
+    head=head,
+    attn_channels=channels,
   )
   B, T = 2, 32
   net = jax.eval_shape(lambda k: model.Model(cfg, k), jax.random.key(0))
@@ -36,10 +45,23 @@ def test_model_flops_are_those_of_the_program(head):
   compiled = jax.jit(forward).lower(net, tokens).compile()
   counted = compiled.cost_analysis()["flops"]
   # The whole square of scores is computed, of which half counts.
-  masked = 2 * B * T * T * cfg.width * (cfg.trunk_layers + cfg.head_layers)
+  wide = cfg.attn_heads * cfg.channels
+  masked = 2 * B * T * T * wide * (cfg.trunk_layers + cfg.head_layers)
   ours = cost.flops_per_token(cfg, T) * B * T / 3 + masked
   # Norms, rotations and softmax are not matrix products.
   assert ours < counted < 1.15 * ours
+
+
+def test_a_sliding_window_saves_the_scores_that_it_hides():
+  cfg = config.Model(layers=5, attn_channels=24)
+  T, window = 32, 9
+  slid = dataclasses.replace(cfg, sliding_window=window)
+  seen = np.tril(np.ones((T, T))) - np.tril(np.ones((T, T)), -window)
+  saved = np.tril(np.ones((T, T))).sum() - seen.sum()
+  got = cost.flops_per_token(cfg, T) - cost.flops_per_token(slid, T)
+  assert got * T == pytest.approx(12 * saved * 4 * 24 * 5, rel=0.05)
+  wider = dataclasses.replace(cfg, sliding_window=T)
+  assert cost.flops_per_token(wider, T) == cost.flops_per_token(cfg, T)
 
 
 def test_peak_is_unknown_here():

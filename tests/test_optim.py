@@ -135,8 +135,9 @@ def test_warmup_begins_at_zero():
 
 
 @pytest.mark.parametrize("head", config.HEAD_KINDS)
-def test_norm_scales_alone_do_not_decay(head):
-  cfg = parameters.model_config(head)
+def test_norms_and_biases_alone_do_not_decay(head):
+  more = {"qkv_bias": True, "qk_norm": True} if head == "causal" else {}
+  cfg = parameters.model_config(head, **more)
   net = jax.eval_shape(lambda k: model.Model(cfg, k), jax.random.key(0))
   mask = optim.decayed(net)
   assert jax.tree.structure(mask) == jax.tree.structure(net)
@@ -148,15 +149,20 @@ def test_norm_scales_alone_do_not_decay(head):
   want = {"trunk/attn_norm", "trunk/mlp_norm", "heads/norm"}
   if head in ("parallel", "causal", "anticausal"):
     want |= {"heads/layers/attn_norm", "heads/layers/mlp_norm"}
+  if more:
+    names = "bq", "bk", "bv", "q_norm", "k_norm"
+    want |= {
+      f"{stack}/{n}" for stack in ("trunk", "heads/layers") for n in names
+    }
   assert spared == want
   assert len(by_name) > len(want)
 
 
 def test_muon_takes_each_layer_as_a_matrix_and_leaves_the_ends_to_adam():
   """Equals optax's Muon on one layer's two-dimensional matrices; embedding,
-  unembedding and norms move as under Adam without decay."""
+  unembedding, norms and biases move as under Adam without decay."""
   cfg = parameters.model_config(
-    "linear", vocab=23, width=12, mlp=17, n_future=2
+    "linear", vocab=23, width=12, mlp=17, n_future=2, qkv_bias=True
   )
   optimiser = config.Optim(
     kind="muon", peak=0.3, adam_ratio=2.0, warmup=0, decay=0.4, clip=1e9
@@ -170,7 +176,8 @@ def test_muon_takes_each_layer_as_a_matrix_and_leaves_the_ends_to_adam():
 
   got = updates(optim.make(optimiser, STEPS))
   ends = updates(optax.nadam(lambda t: 2 * rate(t), b1=0.9, b2=0.95))
-  for name in ("embed", "heads/norm", "heads/unembed", "trunk/mlp_norm"):
+  vectors = "heads/norm", "trunk/mlp_norm", "trunk/bq", "trunk/bk"
+  for name in ("embed", "heads/unembed", *vectors):
     a, b = (attribute(tree, name) for tree in (got, ends))
     np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=name)
 

@@ -21,14 +21,15 @@ from safetensors import numpy as safetensors_numpy
 
 RECORD = pathlib.Path(__file__).with_suffix(".json")
 LENGTH = 64  # tokens that the scaled models were trained on
-T, PROMPT, NEW = 300, 20, 100  # a window; a greedy text that ends beyond LENGTH
+T = 300  # tokens of a window
+PROMPTS, NEW = (20, 100), 60  # greedy texts that end beyond LENGTH
 PLACES = (0, 1, 40, LENGTH - 1, LENGTH, 2 * LENGTH + 3, T - 1)
 
 _SIZES = {
   "vocab_size": 61,
   "hidden_size": 32,
   "intermediate_size": 48,
-  "num_hidden_layers": 3,
+  "num_hidden_layers": 2,
   "num_attention_heads": 4,
   "num_key_value_heads": 2,
   "max_position_embeddings": LENGTH,
@@ -45,18 +46,26 @@ def _rope(kind, **numbers):
 # config.json by what it is there to show.
 CASES = {
   "llama": {"model_type": "llama"},
-  "linear, tied": {
-    "model_type": "llama",
-    "tie_word_embeddings": True,
-    "rope_parameters": _rope("linear", factor=2.5),
-  },
   "dynamic": {
     "model_type": "llama",
     "rope_parameters": _rope("dynamic", factor=3.0),
   },
-  "llama3": {
-    "model_type": "llama",
-    "head_dim": 16,
+  "mistral, linear, tied": {
+    "model_type": "mistral",
+    "sliding_window": 24,
+    "tie_word_embeddings": True,
+    "rope_parameters": _rope("linear", factor=2.5),
+  },
+  "qwen2, yarn": {
+    "model_type": "qwen2",
+    "max_position_embeddings": 4 * LENGTH,
+    "rope_parameters": _rope(
+      "yarn", factor=4.0, original_max_position_embeddings=LENGTH, beta_fast=9.0
+    ),
+  },
+  "qwen3, llama3": {
+    "model_type": "qwen3",
+    "head_dim": 12,
     "max_position_embeddings": 8 * LENGTH,
     "rope_parameters": _rope(
       "llama3",
@@ -66,15 +75,6 @@ CASES = {
       original_max_position_embeddings=LENGTH,
     ),
   },
-  "qwen2, yarn": {
-    "model_type": "qwen2",
-    "max_position_embeddings": 4 * LENGTH,
-    "rope_parameters": _rope(
-      "yarn", factor=4.0, original_max_position_embeddings=LENGTH, beta_fast=9.0
-    ),
-  },
-  "qwen3": {"model_type": "qwen3", "head_dim": 12},
-  "mistral": {"model_type": "mistral", "sliding_window": 24},
 }
 
 
@@ -113,7 +113,7 @@ def shapes(config: dict) -> dict[str, tuple[int, ...]]:
 
 
 def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
-  """Random weights, none of them special: norms about 1, biases about 0.3."""
+  """Random weights, none of them special: norms about 1, biases about 0."""
   drawn = {}
   for name, shape in shapes(config).items():
     draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -124,6 +124,8 @@ def tensors(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
       x *= 0.3
     elif "embed" not in name:
       x *= 1.5 * shape[-1] ** -0.5
+    elif config["tie_word_embeddings"]:
+      x *= 0.3  # else the text repeats one token
     drawn[name] = x.astype(np.float32)
   return drawn
 
@@ -148,8 +150,8 @@ def reference(case: str) -> dict:
   """What transformers computes, live where it is installed.
 
   Returns:
-    {"logits": [PLACES, V] of the window in one pass, "tokens": [NEW] a greedy
-    text after its first PROMPT tokens, "logprob": [NEW] of these tokens}.
+    {"logits": [PLACES, V] of the window in one pass, "tokens": [PROMPTS, NEW]
+    greedy texts after its first tokens, "logprob": [PROMPTS, NEW] of these}.
   """
   return live(case) if has_transformers() else recorded(case)
 
@@ -182,19 +184,25 @@ def live(case: str) -> dict:
   ids = torch.tensor(window()[None])
   with torch.no_grad():
     logits = net(ids).logits[0, list(PLACES)]
-    written, logprob = ids[:, :PROMPT], []
-    step, cache = written, None
-    for _ in range(NEW):  # greedy, one token at a time through the cache
-      out = net(step, past_key_values=cache, use_cache=True)
-      cache, scores = out.past_key_values, out.logits[0, -1].log_softmax(-1)
-      step = scores.argmax()[None, None]
-      written = torch.cat([written, step], 1)
-      logprob.append(float(scores.max()))
+    texts = [_greedy(net, ids[:, :length]) for length in PROMPTS]
+  tokens, logprob = zip(*texts, strict=True)
   return {
     "logits": logits.numpy().astype(float).round(6).tolist(),
-    "tokens": written[0, PROMPT:].tolist(),
-    "logprob": [round(x, 6) for x in logprob],
+    "tokens": list(tokens),
+    "logprob": list(logprob),
   }
+
+
+def _greedy(net, prompt) -> tuple[list[int], list[float]]:
+  """A text and its log-probabilities, one token at a time through the cache."""
+  tokens, logprob, cache = [], [], None
+  for _ in range(NEW):
+    out = net(prompt, past_key_values=cache, use_cache=True)
+    cache, scores = out.past_key_values, out.logits[0, -1].log_softmax(-1)
+    prompt = scores.argmax()[None, None]
+    tokens.append(int(prompt))
+    logprob.append(round(float(scores.max()), 6))
+  return tokens, logprob
 
 
 def main() -> None:

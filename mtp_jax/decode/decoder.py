@@ -84,14 +84,9 @@ class Transformer:
     if self._kind.feeds < 0:  # head 1 reads the others
       heads = self.n_future
     count = len(self.trunk) + (heads if cfg.head_layers else 0)
-    channels = cfg.width // cfg.attn_heads
+    shape = batch, cfg.kv_heads, cache_len, cfg.channels
     return self._split(
-      tuple(
-        cache_lib.empty(
-          batch, cfg.kv_heads, cache_len, channels, self.cache_dtype
-        )
-        for _ in range(count)
-      )
+      tuple(cache_lib.empty(*shape, self.cache_dtype) for _ in range(count))
     )
 
   def capacity(self, cache: tuple) -> int | None:
@@ -123,11 +118,11 @@ class Transformer:
       start: [B] int32, each row's position of tokens[:, 0].
       tree: topology of a window of drafts, which sets the attention mask; None:
         the window is text.
-      valid: [B] tokens of a prompt's window before its padding, which must not
-        enter a ring.
+      valid: [B] tokens of a prompt from `start` on; those behind them in the
+        window are padding, which must not enter a ring.
     """
     places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    ctx = self._context(start, tokens.shape[1], places, cache, tree)
+    ctx = self._context(start, tokens.shape[1], places, cache, tree, valid)
     x = self.embed[tokens].astype(self.cfg.dtype)
     heads = self._order(len(cache) - len(self.trunk))
     window = window_lib.Window(cache, start, x, tree=tree, heads=heads)
@@ -274,14 +269,17 @@ class Transformer:
       logits = jnp.where(jnp.arange(padded) < self.vocab, logits, -jnp.inf)
     return logits
 
-  def _context(self, start, width, places, cache, tree):
+  def _context(self, start, width, places, cache, tree, valid=None):
     """How `places` [B or 1, W'] of a window of `width` tokens attend."""
     depth = places if tree is None else jnp.asarray(tree.depth)[places]
     positions = start[:, None] + depth
     cache_len, sliding = cache_lib.length(cache[0]), self.sliding_window
     mask = cache_lib.visible(cache_len, start, places, width, tree, sliding)
     attend = jax.tree_util.Partial(cache_lib.attend, mask)
-    return layers.context(positions, attend, self.cfg)
+    length = positions + 1  # as if the text had been read token by token
+    if valid is not None:  # but for the prompt
+      length = jnp.maximum(length, (start + valid)[:, None])
+    return layers.context(positions, attend, self.cfg, length)
 
   def _at_most(self, cache_len: int) -> int:
     """What a window of CHUNK tokens and those that it looks back to take."""

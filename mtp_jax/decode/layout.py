@@ -42,8 +42,9 @@ def lay_out(
     vocab: the tokenizer's ids, where the model's vocabulary is padded beyond
       them; a padding id is then never written.
     sliding_window: attend to the last so many tokens only, in a cache of about
-      that size, so the text may have any length. The model was not trained
-      for this, unless its texts were no longer than the window.
+      that size, so the text may have any length. None: the model's own
+      (`cfg.sliding_window`), if it has one. Any other it was not trained for,
+      unless its texts were no longer than the window.
     cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`.
     draft_dtype: keep what only heads 2..N use, their layers and unembedding,
       in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
@@ -63,7 +64,9 @@ def lay_out(
   cache_dtype = cfg.dtype if cache_dtype is None else cache_dtype
   if vocab > cfg.vocab:
     raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
-  if sliding_window is not None:
+  if sliding_window is None:
+    sliding_window = cfg.sliding_window or None
+  else:
     sliding_window = checks.integer("sliding_window", sliding_window, 1)
   _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
   _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))

@@ -24,7 +24,7 @@ def context(
   positions: jax.Array,
   attend: jax.tree_util.Partial,
   cfg: config.Model,
-  length: int | None = None,
+  length: jax.Array | int | None = None,
 ) -> Context:
   """Rotary angles of positions, beside `attend`.
 
@@ -32,13 +32,12 @@ def context(
     positions: [B, T] int32.
     attend: see `Context`.
     cfg: the model's settings.
-    length: tokens of the text, where `cfg.rope_scaling` is 'dynamic'; None:
-      each position's text ends with it, as if tokens were read one by one.
+    length: tokens of the text, one number or [B, T]. Dynamic scaling of rotary
+      embeddings depends on it, nothing else does.
   """
-  if cfg.rope_scaling == "dynamic" and length is None:
-    frequency = rotary.frequencies(cfg, positions + 1)[..., None, :]
-  else:
-    frequency = rotary.frequencies(cfg, length)
+  frequency = rotary.frequencies(cfg, length)
+  if frequency.ndim > 1:
+    frequency = frequency[..., None, :]
   angle = positions[..., None, None].astype(jnp.float32) * frequency
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   if (factor := rotary.attention_factor(cfg)) != 1:

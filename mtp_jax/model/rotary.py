@@ -42,7 +42,7 @@ def frequencies(
   if cfg.rope_scaling == "dynamic" and length is not None:
     ratio = jnp.maximum(length, cfg.rope_length) / cfg.rope_length
     theta *= (factor * ratio - (factor - 1)) ** (C / (C - 2))
-    theta = theta[..., None]
+    theta = theta[..., None] if theta.ndim else theta
   frequency = theta ** (-jnp.arange(0, C, 2, dtype=jnp.float32) / C)
   if cfg.rope_scaling == "linear":
     return frequency / factor
