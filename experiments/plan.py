@@ -7,9 +7,12 @@ Compiles the real training step (or, with --decode, one decoding pass) for the
 slice with the TPU compiler, and prints per chip: parameters, optimiser state,
 temporaries and peak memory against its HBM; FLOPs over all iterations of loops;
 the collectives, their bytes, and how much of them runs behind compute. If it
-does not fit, it says what to change. Takes seconds for a
-small model and 1 to 3 minutes for one of the paper's.
+does not fit, it says what to change. With --model=FOLDER the model is the one
+in that folder; its weights are not read. Takes seconds for a small model and 1
+to 3 minutes for one of the paper's.
 """
+
+import dataclasses
 
 import jax
 from absl import flags
@@ -17,8 +20,12 @@ from absl import flags
 from experiments.measure import planning, study
 from experiments.startup import options, program
 from mtp_jax import fields
+from mtp_jax.interchange import folders
 
 _CONFIG = options.define_config()
+_MODEL = options.define_path(
+  "model", None, "Folder of a run, or of a model of others, to plan for."
+)
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "TPU slice, as v5p:2x2x2, v5e:16x16 or v6e:4x4."
 )
@@ -39,6 +46,11 @@ flags.mark_flag_as_required("topology")
 def main(_: list[str]) -> None:
   """Compiles the program, prints its plan and writes it as JSON if asked."""
   cfg = _CONFIG.value.check()
+  if _MODEL.value:
+    shape = folders.settings(_MODEL.value)[0].model
+    cfg = dataclasses.replace(cfg, model=shape)
+    # What the config says of its own model's heads.
+    cfg = cfg.replace(train={"head_weights": ()}, decode={"heads": 0}).check()
   compiler = _compiler_options(_OPTIONS.value)
   if _JSON.value:
     options.make_room(_JSON.value)

@@ -4,7 +4,7 @@
 
 Decodes held-out prompts and counts how often the candidate of each head and
 rank was right, given that the drafts before it were. Builds for every size the
-tree with the highest expected acceptance. Writes tree.json into the workdir:
+tree with the highest expected acceptance. Writes tree.json into that folder:
 the acceptance, and each tree as lists of ranks (for `decode.tree.from_paths`)
 with its expected tokens per forward. Seconds to minutes.
 """
@@ -37,6 +37,8 @@ def main(_: list[str]) -> None:
       f"--prompt_len={_PROMPT_LEN.value} leaves nothing to write of the run's "
       f"data.seq_len={cfg.data.seq_len}: give at most {cfg.data.seq_len - 1}"
     )
+  path = _WORKDIR.value / "tree.json"
+  options.make_room(path)
   _, held = pipeline.pack(cfg.data, codec)
   try:
     prompts = held.excerpts(
@@ -51,7 +53,6 @@ def main(_: list[str]) -> None:
   found = tree_file.build(
     autotune.measure_acceptance(decoder, prompts, max_new=new), sizes
   )
-  path = _WORKDIR.value / "tree.json"
   study.write_json(path, found)
   show(found)
   print(path)

@@ -129,6 +129,27 @@ MUTANTS = [
     "test_layers.py::test_what_a_position_sees",
   ),
   Mutant(
+    "a sliding window one token too wide",
+    "mtp_jax/model/attention.py",
+    "return (window - 1, 0) if window",
+    "return (window, 0) if window",
+    "test_attention.py::test_a_sliding_window_hides_what_lies_before_it",
+  ),
+  Mutant(
+    "channels of a file left in halves",
+    "mtp_jax/interchange/names.py",
+    "return self.entry.turned and self.scheme.halves",
+    "return False",
+    "test_hugging_face.py::test_logits_are_those_of_transformers",
+  ),
+  Mutant(
+    "a long prompt rotated as if read token by token",
+    "mtp_jax/decode/decoder.py",
+    "length = jnp.maximum(length, (start + valid)[:, None])",
+    "pass",
+    "test_families.py::test_drafts_write_transformers_text",
+  ),
+  Mutant(
     "document mask missing",
     "mtp_jax/model/layers.py",
     "segments if cfg.mask_documents else None",

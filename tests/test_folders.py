@@ -217,3 +217,26 @@ def test_only_mistral_has_a_window_without_being_told(folder):
   expected = {(f, n): 0 for f, n in windows}
   expected |= {(f, "given"): 9 for f in ("mistral", "qwen2", "qwen3")}
   assert windows == expected | {("mistral", "silent"): 4096}
+
+
+PLAN = """
+import sys
+from absl import flags
+from experiments import plan
+from experiments.measure import planning
+
+def training(cfg, *_):
+  print(cfg.model.vocab, cfg.model.width, cfg.data.batch)
+  raise SystemExit
+
+planning.training = training
+sys.argv = ["plan", "--config=configs/quickstart.py", "--topology=v5e:2x2",
+            "--config.data.batch=8", f"--model={sys.argv[1]}"]
+flags.FLAGS(sys.argv)
+plan.main(["plan"])
+"""
+
+
+def test_the_model_of_a_folder_is_planned(folder, run_with_devices):
+  (folder / SINGLE).unlink()  # its weights are not read
+  assert run_with_devices(1, PLAN, str(folder)) == "61 32 8\n"

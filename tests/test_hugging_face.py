@@ -160,3 +160,38 @@ def test_weights_go_straight_onto_a_mesh(folders, tmp_path, run_with_devices):
   out = run_with_devices(4, SHARDED, str(tmp_path)).splitlines()
   assert out[0] == "(1, 16, 2, 8)"
   assert out[1].startswith("kv_heads 2 is not divisible by 4 devices")
+
+
+PEAK = """
+import pathlib, sys
+import jax
+from mtp_jax.interchange import hugging_face
+
+def memory(name):
+  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+  return next(int(x.split()[1]) for x in lines if x.startswith(name)) << 10
+
+small, folder = map(pathlib.Path, sys.argv[1:])
+hugging_face.load(small, hugging_face.settings(small))
+cfg = hugging_face.settings(folder)
+before = memory("VmRSS")
+net = hugging_face.load(folder, cfg)
+jax.block_until_ready(net)
+print(memory("VmHWM") - before, sum(a.nbytes for a in jax.tree.leaves(net)))
+"""
+
+
+def test_one_tensor_at_a_time_is_in_memory(folders, tmp_path, run_with_devices):
+  sizes = {"vocab_size": 4096, "hidden_size": 512, "intermediate_size": 2048}
+  config = reference.config_of("llama") | sizes | {"num_hidden_layers": 8}
+  config |= {"num_attention_heads": 8, "num_key_value_heads": 8}
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  shapes = reference.shapes(config)
+  ones = {k: np.ones(shape, ml_dtypes.bfloat16) for k, shape in shapes.items()}
+  safetensors_numpy.save_file(ones, tmp_path / SINGLE)
+  out = run_with_devices(1, PEAK, str(folders["llama"]), str(tmp_path))
+  peak, held = map(int, out.split())
+  assert held == 4 * sum(map(np.prod, shapes.values()))
+  # Compiling takes some 40 MB, and the largest tensor 8; a copy of the stacked
+  # layers would take 117.
+  assert peak < held + 80e6

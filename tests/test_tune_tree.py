@@ -38,7 +38,7 @@ sizes = ("0", "-1", "1", "4,abc", "4,257", "8,4,8", "2.5", "")
 for case in (
   *({"sizes": s} for s in sizes), {"prompt_len": "32"}, {"model": "one"}, {}
 ):
-  case = {"model": "run", "prompt_len": "8"} | case
+  case = {"model": f"{sys.argv[1]}/run", "prompt_len": "8"} | case
   with flagsaver.as_parsed(**case):
     try:
       program.mendable(tune_tree.main)(["tune_tree"])
