@@ -48,8 +48,10 @@ def main(_: list[str]) -> None:
     raise
   except ValueError as error:
     raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
-  net, _, _ = folders.load(_WORKDIR.value)
-  decoder = layout.lay_out(net, codec.vocab)
+  # The model is not kept: the decoder holds copies of its layers.
+  decoder = layout.lay_out(
+    folders.load(_WORKDIR.value, dtype=cfg.model.dtype)[0], codec.vocab
+  )
   found = tree_file.build(
     autotune.measure_acceptance(decoder, prompts, max_new=new), sizes
   )

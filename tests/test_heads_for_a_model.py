@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 import mtp_jax
-from experiments.claims.heads_for_a_model import training
+from experiments.claims.heads_for_a_model import (
+  corpora,
+  decoding,
+  scales,
+  training,
+)
 from mtp_jax import config, tokenizer
 from mtp_jax.data import batch as batch_lib
+from mtp_jax.data import packed
 from mtp_jax.model import model, surgery
 
 SHAPE = config.Model(
@@ -34,25 +40,24 @@ def finished(tmp_path_factory):
   return folder, net
 
 
-def run(home) -> str:
+def run(home, *more, code=0) -> str:
   process = forked.Process(
     [
       *("-m", "experiments.claims.heads_for_a_model", "--scale=test"),
-      *(f"--model={home}/llama", f"--output={home}/found"),
+      *(f"--model={home}/llama", f"--output={home}/found", *more),
     ],
     HOME=str(home),
   )
   out, err = process.communicate()
-  assert process.returncode == 0, err
-  return out
+  assert process.returncode == code, err
+  return out + err
 
 
 def test_heads_are_trained_and_decode_the_models_text(finished):
   folder, net = finished
-  result = json.loads((folder / "results.json").read_text())
-  assert set(result["corpora"]) == {"files", "written"}
-  for name, found in result["corpora"].items():
-    heads, _, _ = mtp_jax.load(folder / f"with_heads_from_{name}")
+  for name in ("files", "written"):
+    found = json.loads((folder / name / "results.json").read_text())
+    heads, _, _ = mtp_jax.load(folder / name / "model")
     assert heads.cfg.n_future == 4
     kept = jax.tree.leaves(surgery.drop_heads(heads, 1))
     for a, b in zip(kept, jax.tree.leaves(net), strict=True):
@@ -64,19 +69,50 @@ def test_heads_are_trained_and_decode_the_models_text(finished):
       assert {"ordinary", "chain 2", "chain 4"} <= set(rows)
       same = [row["same_texts"] for row in rows.values()]
       assert all(s["same"] == s["of"] == 2 for s in same)
-    page = (folder / f"with_heads_from_{name}" / "report.html").read_text()
+    page = (folder / name / "report.html").read_text()
     assert "identical" in page
   assert (folder / "heads_for_a_model.png").stat().st_size > 1000
 
 
 def test_what_is_done_is_not_done_again(finished):
+  """The other corpus keeps its place in the tables."""
   folder, _ = finished
-  (folder / "results.json").unlink()
-  kept = [*folder.glob("with_heads_from_*/model.safetensors")]
+  (folder / "files" / "results.json").unlink()
+  kept = [*folder.glob("*/model/model.safetensors")]
   before = [file.stat().st_mtime_ns for file in kept]
-  out = run(folder.parent)
+  out = run(folder.parent, "--corpora=files")
   assert [file.stat().st_mtime_ns for file in kept] == before
-  assert "| files | 1 |" in out and (folder / "results.json").exists()
+  assert "| files | 1 |" in out and "| written | 1 |" in out
+
+
+def test_heads_of_other_settings_are_not_taken(finished):
+  folder, _ = finished
+  line = "has heads of seed 0, and 1 is asked for: name another --output"
+  assert line in run(folder.parent, "--seed=1", code=1)
+
+
+def test_the_demo_compares_nothing():
+  scale = scales.SCALES["demo"]
+  held = packed.Packed(
+    tokens=np.arange(999) % 7,
+    starts=np.arange(0, 999, 200),
+    bytes_per_token=1.0,
+    fingerprint="",
+    documents=5,
+    skipped={},
+  )
+  texts = decoding.prompts(held, tokenizer.Bytes(), None, scale)
+  assert [len(p) for p in texts["files"]] == [scale.prompt_len] * scale.prompts
+  net = model.Model(SHAPE, jax.random.key(0))
+  texts["humaneval"] = [np.arange(3), np.arange(4)]
+  assert not decoding.measure(net, tokenizer.Bytes(), texts, [], scale, {})
+
+
+def test_texts_that_a_kill_cut_are_drawn_again(tmp_path):
+  file = tmp_path / "w.jsonl.partial"
+  assert corpora._whole_lines(file) == []
+  file.write_text('{"number": 3, "text": ""}\n{"number": 4, "te')
+  assert corpora._whole_lines(file) == ['{"number": 3, "text": ""}\n']
 
 
 def test_other_ids_are_no_targets():

@@ -26,6 +26,7 @@ from mtp_jax.decode import (
   stream,
   tree_file,
 )
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.interchange import folders
 from mtp_jax.model import model
 from mtp_jax.tokenizer import chat
@@ -77,11 +78,8 @@ def run(request: Request) -> None:
   ids = _Prompts(codec, request)
   prompt = None if interactive else ids.of(_prompt(request))
 
-  net, _, _, step = folders.load_step(request.workdir, request.step)
-  decoder = layout.lay_out(
-    net, codec.vocab, sliding_window=request.sliding_window
-  )
-  drafts, size = settings["heads"], sum(a.size for a in jax.tree.leaves(net))
+  decoder, size, step = _decoder(request, cfg.model.dtype, codec.vocab)
+  drafts = settings["heads"]
   kind = "chain" if drafts.is_chain else "tree"
   at = "" if step is None else f" at step {step}"
   terminal.note(
@@ -96,6 +94,21 @@ def run(request: Request) -> None:
     _continue_lines(writer, ids, request.seed)
   else:
     writer.write(prompt, request.seed)
+
+
+def _decoder(
+  request: Request, dtype: str, vocab: int
+) -> tuple[decoder_lib.Transformer, int, int | None]:
+  """The decoder, the number of parameters and the step of the request's model.
+
+  The model itself is freed on return: the decoder holds copies of its layers.
+  """
+  net, _, _, step = folders.load_step(
+    request.workdir, request.step, dtype=dtype
+  )
+  size = sum(a.size for a in jax.tree.leaves(net))
+  decoder = layout.lay_out(net, vocab, sliding_window=request.sliding_window)
+  return decoder, size, step
 
 
 def keep_compiled_programs() -> None:

@@ -8,12 +8,13 @@ transformers converts. The heads begin as copies of the model's last layer and
 are trained on a frozen trunk: once on this machine's Python files, once on
 texts that the model wrote itself. Then held-out files and HumanEval's prompts
 are continued ordinarily, in chains and in trees, and by transformers where it
-is installed. Everything is written to --output as it is done; the same command
-goes on where it was stopped.
+is installed. For each corpus, --output takes a folder with the model, the
+page of its completions, and the results. A corpus whose model is there is not
+trained again.
 """
 
-import dataclasses
 import json
+import pathlib
 import time
 
 from absl import flags
@@ -27,7 +28,7 @@ from experiments.claims.heads_for_a_model import (
   smollm2,
   training,
 )
-from experiments.measure import limits, study
+from experiments.measure import study
 from experiments.startup import options, program
 from mtp_jax.data import pipeline
 from mtp_jax.evaluate import heads as head_measures
@@ -51,53 +52,69 @@ _HEADS = flags.DEFINE_integer("heads", 4, "N.", lower_bound=2)
 
 def main(_: list[str]) -> None:
   """Trains the heads on each corpus, then decodes with each."""
-  begin = time.time()
   scale, folder = scales.SCALES[_SCALE.value], _OUTPUT.value
   names = _CORPORA.value or scale.corpora
   if not set(names) <= set(corpora.NAMES):
     raise ValueError(f"--corpora={','.join(names)}: choose files or written")
   folder.mkdir(parents=True, exist_ok=True)
   source = _MODEL.value or smollm2.fetch(folder)
+  asked = scale.training() | {
+    "heads": _HEADS.value,
+    "seed": _SEED.value,
+    "model": str(source),
+  }
+  for name in names:
+    _check(folder / name / "training.json", asked)
   humaneval = smollm2.humaneval(folder)
   net, cfg, codec = mtp_jax.load(source)
   files, held = corpora.files(scale, cfg.data.tokenizer, codec)
-  result = study.provenance(_SEED.value) | {
-    "scale": _SCALE.value,
-    "settings": dataclasses.asdict(scale),
-    "bandwidth": limits.bandwidth(),
-    "corpora": {},
-  }
   texts = decoding.prompts(held, codec, humaneval, scale)
   tuning = files.excerpts(scale.prompts, scale.prompt_len, scale.prompt_len)
   for name in names:
-    target = folder / f"with_heads_from_{name}"
-    if not target.exists():
+    begin, place = time.time(), folder / name
+    place.mkdir(exist_ok=True)
+    if not (place / "model").exists():
       packed = files
       if name == "written":
         packed = _written(net, cfg, codec, files, scale)
       trained, record = _train(net, packed, held, scale)
-      study.write_json(target.with_suffix(".json"), record)
-      mtp_jax.save(trained, target, like=source, notes=NOTES[name])
-    heads, _, _ = mtp_jax.load(target)
-    found = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+      study.write_json(place / "training.json", {"asked": asked} | record)
+      mtp_jax.save(trained, place / "model", like=source, notes=NOTES[name])
+    heads, _, _ = mtp_jax.load(place / "model")
+    found = study.provenance(_SEED.value) | _read(place / "training.json")
+    prompts = texts["files"]
+    page = decoding.completions(heads, codec, prompts, scale, held, found)
+    page |= {"seconds": round(time.time() - begin)}
+    report.write_page(place, found | page, codec)
+    topologies = decoding.trees(heads, codec, tuning, scale.new)
     found["decoding"] = decoding.measure(
-      heads,
-      codec,
-      texts,
-      decoding.trees(heads, codec, tuning, scale.new),
-      scale,
-      bandwidth=result["bandwidth"],
-      others=decoding.peer(source),
+      heads, codec, texts, topologies, scale, decoding.peer(source)
     )
-    page = decoding.completions(
-      heads, codec, texts["files"], scale, held, found
-    )
-    page = found | result | page | {"seconds": round(time.time() - begin)}
-    report.write_page(target, page, codec)
-    result["corpora"][name] = found
-    study.write_json(folder / "results.json", result)
+    study.write_json(place / "results.json", found)
+  result = {
+    name: _read(folder / name / "results.json")
+    for name in corpora.NAMES
+    if (folder / name / "results.json").exists()
+  }
   report.write_picture(folder, result)
   print(report.tables(result))
+
+
+def _check(file: pathlib.Path, asked: dict) -> None:
+  """Raises ValueError where heads of other settings lie in the folder."""
+  if not file.exists():
+    return
+  before = _read(file)["asked"]
+  for name, value in json.loads(json.dumps(asked)).items():
+    if before.get(name) != value:
+      raise ValueError(
+        f"{file.parent} has heads of {name} {before.get(name)}, and {value} is "
+        "asked for: name another --output"
+      )
+
+
+def _read(file: pathlib.Path) -> dict:
+  return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _written(net, cfg, codec, files, scale):

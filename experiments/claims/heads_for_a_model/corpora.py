@@ -4,7 +4,6 @@ import json
 import pathlib
 
 import numpy as np
-from absl import logging
 
 from experiments.claims.heads_for_a_model import scales
 from mtp_jax import config
@@ -41,37 +40,49 @@ def write(
   """Writes texts of the model to a JSONL file, until there are enough.
 
   The model continues beginnings of the training files; a document is the
-  beginning and what follows. The heads see none of these files otherwise.
+  beginning and what follows. Texts are kept as they are finished: after an
+  interruption only the missing ones are drawn, from another seed.
   """
   count = -(-scale.train_tokens // scale.written_new)
   prompts = train.excerpts(
     count, scale.written_prompt, scale.written_prompt, per_document=64
   )
-  rule = accept.SpeculativeSampling(sampling.Sampler(temperature=TEMPERATURE))
-  done = []
-
-  def log(i, text):
-    del i
-    done.append(len(text.tokens))
-    if len(done) % 100 == 0:
-      logging.info("%d of %d texts written", len(done), count)
-
-  texts = serve.generate_all(
-    decoder,
-    prompts,
-    rows=min(scale.written_rows, count),
-    heads=1,
-    max_new=scale.written_new,
-    stop=codec.eos,
-    rule=rule,
-    on_text=log,
-  ).tokens
   partial = file.with_name(file.name + ".partial")
+  lines = _whole_lines(partial)
+  done = {json.loads(line)["number"] for line in lines}
+  left = [i for i in range(count) if i not in done]
   with open(partial, "w", encoding="utf-8") as out:
-    for prompt, text in zip(prompts, texts, strict=True):
-      document = codec.decode(np.concatenate([prompt, text]))
-      out.write(json.dumps({"text": document}) + "\n")
+    out.writelines(lines)
+
+    def keep(i, text):
+      tokens = np.concatenate([prompts[left[i]], text.tokens])
+      row = {"number": left[i], "text": codec.decode(tokens)}
+      out.write(json.dumps(row) + "\n")
+      out.flush()
+
+    if left:
+      serve.generate_all(
+        decoder,
+        [prompts[i] for i in left],
+        rows=min(scale.written_rows, len(left)),
+        heads=1,
+        max_new=scale.written_new,
+        stop=codec.ends,
+        rule=accept.SpeculativeSampling(
+          sampling.Sampler(temperature=TEMPERATURE)
+        ),
+        seed=len(done),
+        on_text=keep,
+      )
   partial.rename(file)
+
+
+def _whole_lines(file: pathlib.Path) -> list[str]:
+  """Lines of a file that a kill may have cut; none if it is missing."""
+  if not file.exists():
+    return []
+  lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+  return [line for line in lines if line.endswith("}\n")]
 
 
 def written(

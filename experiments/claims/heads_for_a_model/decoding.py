@@ -11,7 +11,7 @@ import numpy as np
 from experiments.claims.heads_for_a_model import scales
 from experiments.demo import figures
 from experiments.demo import report as demo_report
-from experiments.measure import compare
+from experiments.measure import compare, limits
 from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.data import pipeline
 from mtp_jax.decode import autotune, layout
@@ -33,7 +33,7 @@ def prompts(
     humaneval: HumanEval.jsonl.gz; None leaves its problems out.
     scale: how many, and how long those of files are.
   """
-  count = max(scale.prompts, *scale.batches)
+  count = max((scale.prompts, *scale.batches))
   size = scale.prompt_len + scale.new
   found = {
     "files": held.excerpts(count, scale.prompt_len, size, per_document=8)
@@ -43,7 +43,7 @@ def prompts(
       texts = [json.loads(line)["prompt"] for line in lines]
     chosen = np.linspace(0, len(texts) - 1, scale.prompts).astype(int)
     found["humaneval"] = [
-      np.array([codec.bos, *codec.encode(texts[i].rstrip() + "\n")])
+      np.array([*codec.prefix, *codec.encode(texts[i].rstrip() + "\n")])
       for i in chosen
     ]
   return found
@@ -68,23 +68,25 @@ def measure(
   texts: Mapping[str, list[np.ndarray]],
   topologies: list[tree_lib.Tree],
   scale: scales.Scale,
-  *,
-  bandwidth: float,
   others: Mapping[str, Callable],
 ) -> dict[str, dict]:
   """'prompts, batch' -> a row for every topology and other decoder.
 
-  Prompts of several lengths are decoded one at a time.
+  Prompts of several lengths are decoded at the first batch size alone, 1.
   """
   decoder = layout.lay_out(net, codec.vocab)
   found = {}
   for name, some in texts.items():
     equal = len({len(p) for p in some}) == 1
-    for batch in scale.batches if equal else (1,):
+    for batch in scale.batches if equal else scale.batches[:1]:
       used = some[: max(batch, scale.prompts)]
       work = compare.Work(used, batch, scale.new, scale.repeats)
       found[f"{name}, {batch}"] = compare.one_batch(
-        decoder, topologies, work, bandwidth=bandwidth, others=others
+        decoder,
+        topologies,
+        work,
+        bandwidth=limits.bandwidth(),
+        others=others,
       )
   return found
 

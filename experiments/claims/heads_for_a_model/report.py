@@ -20,7 +20,7 @@ def tables(result: dict) -> str:
     "| trained on | head | nats per token | accuracy |",
     "|---|---|---|---|",
   ]
-  for corpus, found in result["corpora"].items():
+  for corpus, found in result.items():
     rows = zip(found["held_out_nats"], found["held_out_accuracy"], strict=True)
     lines += [
       f"| {corpus} | {i} | {nats:.3f} | {accuracy:.1%} |"
@@ -32,7 +32,7 @@ def tables(result: dict) -> str:
     "over ordinary | same texts | largest margin |",
     "|---" * 8 + "|",
   ]
-  for corpus, found in result["corpora"].items():
+  for corpus, found in result.items():
     for place, rows in found["decoding"].items():
       lines += [_line(corpus, place, *row) for row in rows.items()]
   return "\n".join(lines)
@@ -81,8 +81,7 @@ def write_page(
 def write_picture(folder: pathlib.Path, result: dict) -> None:
   """Draws heads_for_a_model.png: losses, tokens per forward, speed."""
   figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-  corpora = result["corpora"]
-  for corpus, found in corpora.items():
+  for corpus, found in result.items():
     steps = [row["step"] for row in found["steps"]]
     nats = np.array([row["nats"] for row in found["steps"]])
     for i in range(1, nats.shape[1]):
@@ -93,13 +92,11 @@ def write_picture(folder: pathlib.Path, result: dict) -> None:
     (axes[1], "tokens_per_forward", "Tokens per forward"),
     (axes[2], "speedup_with_prompts", "Speed over ordinary decoding"),
   ):
-    places = next(iter(corpora.values()))["decoding"]
+    places = next(iter(result.values()))["decoding"]
     places = [p for p in places if p.endswith(", 1")]
-    width = 0.8 / max(1, len(corpora) * len(places))
-    for j, (corpus, place) in enumerate(
-      (c, p) for c in corpora for p in places
-    ):
-      rows = corpora[corpus]["decoding"][place]
+    width = 0.8 / max(1, len(result) * len(places))
+    for j, (corpus, place) in enumerate((c, p) for c in result for p in places):
+      rows = result[corpus]["decoding"][place]
       rows = {k: row for k, row in rows.items() if key in row}
       axis.bar(
         np.arange(len(rows)) + j * width,

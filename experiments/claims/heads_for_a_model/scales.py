@@ -26,6 +26,12 @@ class Scale:
   batches: tuple[int, ...]
   repeats: int  # timed turns
 
+  def training(self) -> dict[str, float]:
+    """The fields that the heads depend on."""
+    others = {"corpora", "prompts", "prompt_len", "new", "batches", "repeats"}
+    fields = dataclasses.asdict(self)
+    return {name: fields[name] for name in fields if name not in others}
+
 
 SCALES = {
   "test": Scale(

