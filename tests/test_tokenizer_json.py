@@ -204,9 +204,11 @@ def test_what_cannot_be_loaded_is_named(trained, tmp_path):
     r"config.json: eos_token_id 999 is not one of the tokenizer's \d+ ids",
     config={"eos_token_id": [2, 999]},
   )
-  refused("tokenizer_config.json holds no JSON object", tokenizer_config=[])
+  refused(
+    "tokenizer_config.json does not hold a JSON object", tokenizer_config=[]
+  )
   (tmp_path / "config.json").write_text('{"a"')
-  refused("config.json cannot be read: Expecting")
+  refused("config.json is not JSON: Expecting")
   (tmp_path / "tokenizer.json").write_text(json.dumps(fields)[:999])
   with pytest.raises(ValueError, match="cannot be read as a tokenizer.json: "):
     tokenizer.load(str(tmp_path / "tokenizer.json"))

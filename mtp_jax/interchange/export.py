@@ -19,6 +19,7 @@ from mtp_jax.interchange import (
   tokenizer_files,
 )
 from mtp_jax.model import model
+from mtp_jax.tokenizer import json_file
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -186,7 +187,7 @@ def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def _config(tree, source, codec) -> dict[str, Any]:
   """The content of config.json, but for what depends on the tensors."""
   if source.kind == "hugging_face":
-    known = hugging_face.read_json(source.path / "config.json")
+    known = json_file.read(source.path / "config.json")
     one = hugging_face_config.to_model(known)
     if hugging_face_config.from_model(one) == tree:
       known.pop("torch_dtype", None)

@@ -9,6 +9,7 @@ from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.checkpoint import checkpoints, storage
 from mtp_jax.interchange import hugging_face, meta, streaming
 from mtp_jax.model import model
+from mtp_jax.tokenizer import json_file
 from mtp_jax.train import workdir
 
 
@@ -137,7 +138,7 @@ _OTHERS = {"hugging_face": hugging_face, "meta": meta}
 def _is_hugging_face(path: pathlib.Path) -> bool:
   """A workdir has a config.json too, but that names no model type."""
   try:
-    return "model_type" in hugging_face.read_json(path / "config.json")
+    return "model_type" in json_file.read(path / "config.json")
   except ValueError:
     names = hugging_face.SINGLE, hugging_face.INDEX
     return any((path / name).exists() for name in names)

@@ -8,7 +8,7 @@ knows of, are in a file of their own (`extra_heads`).
 import contextlib
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import safetensors
@@ -23,6 +23,7 @@ from mtp_jax.interchange import (
   streaming,
 )
 from mtp_jax.model import model
+from mtp_jax.tokenizer import json_file
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PART_BYTES = 5 * 10**9  # of a file of weights
@@ -41,7 +42,7 @@ def settings(path: pathlib.Path) -> config.Model:
   """
   file = path / "config.json"
   try:
-    found = hugging_face_config.to_model(read_json(file))
+    found = hugging_face_config.to_model(json_file.read(file))
   except ValueError as error:
     if str(file) in str(error):
       raise
@@ -83,7 +84,7 @@ def load(
   shapes = {name: shape for name, (_, shape) in files.items()}
   wanted = names.tensors(cfg, names.HUGGING_FACE)
   embed, *_, unembed = wanted
-  tied = read_json(path / "config.json").get("tie_word_embeddings")
+  tied = json_file.read(path / "config.json").get("tie_word_embeddings")
   if tied and unembed.name not in shapes:
     wanted[-1] = unembed._replace(name=embed.name)
   streaming.check(wanted, shapes, path)
@@ -196,7 +197,7 @@ def _files(path) -> dict[str, tuple[pathlib.Path, tuple[int, ...]]]:
 
 def _listed(file) -> dict[str, str]:
   """The name of each tensor's file, from an index."""
-  listed = read_json(file).get("weight_map")
+  listed = json_file.read(file).get("weight_map")
   texts = isinstance(listed, dict) and map(type, listed.values())
   if not listed or not texts or set(texts) != {str}:
     raise ValueError(f"{file}: weight_map has to name the file of each tensor")
@@ -235,20 +236,3 @@ def _open(file):
       f"{file} is no whole safetensors file ({str(error).splitlines()[0]}): "
       "fetch it again"
     ) from error
-
-
-def read_json(file: pathlib.Path) -> dict[str, Any]:
-  """The object in a JSON file.
-
-  Raises:
-    ValueError: it cannot be read, or holds something else.
-  """
-  try:
-    tree = json.loads(file.read_text(encoding="utf-8"))
-  except OSError as error:
-    raise ValueError(f"cannot read {file}: {error.strerror}") from error
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{file} is not JSON: {error}") from error
-  if not isinstance(tree, dict):
-    raise ValueError(f"{file} does not hold a JSON object")
-  return tree

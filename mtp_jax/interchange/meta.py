@@ -16,8 +16,9 @@ from absl import logging
 
 from mtp_jax import config
 from mtp_jax import tokenizer as tokenizer_lib
-from mtp_jax.interchange import hugging_face, names, streaming, torch_files
+from mtp_jax.interchange import names, streaming, torch_files
 from mtp_jax.model import model
+from mtp_jax.tokenizer import json_file
 
 PARAMS, WEIGHTS = "params.json", "consolidated.pth"
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -48,7 +49,7 @@ def settings(path: pathlib.Path) -> config.Model:
       not supported.
   """
   file = path / PARAMS
-  params = hugging_face.read_json(file)
+  params = json_file.read(file)
   try:
     return to_model(params)
   except ValueError as error:

@@ -5,6 +5,7 @@ byte_ids        one id per byte
 sentence_piece  SentencePiece models
 hugging_face    tokenizer.json
 special_ids     bos, eos and the like, from the files beside tokenizer.json
+json_file       reads JSON files of models' folders
 files           which kind a file or a folder holds
 chat            a conversation as ids, by the chat template of a model
 """

@@ -10,6 +10,8 @@ import json
 import pathlib
 from collections.abc import Callable
 
+from mtp_jax.tokenizer import json_file
+
 _NAMED = "tokenizer_config.json", "special_tokens_map.json"
 _NUMBERED = "generation_config.json", "config.json"
 _TEMPLATE = "chat_template.jinja"
@@ -106,15 +108,7 @@ def read(
 
 def _fields(path: pathlib.Path) -> dict:
   """The object in a JSON file; empty if there is no such file."""
-  try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    return {}
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{path} cannot be read: {error}") from error
-  if not isinstance(fields, dict):
-    raise ValueError(f"{path} holds no JSON object")
-  return fields
+  return json_file.read(path) if path.exists() else {}
 
 
 def _name(value) -> str:
