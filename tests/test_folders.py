@@ -158,7 +158,7 @@ def test_an_index_names_files_beside_it(folder):
     ({"hidden_size": "32"}, ["hidden_size is '32'"]),
     ({"num_attention_heads": 5}, ["config.json", "attn_heads 5"]),
     ({"num_attention_heads": 0}, ["attn_heads is 0"]),
-    ({"num_hidden_layers": 1}, ["0 trunk layers"]),
+    ({"num_hidden_layers": 1}, ["num_hidden_layers is 1; at least 2"]),
     ({"head_dim": 7}, ["attn_channels 7", "odd"]),
     ({"rope_scaling": [1]}, ["rope_scaling is [1]"]),
     ({"rope_scaling": {"type": "longrope"}}, ["rope_type 'longrope'"]),
@@ -202,20 +202,23 @@ def test_older_spellings_of_rotary_settings(folder):
   assert cfg.dtype == "bfloat16"
 
 
-def test_only_mistral_has_a_window_without_being_told(folder):
-  windows = {}
+def test_which_models_have_a_window(folder):
+  """Transformers' defaults; only Mistral has one without being told."""
+  windows, on = {}, {"use_sliding_window": True, "max_window_layers": 0}
   for family in ("llama", "mistral", "qwen2", "qwen3"):
     config = reference.config_of("llama") | {"model_type": family}
     for name, extra in {
       "silent": {},
       "null": {"sliding_window": None},
-      "given": {"sliding_window": 9, "use_sliding_window": True}
-      | {"max_window_layers": 0},
+      "null, on": {"sliding_window": None} | on,
+      "given": {"sliding_window": 9} | on,
+      "on": on,
     }.items():
       (folder / "config.json").write_text(json.dumps(config | extra))
       windows[family, name] = folders.settings(folder)[0].model.sliding_window
   expected = {(f, n): 0 for f, n in windows}
   expected |= {(f, "given"): 9 for f in ("mistral", "qwen2", "qwen3")}
+  expected |= {(f, "on"): 4096 for f in ("mistral", "qwen2", "qwen3")}
   assert windows == expected | {("mistral", "silent"): 4096}
 
 

@@ -10,10 +10,15 @@ from mtp_jax import config
 _FAMILIES = {
   "llama": {"max_position_embeddings": 2048},
   "mistral": {"max_position_embeddings": 131_072, "sliding_window": 4096},
-  "qwen2": {"max_position_embeddings": 32_768, "max_window_layers": 28},
+  "qwen2": {
+    "max_position_embeddings": 32_768,
+    "max_window_layers": 28,
+    "sliding_window": 4096,
+  },
   "qwen3": {
     "max_position_embeddings": 32_768,
     "max_window_layers": 28,
+    "sliding_window": 4096,
     "head_dim": 128,
   },
 }
@@ -54,7 +59,7 @@ def to_model(tree: dict[str, Any]) -> config.Model:
       f"model_type {family!r:.60} is not supported; supported are "
       f"{', '.join(_FAMILIES)}"
     )
-  # A null is what is left out, but for Mistral's window, which it turns off.
+  # A null is what is left out, but for the window, which it turns off.
   tree = _FAMILIES[family] | tree
   tree = {name: value for name, value in tree.items() if value is not None}
   for name in (
@@ -64,6 +69,11 @@ def to_model(tree: dict[str, Any]) -> config.Model:
     if name not in tree:
       raise ValueError(f"{name} is missing")
     _check_integer(tree, name)
+  if tree["num_hidden_layers"] < 2:
+    raise ValueError(
+      f"num_hidden_layers is {tree['num_hidden_layers']}; at least 2 are "
+      "needed: the last layer becomes head 1, the others the trunk"
+    )
   _check_fixed(tree, _FIXED)
   heads = tree["num_attention_heads"]
   model = config.Model(

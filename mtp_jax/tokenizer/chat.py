@@ -23,7 +23,9 @@ def encode(codec: interface.Tokenizer, messages: Messages) -> np.ndarray:
   """The conversation's ids [length], int32, up to where the answer begins.
 
   The names of special tokens are special in what the template writes. In the
-  messages they are plain text: no message can end its own turn.
+  messages they are plain text: no message can end its own turn. One limit: a
+  template that deletes characters inside a message may make a name of what is
+  left.
 
   Args:
     codec: the tokenizer of a folder that has a chat template.

@@ -57,7 +57,8 @@ def read(
   """Reads the special ids of a tokenizer.json in `folder`.
 
   A model's own end tokens (`generation_config.json`, else `config.json`) are
-  added to the tokenizer's. Without `bos` or `pad`, `eos` is used instead.
+  added to the tokenizer's. A missing `bos` or `pad` is replaced by
+  `eos`.
 
   Args:
     folder: may hold the files that this module names.
