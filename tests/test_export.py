@@ -80,7 +80,7 @@ def test_what_is_written_is_read_again(nets, written, kind):
   assert raw(net) == raw(nets[kind])
   assert (cfg.model.head, cfg.model.n_future) == (kind, 3)
   assert codec.encode("né").tolist() == BYTES.encode("né").tolist()
-  assert not [p for p in written.iterdir() if "partial" in p.name]
+  assert {p.name for p in written.iterdir()} == {*MODELS}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -137,7 +137,7 @@ def test_a_config_is_read_again(fields):
 def theirs(folder, dtype):
   """A folder of others: a tied model, a tokenizer, a licence and a card."""
   folder.mkdir()
-  tree = reference.config_of("linear, tied") | {"vocab_size": 261}
+  tree = reference.config_of("mistral, linear, tied") | {"vocab_size": 261}
   rounded = {
     k: x.astype(jnp.dtype(dtype)) for k, x in reference.tensors(tree).items()
   }
@@ -186,6 +186,17 @@ def test_a_tied_model_that_is_so_no_more_is_written_untied(tmp_path):
   tree = json.loads((tmp_path / "ours" / "config.json").read_text())
   assert tree["tie_word_embeddings"] is False
   assert raw(mtp_jax.load(tmp_path / "ours")[0]) == raw(net)
+
+
+def test_a_model_of_another_shape_still_names_its_end_tokens(tmp_path):
+  """Where config.json is made anew."""
+  folder = theirs(tmp_path / "theirs", "float32")
+  net = parameters.random_model("parallel", n_future=1, vocab=264)
+  mtp_jax.save(net, tmp_path / "ours", like=folder)
+  tree = json.loads((tmp_path / "ours" / "config.json").read_text())
+  assert "initializer_range" not in tree
+  assert tree["eos_token_id"] == BYTES.eos
+  assert tree["bos_token_id"] == BYTES.bos
 
 
 def test_norms_that_16_bits_do_not_have_stay(nets, tmp_path):
@@ -253,11 +264,19 @@ def test_a_full_disk_leaves_nothing(nets, tmp_path, monkeypatch):
   assert not os.listdir(tmp_path)
 
 
-def test_a_killed_program_is_no_hindrance(nets, tmp_path):
-  (tmp_path / "model.partial").mkdir()
-  (tmp_path / "model.partial" / SINGLE).write_bytes(b"half")
+def test_what_lies_beside_is_no_hindrance_and_stays(nets, tmp_path):
+  """A user's folders, and those of a program that was killed or still runs."""
+  others = {"model.partial", ".model.killed"}
+  for name in others:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / SINGLE).write_bytes(b"half")
   mtp_jax.save(nets["parallel"], tmp_path / "model", codec=BYTES)
-  assert os.listdir(tmp_path) == ["model"]
+  assert {*os.listdir(tmp_path)} == {"model", *others}
+  for name in others:
+    assert (tmp_path / name / SINGLE).read_bytes() == b"half"
+    assert (tmp_path / name).stat().st_mode == (
+      tmp_path / "model"
+    ).stat().st_mode
 
 
 def cut(file):

@@ -113,6 +113,8 @@ def test_one_format_into_the_other_and_back(folders, tmp_path):
   mtp_jax.save(net, tmp_path / "hugging_face", like=folders[4])
   again, *_ = mtp_jax.load(tmp_path / "hugging_face")
   assert raw(again) == raw(net)
+  file = tmp_path / "hugging_face" / "config.json"
+  assert "max_position_embeddings" not in json.loads(file.read_text())
   export.save_meta(again, tmp_path / "meta", like=tmp_path / "hugging_face")
   compare(tmp_path / "meta", folders[4])
 
@@ -289,6 +291,14 @@ def test_what_is_refused_leaves_nothing(tmp_path):
   with pytest.raises(ValueError, match="has 259 ids, but the model 31: the"):
     export.save_meta(net, tmp_path / "model", codec=BYTES)
   assert not os.listdir(tmp_path)
+
+
+def test_the_length_that_a_model_is_for_goes_with_it(tmp_path):
+  folder = write(tmp_path / "theirs", 1, max_seq_len=77)
+  net, *_ = mtp_jax.load(folder)
+  mtp_jax.save(net, tmp_path / "ours", like=folder)
+  tree = json.loads((tmp_path / "ours" / "config.json").read_text())
+  assert tree["max_position_embeddings"] == 77
 
 
 def test_convert(folders, tmp_path, call):

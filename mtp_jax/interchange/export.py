@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,36 +165,39 @@ def _checked_tokenizer(
 
 @contextlib.contextmanager
 def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder under another name that becomes `path` if no error is raised.
+  """A folder in a new one beside `path`, moved there if no error is raised.
 
   Raises:
     ValueError: the folder cannot be written.
   """
-  partial = path.with_name(f"{path.name}.partial")
   try:
-    shutil.rmtree(partial, ignore_errors=True)  # of a program that was killed
-    partial.mkdir(parents=True)
-    yield partial
-    os.rename(partial, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      prefix=f".{path.name}.", dir=path.parent
+    ) as around:
+      # Not `around` itself, which only its owner may read.
+      partial = pathlib.Path(around) / path.name
+      partial.mkdir()
+      yield partial
+      os.rename(partial, path)
   except OSError as error:
     raise ValueError(
       f"{path} cannot be written: {error.strerror or error}"
     ) from error
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _config(tree, source, codec) -> dict[str, Any]:
   """The content of config.json, but for what depends on the tensors."""
+  known = None
   if source.kind == "hugging_face":
     known = json_file.read(source.path / "config.json")
     one = hugging_face_config.to_model(known)
     if hugging_face_config.from_model(one) == tree:
       known.pop("torch_dtype", None)
       tree = known  # with what this library does not read
-  elif source.cfg is not None:
-    tree.setdefault("max_position_embeddings", source.cfg.data.seq_len)
-  if codec is not source.codec or source.kind != "hugging_face":
+  elif length := source.length:
+    tree.setdefault("max_position_embeddings", length)
+  if tree is not known or codec is not source.codec:
     ids = tokenizer_files.ids(codec)
     tree |= ids | {"eos_token_id": codec.eos}
   return tree

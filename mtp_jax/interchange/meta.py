@@ -56,6 +56,12 @@ def settings(path: pathlib.Path) -> config.Model:
     raise ValueError(f"{file}: {error}") from error
 
 
+def sequence_length(path: pathlib.Path) -> int | None:
+  """The tokens that a folder's model is for; None: params.json has no such."""
+  found = hugging_face.read_json(path / PARAMS).get("max_seq_len")
+  return found if type(found) is int and found > 0 else None
+
+
 def to_model(params: dict[str, Any]) -> config.Model:
   """The content of a params.json as settings of a model.
 

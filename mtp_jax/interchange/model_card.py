@@ -7,7 +7,7 @@ from typing import Any
 
 from mtp_jax import config, tokenizer
 from mtp_jax.checkpoint import checkpoints, storage
-from mtp_jax.interchange import extra_heads, folders
+from mtp_jax.interchange import extra_heads, folders, meta
 
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 PREVIOUS = "README.original.md"  # the card of the model that this one is from
@@ -58,6 +58,15 @@ class Source:
       with checkpoints.Checkpoints(path / "checkpoints") as saved:
         record = saved.metadata()
     return cls(kind, path, cfg, codec, record)
+
+  @property
+  def length(self) -> int | None:
+    """Tokens of the sequences that it was trained on, where that is known."""
+    if self.kind == "workdir":
+      return self.cfg.data.seq_len
+    if self.kind == "meta":
+      return meta.sequence_length(self.path)
+    return None
 
   def files(self) -> dict[str, bytes]:
     """Content of the licences and of the model card, by name."""
