@@ -25,8 +25,7 @@ _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32", "64"], "Nodes.")
 
 
 def main(_: list[str]) -> None:
-  """Measures acceptance on held-out text and writes the best tree per size."""
-  # What may be wrong is found before the model is read.
+  """Checks the flags, then measures acceptance and writes the best trees."""
   sizes = _sizes(_SIZES.value)
   cfg, codec = folders.settings(_WORKDIR.value)
   if cfg.model.n_future < 2:
@@ -48,10 +47,9 @@ def main(_: list[str]) -> None:
     raise
   except ValueError as error:
     raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
-  # The model is not kept: the decoder holds copies of its layers.
-  decoder = layout.lay_out(
-    folders.load(_WORKDIR.value, dtype=cfg.model.dtype)[0], codec.vocab
-  )
+  net = folders.load(_WORKDIR.value, dtype=cfg.model.dtype)[0]
+  decoder = layout.lay_out(net, codec.vocab)
+  del net  # the decoder holds copies of its layers
   found = tree_file.build(
     autotune.measure_acceptance(decoder, prompts, max_new=new), sizes
   )

@@ -32,7 +32,7 @@ def document(size):
 few, book = document(99), document(32 * 32)
 pipeline.pack = lambda data, codec: (few, few)
 folders.settings = settings
-folders.load = lambda path: sys.exit("the model is read")
+folders.load = lambda path, **_: sys.exit("the model is read")
 flags.FLAGS.mark_as_parsed()
 sizes = ("0", "-1", "1", "4,abc", "4,257", "8,4,8", "2.5", "")
 for case in (
@@ -51,7 +51,7 @@ with flagsaver.as_parsed(workdir=sys.argv[1], prompt_len="8"):
     tune_tree.main(["tune_tree"])
   except SystemExit as error:
     print(error)
-  folders.load = lambda path: (None, book, None)
+  folders.load = lambda path, **_: (None, book, None)
   tune_tree.layout.lay_out = lambda net, vocab: None
   folders.settings = lambda path: (settings(path)[0], book)
   type(book).vocab = 7
