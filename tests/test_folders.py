@@ -112,6 +112,14 @@ def test_damaged_files_are_refused_in_a_line(folder):
   refused(folder, "save the model as safetensors")
 
 
+def test_a_failed_read_is_not_damage(folder, monkeypatch):
+  def fail(*_):
+    raise OSError(5, "Input/output error")
+
+  monkeypatch.setattr(hugging_face.safetensors, "safe_open", fail)
+  refused(folder, f"cannot read {folder / SINGLE}: Input/output error")
+
+
 def test_an_index_names_files_beside_it(folder):
   names = list(safetensors_numpy.load_file(folder / SINGLE))
   (folder / "part").write_bytes((folder / SINGLE).read_bytes())

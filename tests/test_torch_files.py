@@ -1,6 +1,7 @@
 """Files of torch.save: read without torch, written; hostile ones refused."""
 
 import builtins
+import errno
 import os
 import pickle
 import pickletools
@@ -328,6 +329,15 @@ def test_every_truncation_is_seen(ours, tmp_path):
     cut.write_bytes(content[:size])
     with pytest.raises(ValueError, match="cut.pth is no whole file"):
       torch_files.read(cut)
+
+
+def test_a_failed_read_is_not_damage(ours, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.EIO, "Input/output error")
+
+  monkeypatch.setattr(zipfile.ZipFile, "read", fail)
+  with pytest.raises(ValueError, match="cannot read .*: Input/output error$"):
+    torch_files.read(ours[0])
 
 
 def test_changed_bytes_are_read_or_refused(tmp_path):

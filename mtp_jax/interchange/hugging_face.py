@@ -5,7 +5,6 @@ that model.safetensors.index.json lists. Heads 2..N, which only this library
 knows of, are in a file of their own (`extra_heads`).
 """
 
-import contextlib
 import json
 import pathlib
 from typing import NamedTuple
@@ -225,13 +224,15 @@ def _shapes(file) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
-@contextlib.contextmanager
-def _open(file):
+def _open(file) -> safetensors.safe_open:
   """A safetensors file; what is wrong with it is a ValueError of one line."""
   try:
-    with safetensors.safe_open(file, "np") as opened:
-      yield opened
-  except (OSError, safetensors.SafetensorError) as error:
+    return safetensors.safe_open(file, "np")
+  except OSError as error:
+    raise ValueError(
+      f"cannot read {file}: {error.strerror or error}"
+    ) from error
+  except safetensors.SafetensorError as error:
     raise ValueError(
       f"{file} is no whole safetensors file ({str(error).splitlines()[0]}): "
       "fetch it again"

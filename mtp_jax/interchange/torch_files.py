@@ -5,6 +5,7 @@ that says which tensors there are (`pickles`), and the numbers of each storage
 as `data/KEY`. Storages are read when they are asked for.
 """
 
+import errno
 import math
 import os
 import pathlib
@@ -46,8 +47,8 @@ def read(file: pathlib.Path) -> dict[str, Tensor]:
   """The tensors of a file by name, unread; other values are left out.
 
   Raises:
-    ValueError: the file is cut off or damaged, is of another format, or asks
-      for more than tensors.
+    ValueError: the file cannot be read, is cut off or damaged, is of another
+      format, or asks for more than tensors.
   """
   try:
     with zipfile.ZipFile(file) as opened:
@@ -55,6 +56,9 @@ def read(file: pathlib.Path) -> dict[str, Tensor]:
       program = opened.read(f"{folder}/data.pkl")
       places = _places(file, opened.infolist())
   except (OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    # A damaged file may name a place before its begin, where no seek can go.
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
+      raise ValueError(f"cannot read {file}: {error.strerror}") from error
     raise ValueError(
       f"{file} is no whole file of torch.save, a zip ({error}): fetch it again"
     ) from error
