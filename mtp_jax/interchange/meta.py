@@ -58,7 +58,7 @@ def settings(path: pathlib.Path) -> config.Model:
 
 def sequence_length(path: pathlib.Path) -> int | None:
   """The tokens that a folder's model is for; None: params.json has no such."""
-  found = hugging_face.read_json(path / PARAMS).get("max_seq_len")
+  found = json_file.read(path / PARAMS).get("max_seq_len")
   return found if type(found) is int and found > 0 else None
 
 
