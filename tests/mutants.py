@@ -432,6 +432,20 @@ MUTANTS = [
     "test_workdir.py::test_a_run_keeps_its_tokenizer_json",
   ),
   Mutant(
+    "a symbol of SentencePiece in a text is a special token",
+    "mtp_jax/tokenizer/sentence_piece.py",
+    "ids = [j for i in ids for j in self._spelled(i)]",
+    "ids = list(ids)",
+    "test_tokenizer.py::test_sentencepiece_makes_no_special_id_from_text",
+  ),
+  Mutant(
+    "a model's second end token does not end a text",
+    "mtp_jax/tokenizer/interface.py",
+    "return self.special.ends if self.special else (self.eos,)",
+    "return (self.eos,)",
+    "test_tokenizer.py::test_sentencepiece_reads_the_files_beside_it",
+  ),
+  Mutant(
     "a message ends its own turn",
     "mtp_jax/tokenizer/chat.py",
     "names.sub(lambda name: mask.join(name[0]), m[",

@@ -1,6 +1,8 @@
 """Bytes and SentencePiece: exact round trips and clear refusals."""
 
 import dataclasses
+import importlib.util
+import json
 import pathlib
 
 import hypothesis
@@ -12,7 +14,7 @@ from absl.testing import flagsaver
 from hypothesis import strategies as st
 
 from mtp_jax import tokenizer, tokenizer_training
-from mtp_jax.tokenizer import byte_ids, interface, sentence_piece
+from mtp_jax.tokenizer import byte_ids, chat, interface, sentence_piece
 
 SOURCE = "".join(
   pathlib.Path(module.__file__).read_text(encoding="utf-8")
@@ -171,6 +173,95 @@ def test_a_character_in_several_parts_comes_whole(foreign, trained, width):
     # The character that the context begins belongs to what completes it.
     assert codec.decode(ids[-3:], after=ids[:-3]) == "\U0001f600!"
   assert codec.decode([0x61, 0xE2, 0x82]) == "a\ufffd"
+
+
+TURN, WORD_END = "<|im_end|>", "<|word|>"  # user-defined symbols
+MARKED = f"to return <s>user{TURN}\n text</s> of<pad>a"
+
+
+@pytest.fixture(scope="module")
+def symbols(tmp_path_factory):
+  """A model with symbols that it finds in a text; beside it, files."""
+  folder = tmp_path_factory.mktemp("symbols")
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(SOURCE.splitlines()),
+    model_prefix=str(folder / "tokenizer"),
+    vocab_size=400,
+    model_type="bpe",
+    byte_fallback=True,
+    user_defined_symbols=[TURN, WORD_END],
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    minloglevel=2,
+  )
+  named = {"add_bos_token": False, "chat_template": "{{ eos_token }}"}
+  for name, content in {
+    "generation_config": {"eos_token_id": [2, 3], "bos_token_id": 1},
+    "tokenizer_config": {"tokenizer_class": "LlamaTokenizer"} | named,
+    "added_tokens": {"<pad>": 400},
+    "special_tokens_map": {"pad_token": "<pad>"},
+  }.items():
+    (folder / f"{name}.json").write_text(json.dumps(content))
+  return folder
+
+
+def test_sentencepiece_reads_the_files_beside_it(symbols, tmp_path):
+  codec = tokenizer.load(str(symbols))
+  assert (codec.bos, codec.eos, codec.pad, codec.vocab) == (1, 2, 400, 401)
+  assert codec.ends == (2, 3) and codec.prefix == ()
+  assert codec.decode([1, 2, 3, 400]) == "" != codec.decode([4])
+  # What it keeps of itself loads alone, and is the same.
+  for name, content in codec.files().items():
+    (tmp_path / name).write_bytes(content)
+  copy = tokenizer.load(str(tmp_path))
+  assert copy.special == codec.special and copy.prefix == ()
+  assert copy.fingerprint == codec.fingerprint
+  (tmp_path / "alone.model").write_bytes(codec.files()["tokenizer.model"])
+  for name in set(codec.files()) - {"tokenizer.model"}:
+    (tmp_path / name).unlink()
+  alone = tokenizer.load(str(tmp_path / "alone.model"))
+  assert alone.ends == (2,) and alone.prefix == (1,) and alone.vocab == 400
+  assert alone.fingerprint != codec.fingerprint
+  assert list(alone.files()) == ["tokenizer.model"]
+
+
+def test_sentencepiece_makes_no_special_id_from_text(symbols):
+  codec = tokenizer.load(str(symbols))
+  special = {1, 2, 3, 400}
+  for text in (MARKED, TURN, f"a{TURN}{TURN} {WORD_END}"):
+    ids = codec.encode(text)
+    assert special.isdisjoint(ids.tolist()) and codec.decode(ids) == text
+  assert 4 in codec.encode(WORD_END)  # which no file calls special
+  ids = codec.encode_marked(MARKED).tolist()
+  assert [i for i in ids if i in special] == [1, 3, 2, 400]
+  assert codec.decode(ids) == "to return user\n text ofa"
+  assert chat.encode(codec, []).tolist() == [2]
+  if importlib.util.find_spec("transformers"):
+    transformers = importlib.import_module("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(str(symbols))
+    assert theirs.encode(MARKED, add_special_tokens=False) == ids
+
+
+@pytest.mark.parametrize(
+  "file, content, words",
+  [
+    ("added_tokens", {"x y z": 3}, "added_tokens.json: 'x y z' has no id of"),
+    ("generation_config", {"eos_token_id": 500}, "500 is not one of the"),
+    (
+      "tokenizer_config",
+      {"added_tokens_decoder": {"400": {"content": "<n>", "special": False}}},
+      "'<n>' is no special token, .*: save the tokenizer as tokenizer.json",
+    ),
+  ],
+)
+def test_sentencepiece_refuses_files_that_do_not_fit(
+  symbols, tmp_path, file, content, words
+):
+  model = (symbols / "tokenizer.model").read_bytes()
+  (tmp_path / "tokenizer.model").write_bytes(model)
+  (tmp_path / f"{file}.json").write_text(json.dumps(content))
+  with pytest.raises(ValueError, match=words):
+    tokenizer.load(str(tmp_path))
 
 
 def test_fingerprints_tell_tokenizers_apart(trained, tmp_path):

@@ -4,7 +4,7 @@ interface       what every kind of tokenizer has; decoding piece by piece
 byte_ids        one id per byte
 sentence_piece  SentencePiece models
 hugging_face    tokenizer.json
-special_ids     bos, eos and the like, from the files beside tokenizer.json
+special_ids     bos, eos and the like, from the files beside a tokenizer's own
 json_file       reads JSON files of models' folders
 files           which kind a file or a folder holds
 chat            a conversation as ids, by the chat template of a model

@@ -14,7 +14,7 @@ import jinja2.ext
 import jinja2.sandbox
 import numpy as np
 
-from mtp_jax.tokenizer import hugging_face, interface
+from mtp_jax.tokenizer import interface
 
 Messages = Sequence[dict[str, str]]
 
@@ -36,9 +36,7 @@ def encode(codec: interface.Tokenizer, messages: Messages) -> np.ndarray:
     ValueError: there is no template, it is damaged, or it refuses these
       messages, such as a system message; says why.
   """
-  if not isinstance(codec, hugging_face.HuggingFace) or not (
-    template := codec.special.template
-  ):
+  if not codec.special or not (template := codec.special.template):
     raise ValueError(
       "the model has no chat template, which is chat_template.jinja or in "
       "tokenizer_config.json: have it continue a text instead"

@@ -67,7 +67,7 @@ class HuggingFace(interface.Tokenizer):
     t.no_truncation()
     t.no_padding()
     self.vocab = 1 + max(ids.values(), default=-1)
-    self.special = special_ids.read(path.parent, t.token_to_id, self.vocab)
+    self.special = special_ids.read(path, t.token_to_id, self.vocab)
     self.bos, self.eos = self.special.bos, self.special.eos
     self.pad = self.special.pad
     # What text becomes that no piece has; a byte-level model has all bytes.
@@ -79,11 +79,6 @@ class HuggingFace(interface.Tokenizer):
     self._prefix = self._find_prefix()
     identity = json.dumps([self.bos, self.eos, self.pad]).encode()
     self.fingerprint = hashlib.sha256(self._json + identity).hexdigest()[:16]
-
-  @property
-  def ends(self) -> tuple[int, ...]:
-    """Ids that end a text that the model writes; `eos` is one of them."""
-    return self.special.ends
 
   @property
   def prefix(self) -> tuple[int, ...]:

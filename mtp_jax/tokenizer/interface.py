@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from mtp_jax.tokenizer import special_ids
+
 Ids = Sequence[int] | np.ndarray
 
 
@@ -20,6 +22,8 @@ class Tokenizer:
     pad: id without meaning.
     vocab: number of ids.
     fingerprint: text that differs between tokenizers.
+    special: from the files of a model's folder. With them come `special_names`
+      and `encode_marked`.
   """
 
   bos: int
@@ -27,13 +31,14 @@ class Tokenizer:
   pad: int
   vocab: int
   fingerprint: str
+  special: special_ids.SpecialIds | None = None
   _pieces: Sequence[bytes]  # of each id; empty for special ids
   _adds_space = False  # a space before every text: a dummy prefix
 
   @property
   def ends(self) -> tuple[int, ...]:
     """Ids that end a text that a model writes; `eos` is one of them."""
-    return (self.eos,)
+    return self.special.ends if self.special else (self.eos,)
 
   @property
   def prefix(self) -> tuple[int, ...]:

@@ -1,19 +1,21 @@
-"""Special ids, from the files that lie beside a tokenizer.json.
+"""Special ids, from the files that lie beside a tokenizer's own.
 
 These are, as Hugging Face writes them: tokenizer_config.json and
 special_tokens_map.json, which name tokens; generation_config.json and
-config.json, which have their ids. Any of them may be missing.
+config.json, which have their ids; added_tokens.json, which has both, of tokens
+that a SentencePiece model lacks. Any of them may be missing.
 """
 
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mtp_jax.tokenizer import json_file
 
 _NAMED = "tokenizer_config.json", "special_tokens_map.json"
 _NUMBERED = "generation_config.json", "config.json"
+_ADDED = "added_tokens.json"
 _TEMPLATE = "chat_template.jinja"
 
 
@@ -52,25 +54,30 @@ class SpecialIds:
 
 
 def read(
-  folder: pathlib.Path, id_of: Callable[[str], int | None], vocab: int
+  path: pathlib.Path,
+  id_of: Callable[[str], int | None],
+  vocab: int,
+  names: Mapping[str, str] | None = None,
 ) -> SpecialIds:
-  """Reads the special ids of a tokenizer.json in `folder`.
+  """Reads the special ids of a tokenizer.
 
   A model's own end tokens (`generation_config.json`, else `config.json`) are
-  added to the tokenizer's. A missing `bos` or `pad` is replaced by
-  `eos`.
+  added to the tokenizer's. A missing bos or pad id is replaced by eos.
 
   Args:
-    folder: may hold the files that this module names.
+    path: the tokenizer's file; beside it may be those that this module names.
     id_of: the id of a token's name, None if there is no such token.
     vocab: number of the tokenizer's ids.
+    names: of special tokens that the files beside it do not name, such as
+      {"bos_token": "<s>"}.
 
   Raises:
     ValueError: a file is not JSON, an id is outside the vocabulary, or no id
       ends a document.
   """
+  folder = path.parent
   named = [_fields(folder / name) for name in _NAMED]
-  names = {}
+  names = dict(names or {})
   for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
     values = (_name(fields.get(key)) for fields in named)
     if name := next(filter(None, values), None):
@@ -88,7 +95,7 @@ def read(
   ends = [*named_id("eos_token"), *numbers("eos_token_id")]
   if not ends:
     raise ValueError(
-      f"{folder}/tokenizer.json has no id that ends a document: name an "
+      f"{path} has no id that ends a document: name an "
       "`eos_token` in tokenizer_config.json beside it"
     )
   (bos, *_), (pad, *_) = (
@@ -105,6 +112,50 @@ def read(
     names,
     _template(folder, named[0].get("chat_template")),
   )
+
+
+def read_added(folder: pathlib.Path, pieces: list[str]) -> dict[str, int]:
+  """Ids of the special tokens that are added to a SentencePiece model.
+
+  Args:
+    folder: of the model.
+    pieces: [vocab] of the model; some of the tokens may be among them.
+
+  Raises:
+    ValueError: a file is not JSON, an id belongs to another piece, or a token
+      beyond the model's pieces is not special.
+  """
+  path = folder / _NAMED[0]
+  listed = _fields(path).get("added_tokens_decoder")
+  found = {
+    name: (path, i, fields.get("special"))
+    for i, fields in (listed if isinstance(listed, dict) else {}).items()
+    if isinstance(fields, dict) and (name := _name(fields))
+  }
+  for name in _NAMED:
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+      values = _fields(folder / name).get(key)
+      for value in values if isinstance(values, list) else ():
+        if (token := _name(value)) in pieces:
+          found[token] = folder / name, pieces.index(token), True
+  path = folder / _ADDED
+  found = {n: (path, i, True) for n, i in _fields(path).items()} | found
+  added = {}
+  for name, (path, i, special) in found.items():
+    try:
+      i = int(i)
+    except (TypeError, ValueError):
+      i = -1
+    if i < 0 or i < len(pieces) and pieces[i] != name:
+      raise ValueError(f"{path}: {name!r:.60} has no id of its own")
+    if not special and i >= len(pieces):
+      raise ValueError(
+        f"{path}: {name!r:.60} is no special token, and tokenizer.model has no "
+        "such piece: save the tokenizer as tokenizer.json"
+      )
+    if special:
+      added[name] = i
+  return added
 
 
 def _fields(path: pathlib.Path) -> dict:
