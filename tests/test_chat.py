@@ -144,7 +144,9 @@ def talk(codec, monkeypatch, capsys):
   )
   loaded = parameters.model_of(cfg.model), cfg, codec
   monkeypatch.setattr(folders, "settings", lambda path, step: loaded[1:])
-  monkeypatch.setattr(folders, "load_step", lambda path, step: (*loaded, 7))
+  monkeypatch.setattr(
+    folders, "load_step", lambda path, step, dtype=None: (*loaded, 7)
+  )
   prompts = []
 
   def answer(decoder, prompt, *, stop, **settings):
