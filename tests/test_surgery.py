@@ -73,6 +73,19 @@ def test_a_next_token_model_loses_no_layer():
   assert len({x.tobytes() for x in new}) == 3
 
 
+def test_new_heads_have_the_dtypes_of_the_old():
+  net = net_of("parallel")
+  small = {"wq": jnp.bfloat16, "norm": jnp.float32}  # as `load` makes them
+  cast = jax.tree.map(
+    lambda a: a.astype(small["wq" if a.ndim > 2 else "norm"]), net
+  )
+  for how in surgery.HOW:
+    more = surgery.add_heads(cast, 5, KEY, how)
+    assert [a.dtype for a in jax.tree.leaves(more)] == [
+      a.dtype for a in jax.tree.leaves(cast)
+    ]
+
+
 def test_padding_takes_no_more_than_its_share():
   net = net_of("parallel")
   # Texts point one way and the unembedding the other, so that all logits are

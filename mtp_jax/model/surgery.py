@@ -1,7 +1,7 @@
 """Head surgery: fewer heads, more heads, a larger vocabulary.
 
 Each function takes a model and returns another one; the model that it is given
-stays as it is. What both have in common is equal bit for bit.
+stays as it is. The parts that both models have are bit-equal.
 
   drop_heads    heads 1..n alone
   add_heads     n heads, the new ones copied or initialised
@@ -74,7 +74,7 @@ def add_heads(
     key: random key for 'fresh'.
     how: 'copy': each new head is a copy of the last one. If heads are
       independent, it begins with that head's logits. 'fresh': each is
-      initialised as in a new model.
+      initialised as in a new model, in the dtypes of the heads there are.
 
   Raises:
     ValueError: the model has n heads or more, there is no such `how`, a key is
@@ -106,6 +106,8 @@ def add_heads(
     # The depth of the new model, for the scale of some matrices depends on it.
     cfg = dataclasses.replace(net.cfg.with_heads(n), n_future=n - N)
     new = jax.jit(lambda key: heads.Heads(cfg, key).own())(key)
+    leaves = jax.tree.leaves(new), jax.tree.leaves(own)
+    new = jax.tree.map(lambda a, old: a.astype(old.dtype), *leaves)
   return _with_own(net, _concatenate(own, new))
 
 
