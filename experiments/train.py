@@ -10,7 +10,7 @@ end the program at once, and so does a second signal of the same kind.
 experiments/launch/.
 
 --init=PATH starts from a model: a workdir, or any folder that `mtp_jax.load`
-reads. The model's settings and the tokenizer are then those of PATH.
+reads. The model's shape and the tokenizer are then those of PATH.
 --config.model.n_future=4 adds heads 2 to 4 to a next-token model, and
 --config.train.freeze=trunk trains these alone.
 """
@@ -29,8 +29,7 @@ _INIT_HEADS = flags.DEFINE_enum(
   "init_heads",
   "copy",
   surgery.HOW,
-  "How heads that the model of --init lacks begin: as copies of its last head, "
-  "or fresh.",
+  "How new heads are initialised: copies of the last head, or random.",
 )
 _PROFILE = flags.DEFINE_string(
   "profile", "", "START:COUNT, the steps that jax.profiler traces."
@@ -43,13 +42,7 @@ def main(_: list[str]) -> None:
   """Trains, or resumes, the run in --workdir; process 0 says what is next."""
   _join()
   profile, start = _steps(_PROFILE.value), _start()
-  state = loop.fit(
-    start.cfg,
-    _WORKDIR.value,
-    profile=profile,
-    init=start.init,
-    origin=start.origin,
-  )
+  state = loop.fit(start.cfg, _WORKDIR.value, profile=profile, init=start.init)
   text = ""
   if int(state.step) == start.cfg.train.steps and jax.process_index() == 0:
     text = program.next_commands(_WORKDIR.value, start.cfg.model.n_future)
@@ -59,7 +52,7 @@ def main(_: list[str]) -> None:
 
 def _start() -> initial.Start:
   if _INIT.value is None:
-    return initial.Start(_CONFIG.value.check(), None, None)
+    return initial.Start(_CONFIG.value.check(), None)
   return initial.choose(
     _CONFIG.value, _CONFIG.given, _INIT.value, _WORKDIR.value, _INIT_HEADS.value
   )

@@ -40,9 +40,23 @@ MUTANTS = [
   Mutant(
     "a run does not start from the model that it is given",
     "mtp_jax/train/loop.py",
-    "state = step_lib.init_state(cfg, mesh, init)",
-    "state = step_lib.init_state(cfg, mesh)",
+    "return step_lib.init_state(cfg, mesh, init), origin",
+    "return step_lib.init_state(cfg, mesh), origin",
     "test_init.py::test_the_run_is_that_of_the_model_with_more_heads",
+  ),
+  Mutant(
+    "heads are trained on a random trunk",
+    "mtp_jax/train/loop.py",
+    'if init is None and cfg.train.freeze == "trunk":',
+    'if init is None and cfg.train.freeze == "random":',
+    "test_init.py::test_a_random_trunk_is_not_frozen",
+  ),
+  Mutant(
+    "processes may start from different models",
+    "mtp_jax/train/loop.py",
+    'resume.check_agreement(metadata | {"init": origin})',
+    "resume.check_agreement(metadata)",
+    "test_init.py::test_hosts_may_keep_the_model_at_different_paths",
   ),
   Mutant(
     "padding ids have logits of 0",

@@ -1,12 +1,16 @@
 """Runs that start from a model: `loop.fit(init=...)`, `train --init=...`."""
 
 import dataclasses
+import gc
+import json
 import shutil
+import weakref
 
 import jax
 import numpy as np
 import pytest
 
+import mtp_jax
 from experiments.startup import initial
 from mtp_jax import config, sharding, tokenizer
 from mtp_jax.checkpoint import checkpoints
@@ -38,6 +42,8 @@ def home(tmp_path_factory):
   }
   with checkpoints.Checkpoints(folder / "source" / "checkpoints") as saved:
     saved.save(7, state, record)
+  (folder / "source" / "LICENSE").write_text("Use it well.")
+  (folder / "source" / "README.md").write_text("---\nlicense: x\n---\nTheirs.")
   return folder
 
 
@@ -53,10 +59,15 @@ def start(home, target, **given):
 
 @pytest.fixture(scope="module")
 def trained(home):
-  """A frozen run of two steps, and the model that it started from."""
-  found = start(home, home / "run")
-  loop.fit(found.cfg, home / "run", init=found.init, origin=found.origin)
-  return found
+  """Config and first model of a frozen run of two steps."""
+  found, models = start(home, home / "run"), []
+
+  def read():
+    models.append(found.init())
+    return models[0]
+
+  loop.fit(found.cfg, home / "run", init=read)
+  return found.cfg, models[0][0]
 
 
 def test_the_run_is_that_of_the_model_with_more_heads(home, trained):
@@ -66,12 +77,12 @@ def test_the_run_is_that_of_the_model_with_more_heads(home, trained):
   assert (cfg.model.layers, cfg.model.trunk_layers) == (4, 1)
   first = surgery.drop_heads(net, 1)
   assert bits(first) == bits(source)
-  old, new = surgery.trainable(trained.init), surgery.trainable(net)
+  old, new = surgery.trainable(trained[1]), surgery.trainable(net)
   for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
     assert all((x != y).any() for x, y in zip(a, b, strict=True))
   # Training donates its state: the caller's arrays were not part of it.
-  again = start(home, home / "another").init
-  assert bits(trained.init) == bits(again)
+  again, _ = start(home, home).init()
+  assert bits(trained[1]) == bits(again)
   with checkpoints.Checkpoints(home / "run" / "checkpoints") as saved:
     origin = saved.metadata()["init"]
   assert origin == {
@@ -106,8 +117,8 @@ def test_it_resumes_without_the_model(home, trained, capsys):
     found = start(home, home / "again")
   finally:
     (home / "moved").rename(home / "source")
-  assert found == initial.Start(trained.cfg, None, None)
-  loop.fit(found.cfg, home / "again", init=trained.init)
+  assert found == initial.Start(trained[0], None)
+  loop.fit(found.cfg, home / "again", init=trained[1])
   said = capsys.readouterr().out
   assert "heads 2 to 3 are trained" in said
   assert f"resuming from step 2\nweights: {home}/source, step 7" in said
@@ -116,11 +127,74 @@ def test_it_resumes_without_the_model(home, trained, capsys):
   line = "train.freeze: 'trunk' in the first, 'none' in the second"
   with pytest.raises(checkpoints.CheckpointError, match=line):
     loop.fit(other, home / "again")
+  # A frozen run without `init` goes on too.
+  other = found.cfg.replace(train={"seed": 9})
+  with pytest.raises(checkpoints.CheckpointError, match="train.seed"):
+    loop.fit(other, home / "again")
+
+
+def test_licences_reach_what_is_made_of_the_run(home, trained, tmp_path):
+  net, *_ = workdir.load(home / "run")
+  mtp_jax.save(net, tmp_path / "out", like=home / "run")
+  assert (tmp_path / "out" / "LICENSE").read_text() == "Use it well."
+  assert "Theirs." in (tmp_path / "out" / "README.original.md").read_text()
+  card = (tmp_path / "out" / "README.md").read_text()
+  assert "license: x\n" in card
+  assert "of that model, the model card is `README.original.md`" in card
+
+
+def test_a_random_trunk_is_not_frozen(home, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop.pipeline, "pack", None)  # refused before any work
+  cfg = config.load(home / "config.json").replace(train={"freeze": "trunk"})
+  with pytest.raises(ValueError, match="one is random: give --init=PATH"):
+    loop.fit(cfg, tmp_path / "w")
+
+
+def test_the_model_is_read_last_and_not_kept(home, tmp_path, monkeypatch):
+  found, read = start(home, tmp_path / "w"), []
+
+  def init():
+    net, origin = found.init()
+    read.append(weakref.ref(net.embed[...]))
+    return net, origin
+
+  def run(self, state, *_):
+    gc.collect()
+    assert read[0]() is None
+    return state
+
+  monkeypatch.setattr(loop._Loop, "run", run)
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.pipeline, "pack", None)
+    with pytest.raises(TypeError):
+      loop.fit(found.cfg, tmp_path / "w", init=init)
+  assert not read
+  loop.fit(found.cfg, tmp_path / "w", init=init)
+  assert len(read) == 1
+
+
+def test_hosts_may_keep_the_model_at_different_paths(
+  home, tmp_path, monkeypatch
+):
+  found = start(home, tmp_path / "w")
+
+  def gather(text):
+    other = json.loads(text)
+    if "init" in other:
+      other["init"] |= {"path": "/elsewhere", "fingerprint": "0"}
+    return [text, json.dumps(other)]
+
+  monkeypatch.setattr(loop.processes, "gather", gather)
+  line = (
+    "same run: init.fingerprint: '.*' in the first, '0' in the second. Start"
+  )
+  with pytest.raises(ValueError, match=line):
+    loop.fit(found.cfg, tmp_path / "w", init=found.init)
 
 
 def test_what_flags_may_change(home, tmp_path):
   found = start(home, tmp_path, model__vocab=264, model__dtype="bfloat16")
-  assert found.init.cfg == found.cfg.model
+  assert found.init()[0].cfg == found.cfg.model
   assert (found.cfg.model.vocab, found.cfg.model.dtype) == (264, "bfloat16")
   for given, line in (
     ({"model__width": 48}, "model.width=48, but the model in .*source has 24"),
@@ -131,9 +205,26 @@ def test_what_flags_may_change(home, tmp_path):
       start(home, tmp_path, **given)
 
 
+def test_the_config_file_sets_what_changes_no_array(home, tmp_path):
+  cfg = config.load(home / "config.json").replace(
+    model={"remat": "full", "mask_documents": False, "dtype": "bfloat16"}
+  )
+  given = {"model.dtype": "bfloat16"}
+  found = initial.choose(cfg, given, home / "source", tmp_path, "copy")
+  source, _ = workdir.settings(home / "source")
+  assert found.cfg.model == dataclasses.replace(
+    source.model, remat="full", mask_documents=False, dtype="bfloat16"
+  )
+  net, origin = found.init()
+  assert net.cfg == found.cfg.model
+  line = "; model.remat 'full', model.mask_documents False of the config file"
+  assert provenance.sentence(origin).endswith(line)
+
+
 def test_fit_refuses_another_model_before_any_work(home, tmp_path, monkeypatch):
   monkeypatch.setattr(loop.pipeline, "pack", None)  # not even read
   found = start(home, tmp_path)
+  net, _ = found.init()
   for cfg, line in (
     (found.cfg.replace(model={"mlp": 80}), "model.mlp 41 in the model, 80 in"),
     (
@@ -142,7 +233,7 @@ def test_fit_refuses_another_model_before_any_work(home, tmp_path, monkeypatch):
     ),
   ):
     with pytest.raises(ValueError, match=line):
-      loop.fit(cfg, tmp_path / "w", init=found.init)
+      loop.fit(cfg, tmp_path / "w", init=net)
 
 
 def test_the_program_takes_it(home, call):

@@ -62,6 +62,22 @@ def test_fingerprints_may_not_change():
   assert resume.disagreements(stored(), other) == wanted
 
 
+def test_processes_start_from_one_model_at_any_path():
+  first, other = (
+    metadata() | {"init": {"path": path, "fingerprint": "a"}}
+    for path in ("/a/llama", "/b/llama")
+  )
+  assert resume.disagreements(first, other) == []
+  line = "init.fingerprint: {!r} in the first, {!r} in the second"
+  other["init"]["fingerprint"] = "b"
+  assert resume.disagreements(first, other) == [line.format("a", "b")]
+  for pair, texts in (
+    ((first, metadata()), ("a", None)),
+    ((metadata(), first), (None, "a")),
+  ):
+    assert resume.disagreements(*pair) == [line.format(*texts)]
+
+
 def test_a_field_that_is_not_stored_had_its_default():
   old = stored()
   del old["config"]["optim"]["clip"], old["config"]["optim"]["peak"]

@@ -1,24 +1,25 @@
 """--init: the model that a run starts from, and the config that follows."""
 
 import dataclasses
+import functools
 import pathlib
 import typing
+from collections.abc import Callable
 
 import jax
 
 from mtp_jax import config, sharding
-from mtp_jax.checkpoint import checkpoints
-from mtp_jax.interchange import folders
+from mtp_jax.checkpoint import checkpoints, storage
+from mtp_jax.interchange import folders, model_card
 from mtp_jax.model import model, surgery
-from mtp_jax.train import provenance
+from mtp_jax.train import provenance, workdir
 
 
 class Start(typing.NamedTuple):
   """Arguments of `loop.fit`."""
 
   cfg: config.Config
-  init: model.Model | None
-  origin: dict | None
+  init: Callable[[], tuple[model.Model, dict]] | None
 
 
 def choose(
@@ -32,11 +33,15 @@ def choose(
 
   Its model is that of `path`, and so is its tokenizer by default. Flags may
   change the number of heads, pad the vocabulary, and set what changes no array
-  (`surgery.SETTINGS`). If there is a run in `target`, it resumes: `path` is not
-  read, and the model's shape is that of the run.
+  (`surgery.SETTINGS`), and so may the config file where it differs from the
+  defaults. If there is a run in `target`, it resumes: `path` is not read, and
+  the model's shape is that of the run.
+
+  `Start.init` reads the model. Licences and the model card are then copied
+  into `target`.
 
   Args:
-    cfg: of --config. Its section `model` is used where flags set it.
+    cfg: of --config, with its flags. Of its section `model`, the above is used.
     given: fields that flags set, by path.
     path: a folder that `mtp_jax.load` reads.
     target: the workdir.
@@ -50,23 +55,42 @@ def choose(
     for name, value in given.items()
     if name.startswith("model.")
   }
-  resumes = _has_checkpoints(target)
+  resumes = workdir.has_checkpoints(target)
   source = target if resumes else path
   found, _ = folders.settings(source)
   shape = _shape(found.model, wanted, source)
+  settings = _settings(cfg.model, wanted)
+  shape = dataclasses.replace(shape, **settings)
   cfg = dataclasses.replace(cfg, model=shape)
   if "data.tokenizer" not in given:
     cfg = cfg.replace(data={"tokenizer": found.data.tokenizer})
   cfg = cfg.check()
   if resumes:
-    return Start(cfg, None, None)
+    return Start(cfg, None)
+  changed = [
+    f"model.{name} {value!r}"
+    for name, value in settings.items()
+    if name not in wanted and value != getattr(found.model, name)
+  ]
+  note = f"{', '.join(changed)} of the config file" if changed else ""
+  return Start(cfg, functools.partial(_read, path, target, cfg, how, note))
+
+
+def _read(
+  path: pathlib.Path,
+  target: pathlib.Path,
+  cfg: config.Config,
+  how: str,
+  note: str,
+) -> tuple[model.Model, dict]:
+  """The model of `path` as one of `cfg`, and where it came from."""
   net, _, _, step = folders.load_step(path, mesh=_host())
   origin = {
     "path": str(path),
     "step": step,
     "fingerprint": provenance.fingerprint(net),
   }
-  before, n = net.cfg.n_future, shape.n_future
+  before, n = net.cfg.n_future, cfg.model.n_future
   if n < before:
     net = surgery.drop_heads(net, n)
     origin["heads"] = f"heads 1 to {n} of {before}"
@@ -77,9 +101,25 @@ def choose(
     )
     made = f"copied from head {before}" if how == "copy" else "initialised"
     origin["heads"] = f"{new} new, {made}"
-  if shape.vocab > net.cfg.vocab:
-    net = surgery.pad_vocab(net, shape.vocab)
-  return Start(cfg, surgery.reconfigure(net, shape), origin)
+  if cfg.model.vocab > net.cfg.vocab:
+    net = surgery.pad_vocab(net, cfg.model.vocab)
+  if note:
+    origin["settings"] = note
+  net = surgery.reconfigure(net, cfg.model)
+  if jax.process_index() == 0:
+    _copy_licences(path, target)
+  return net, origin
+
+
+def _copy_licences(path: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies what a folder that is made of this run has to carry on."""
+  try:
+    for name, content in model_card.Source(path=path).files().items():
+      (target / name).write_bytes(content)
+  except OSError as error:
+    raise checkpoints.CheckpointError(
+      storage.not_writable(target, error)
+    ) from error
 
 
 def _host() -> jax.sharding.Mesh:
@@ -91,11 +131,17 @@ def _host() -> jax.sharding.Mesh:
   return sharding.make_mesh(config.Mesh(data=1, model=1), devices[:1])
 
 
-def _has_checkpoints(folder: pathlib.Path) -> bool:
-  if not (folder / "checkpoints").is_dir():
-    return False
-  with checkpoints.Checkpoints(folder / "checkpoints") as saved:
-    return bool(saved.steps())
+def _settings(
+  model_section: config.Model, wanted: dict[str, typing.Any]
+) -> dict[str, typing.Any]:
+  """The `surgery.SETTINGS` that flags or the config file set."""
+  default = config.Model()
+  return {
+    name: value
+    for name in surgery.SETTINGS
+    if (value := getattr(model_section, name)) != getattr(default, name)
+    or name in wanted
+  }
 
 
 def _shape(
@@ -103,16 +149,13 @@ def _shape(
 ) -> config.Model:
   """The model section: of the model in `folder`, as far as flags allow."""
   shape = found.with_heads(wanted.get("n_future", found.n_future))
-  free = ("vocab", *surgery.SETTINGS)
-  shape = dataclasses.replace(
-    shape, **{name: wanted[name] for name in free if name in wanted}
-  )
+  shape = dataclasses.replace(shape, vocab=wanted.get("vocab", shape.vocab))
   for name, value in wanted.items():
-    if value != getattr(shape, name):
+    if name not in surgery.SETTINGS and value != getattr(shape, name):
       raise ValueError(
         f"--config.model.{name}={value}, but the model in {folder} has "
         f"{getattr(shape, name)}: leave it out. With --init, flags may set "
-        f"model.n_future, {', model.'.join(free)}"
+        f"model.n_future, model.{', model.'.join(('vocab', *surgery.SETTINGS))}"
       )
   if shape.vocab < found.vocab:
     raise ValueError(

@@ -91,7 +91,8 @@ class Source:
     if self.kind == "workdir":
       lines = [f"a training run of mtp_jax, `{name}`", *_training(self.record)]
     if any((self.path / card).is_file() for card in ("README.md", PREVIOUS)):
-      lines.append(f"its own model card is `{PREVIOUS}`")
+      whose = "of that model, the" if self.kind == "workdir" else "its own"
+      lines.append(f"{whose} model card is `{PREVIOUS}`")
     return "\n".join(f"* {line}" for line in lines)
 
 
@@ -150,8 +151,9 @@ def write(
 def _front_matter(source: Source) -> str:
   """What a hub reads, with the licence that the original's card names."""
   lines = ["library_name: mtp_jax", "tags:", "- multi-token-prediction"]
-  card = source.path and source.path / "README.md"
-  if card and card.is_file():
+  names = ("README.md", PREVIOUS) if source.path else ()
+  cards = [source.path / name for name in names]
+  if card := next((card for card in cards if card.is_file()), None):
     text = card.read_text("utf-8", errors="replace")
     if header := re.match(r"---\n(.*?\n)---\n", text, re.S):
       licence = r"^license(?:_name|_link)?: .*$"

@@ -67,3 +67,14 @@ class Batches:
       shard=self._shard,
       shards=self._shards,
     )
+
+
+def check(cfg: config.Config, mesh: jax.sharding.Mesh) -> None:
+  """Raises ValueError if the mesh does not divide the rows of a batch."""
+  rows = cfg.data.batch // cfg.train.accumulate
+  devices = mesh.shape["data"]
+  if rows % devices:
+    raise ValueError(
+      f"data.batch {cfg.data.batch} in {cfg.train.accumulate} microbatches "
+      f"gives {rows} rows, not divisible by {devices} devices of axis 'data'"
+    )

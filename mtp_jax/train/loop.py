@@ -1,8 +1,8 @@
 """Trains a model in a workdir: the loop around the training step."""
 
 import contextlib
-import json
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -34,8 +34,7 @@ def fit(
   workdir: str | pathlib.Path,
   *,
   profile: range = range(0),
-  init: model.Model | None = None,
-  origin: dict | None = None,
+  init: model.Model | Callable[[], tuple[model.Model, dict]] | None = None,
 ) -> step_lib.State:
   """Trains a model in `workdir`, or resumes from its newest whole checkpoint.
 
@@ -58,9 +57,10 @@ def fit(
       share it. If the settings are refused, at most an empty `lock` is left.
     profile: steps, counted from 1, that `jax.profiler` traces.
     init: a model of `cfg.model` to start from; None: at random. Its arrays are
-      copied. A run that resumes does not read it.
-    origin: where `init` came from, as JSON values for the metadata of every
-      checkpoint: 'path', 'step', 'fingerprint', 'heads'. None: its fingerprint.
+      copied. A run that resumes does not use it. Or a function that returns
+      (model, origin): it is called once, after all checks, if nothing is
+      resumed. `origin` goes into every checkpoint's metadata. It has JSON
+      values: 'path', 'step', 'fingerprint', 'heads', 'settings'.
 
   Returns:
     The last state: of step `cfg.train.steps`, or of the step at which a signal
@@ -83,7 +83,8 @@ def fit(
     3
 
   Raises:
-    ValueError: the settings do not fit each other, the data or the devices.
+    ValueError: the settings do not fit each other, the data or the devices, or
+      `train.freeze` would keep a trunk of random weights.
     blocks.CacheDamaged: the packed corpus changed on the disk. All steps
       before were trained on sound data.
     checkpoints.CheckpointError: the workdir holds another run, is in use by
@@ -104,14 +105,15 @@ def fit(
   workdir = storage.local(workdir)
   storage.folder(workdir)  # refuses a path before any work is done
   workdir_lib.check_format(workdir)
+  if init is None and cfg.train.freeze == "trunk":
+    _check_trunk(workdir)
   codec = workdir_lib.tokenizer(cfg, workdir)
   mesh = sharding.make_mesh(cfg.mesh)
-  _check_batch(cfg, mesh)
+  batches.check(cfg, mesh)
   like = step_lib.abstract_state(cfg, mesh)
   evaluations.check(cfg, mesh, like.model)
-  if init is not None:
+  if isinstance(init, model.Model):
     init = surgery.reconfigure(init, cfg.model)
-    origin = {"fingerprint": provenance.fingerprint(init)} | (origin or {})
   is_first = jax.process_index() == 0
   progress = terminal.Progress(is_first)
   with lock.exclusive(workdir):  # before hours of packing
@@ -119,7 +121,7 @@ def fit(
       packed = pipeline.pack(cfg.data, codec)
     metadata = workdir_lib.metadata(cfg, codec, packed)
     with processes.watched():
-      _check_agreement(metadata | {"init": origin or {}})
+      resume.check_agreement(metadata)
     for line in report.settings(cfg, packed, mesh):
       progress.say(line)
     with (
@@ -136,7 +138,7 @@ def fit(
         state, stored, _ = restored
         origin = stored.get("init")
       else:
-        state = step_lib.init_state(cfg, mesh, init)
+        state, origin = _begin(cfg, mesh, init, metadata, progress)
       step = int(state.step)
       if step > cfg.train.steps:
         raise ValueError(
@@ -284,24 +286,24 @@ class _Loop:
     )
 
 
-def _check_batch(cfg, mesh):
-  rows = cfg.data.batch // cfg.train.accumulate
-  devices = mesh.shape["data"]
-  if rows % devices:
+def _begin(cfg, mesh, init, metadata, progress):
+  """The first state, and where its model came from: {} if it is random.
+
+  When it returns, no reference to a model that `init` read is left.
+  """
+  origin = {}
+  if isinstance(init, model.Model):
+    origin = {"fingerprint": provenance.fingerprint(init)}
+  elif init is not None:
+    with progress.doing("reading the model to start from"):
+      init, origin = init()
+  resume.check_agreement(metadata | {"init": origin})
+  return step_lib.init_state(cfg, mesh, init), origin
+
+
+def _check_trunk(workdir):
+  if not workdir_lib.has_checkpoints(workdir):
     raise ValueError(
-      f"data.batch {cfg.data.batch} in {cfg.train.accumulate} microbatches "
-      f"gives {rows} rows, not divisible by {devices} devices of axis 'data'"
+      "train.freeze='trunk' keeps the trunk as it is, and this one is random: "
+      "give --init=PATH, or a model as `init`"
     )
-
-
-def _check_agreement(metadata):
-  """Raises ValueError if processes differ in their settings or corpora."""
-  texts = processes.gather(json.dumps(metadata))
-  first, *others = map(json.loads, texts)
-  for i, other in enumerate(others, 1):
-    if lines := resume.disagreements(first, other):
-      raise ValueError(
-        f"process 0 (the first) and process {i} (the second) do not do the "
-        f"same run: {'; '.join(lines)}. Start all with the same settings, on "
-        "the same files"
-      )

@@ -28,4 +28,6 @@ def sentence(origin: dict) -> str:
   if origin.get("step") is not None:
     text += f", step {origin['step']}"
   text += f", fingerprint {origin['fingerprint']}"
-  return f"{text}; {origin['heads']}" if "heads" in origin else text
+  return "; ".join(
+    [text, *(origin[key] for key in ("heads", "settings") if key in origin)]
+  )

@@ -9,6 +9,7 @@ import dataclasses
 import json
 
 from mtp_jax import config
+from mtp_jax.train import processes
 
 
 def refusals(stored: dict, metadata: dict) -> list[str]:
@@ -43,9 +44,22 @@ def changes(stored: dict, metadata: dict) -> list[str]:
   return lines
 
 
+def check_agreement(metadata: dict) -> None:
+  """Raises ValueError if processes differ in settings, corpora or `init`."""
+  texts = processes.gather(json.dumps(metadata))
+  first, *others = map(json.loads, texts)
+  for i, other in enumerate(others, 1):
+    if lines := disagreements(first, other):
+      raise ValueError(
+        f"process 0 (the first) and process {i} (the second) do not do the "
+        f"same run: {'; '.join(lines)}. Start all with the same settings, on "
+        "the same files"
+      )
+
+
 def disagreements(first: dict, other: dict) -> list[str]:
   """One line for each value that differs between two processes of one run."""
-  return differences(first, _without(other, "local"))
+  return differences(_shared(first), _shared(other))
 
 
 def differences(
@@ -100,6 +114,13 @@ def _declared(*kinds: str) -> list[tuple[str, str]]:
     for field in dataclasses.fields(section.type)
     if field.metadata.get("on_resume") in kinds
   ]
+
+
+def _shared(metadata: dict) -> dict:
+  """What all processes must have in common; paths differ between hosts."""
+  origin = {"fingerprint": None, "heads": None} | metadata.get("init", {})
+  origin.pop("path", None)
+  return _without(metadata, "local") | {"init": origin}
 
 
 def _without(metadata: dict, *kinds: str) -> dict:

@@ -73,6 +73,14 @@ def load_step(
   return state.model, cfg, codec, step
 
 
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+  """Whether a run in this workdir would resume."""
+  if not (workdir / "checkpoints").is_dir():
+    return False
+  with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+    return bool(saved.steps())
+
+
 def _settings(workdir, record):
   """The config and the tokenizer that a checkpoint's metadata names.
 
