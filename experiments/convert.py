@@ -15,7 +15,7 @@ import pathlib
 from absl import flags
 
 from experiments.startup import options, program
-from mtp_jax.interchange import export, folders
+from mtp_jax.interchange import export, folders, model_card
 from mtp_jax.model import surgery
 
 _FORMATS = {"hugging_face": "Hugging Face", "meta": "Meta"}
@@ -27,7 +27,7 @@ _FORMAT = flags.DEFINE_enum(
   "format", "hugging_face", _FORMATS, "What to write."
 )
 _DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", export.DTYPES, "Of all tensors that are written."
+  "dtype", None, export.DTYPES, "Of all tensors; else as the folder has them."
 )
 _HEADS = flags.DEFINE_integer("heads", None, "Write heads 1..k; else all.", 1)
 _NOTES = flags.DEFINE_string("notes", None, "Text for the model card.")
@@ -47,9 +47,13 @@ def main(_: list[str]) -> None:
   heads = cfg.model.n_future if _HEADS.value is None else _HEADS.value
   if heads > cfg.model.n_future:
     raise ValueError(f"--heads={heads}: {source} has {cfg.model.n_future}")
-  net, *_ = folders.load(source, _STEP.value)
+  stored = folders.dtype(source)
+  # Held in 16 bits, norms and biases are written as the folder has them.
+  held = "bfloat16" if stored == "bfloat16" and not _DTYPE.value else None
+  dtype = _DTYPE.value or (None if held else stored)
+  net, *_, step = folders.load_step(source, _STEP.value, dtype=held)
   net = surgery.drop_heads(net, heads)
-  given = {"like": source, "dtype": _DTYPE.value}
+  given = {"like": model_card.Source.of(source, step), "dtype": dtype}
   if _FORMAT.value == "meta":
     export.save_meta(net, output, **given)
   else:

@@ -1,5 +1,6 @@
 """Models out as Hugging Face folders, and what comes back."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,12 +14,14 @@ import safetensors
 from safetensors import numpy as safetensors_numpy
 
 import mtp_jax
-from mtp_jax import tokenizer
+from mtp_jax import config, tokenizer
+from mtp_jax.checkpoint import checkpoints
 from mtp_jax.interchange import (
   extra_heads,
   hugging_face,
   hugging_face_config,
   model_card,
+  streaming,
   tokenizer_files,
 )
 from tests import transformers_reference as reference
@@ -254,6 +257,16 @@ def test_what_cannot_be_written_leaves_nothing(
   assert os.listdir() == ["file"]
 
 
+def test_a_number_that_float16_lacks_is_refused_from_bfloat16_too(
+  nets, tmp_path
+):
+  net = nets["parallel"]
+  net = streaming.cast(net, net.cfg, "bfloat16")
+  net.embed = net.embed.replace(net.embed[...].at[0, 0].set(1e30))
+  with pytest.raises(ValueError, match="holds 1e.30, which float16 cannot"):
+    mtp_jax.save(net, tmp_path / "model", codec=BYTES, dtype="float16")
+
+
 def test_a_full_disk_leaves_nothing(nets, tmp_path, monkeypatch):
   def full(number):
     raise OSError(28, "No space left on device")
@@ -351,16 +364,32 @@ def test_the_card_says_what_is_known_of_the_training(written, tmp_path):
       "heads": "head 2 is new, copied from head 1",
     },
   }
-  source = model_card.Source("workdir", tmp_path / "run", record=record)
+  source = model_card.Source("workdir", tmp_path / "run", step=5, record=record)
   text = source.origin()
   for part in (
     "run of mtp_jax, `run`",
-    "70 steps, 3 sequences of 32 tokens each, on text of `books`",
+    "step 5 of 70, each of 3 sequences of 32 tokens, on text of `books`",
     "did not change the trunk",
     "the weights of `small` (fingerprint 123); head 2 is new",
   ):
     assert part in text
   assert "Drawn at random." in (written / "causal" / "README.md").read_text()
+
+
+def test_the_card_names_the_step_of_the_checkpoint(tmp_path):
+  cfg = config.Config(train=config.Train(steps=900)).check()
+  record = {
+    "config": dataclasses.asdict(cfg),
+    "tokenizer": BYTES.fingerprint,
+    "data": {"train": "abc"},
+  }
+  with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
+    for step in (2, 5):
+      saved.save(step, {"w": jnp.ones(3)}, record)
+  for given, step in ((2, 2), (None, 5)):
+    source = model_card.Source.of(tmp_path, given)
+    assert f"step {step} of 900, each of 16 sequences" in source.origin()
+    assert model_card.Source.of(source) is source
 
 
 def test_byte_ids_as_tokenizer_json(written):

@@ -14,6 +14,8 @@ from absl import logging
 import mtp_jax
 from mtp_jax import tokenizer
 from mtp_jax.interchange import export, meta, streaming, torch_files
+from mtp_jax.interchange import folders as lib_folders
+from mtp_jax.model import surgery
 from tests import meta_reference as reference
 from tests import transformers_reference
 
@@ -97,6 +99,21 @@ def compare(ours, theirs):
   for name in a:
     x, y = a[name].read((...,)), b[name].read((...,))
     assert x.dtype == y.dtype and x.tobytes() == y.tobytes(), name
+
+
+def test_the_dtype_that_changes_no_value():
+  matrix, vector = (2, 3), (3,)
+  for kinds, want in (
+    (("float16", "float16"), "float16"),
+    (("float16", "float32"), "float32"),
+    (("bfloat16", "bfloat16"), "bfloat16"),
+    (("bfloat16", "float32"), "bfloat16"),  # norms are written as they are
+    (("float32", "bfloat16"), "float32"),
+  ):
+    found = zip((matrix, vector), kinds, strict=True)
+    assert streaming.exact_dtype(found) == want
+  mixed = ((matrix, "float16"), (matrix, "bfloat16"))
+  assert streaming.exact_dtype(mixed) == "float32"
 
 
 @pytest.mark.parametrize("n", [1, 4])
@@ -228,8 +245,13 @@ NORM = "layers.1.attention_norm.weight"
     (None, {"vocab_size": 100}, "has 259 ids, but the model 100"),
     (
       None,
+      {"vocab_size": -2},
+      "vocab_size is -2; it takes a whole number above 0",
+    ),
+    (
+      None,
       {"vocab_size": -1},
-      "vocab_size is -1; it takes a whole number above 0",
+      "'tok_embeddings.weight' is [261, 24]; the config makes it [259, 24]",
     ),
     (None, {"dim": "24"}, "dim is '24'; it takes a whole number above 0"),
     (None, {"dim": 24.5}, "dim is 24.5; it takes a whole number above 0"),
@@ -293,6 +315,25 @@ def test_what_is_refused_leaves_nothing(tmp_path):
   assert not os.listdir(tmp_path)
 
 
+def test_a_folder_of_llama_2(tmp_path):
+  """The tokenizer tells the vocabulary, and the file has a number."""
+
+  def cut(tensors):
+    for name in ("tok_embeddings.weight", "output.weight"):
+      tensors[name] = tensors[name][:259]
+
+  folder = write(
+    tmp_path / "model", 1, change=cut, vocab_size=-1, n_future_tokens="left out"
+  )
+  want, *_ = mtp_jax.load(folder)
+  assert want.cfg.vocab == 259
+  (folder / meta.WEIGHTS).rename(folder / meta.FIRST)
+  assert raw(mtp_jax.load(folder)[0]) == raw(want)
+  (folder / "consolidated.01.pth").touch()
+  with pytest.raises(ValueError, match="in parts, up to consolidated.01.pth"):
+    mtp_jax.load(folder)
+
+
 def test_the_length_that_a_model_is_for_goes_with_it(tmp_path):
   folder = write(tmp_path / "theirs", 1, max_seq_len=77)
   net, *_ = mtp_jax.load(folder)
@@ -301,11 +342,12 @@ def test_the_length_that_a_model_is_for_goes_with_it(tmp_path):
   assert tree["max_position_embeddings"] == 77
 
 
-def test_convert(folders, tmp_path, call):
+def test_convert(tmp_path, call):
   def convert(*arguments):
     return call(*arguments, module="experiments.convert")
 
-  model, output = f"--model={folders[4]}", tmp_path / "hugging_face"
+  folder, output = write(tmp_path / "16", 4, "bfloat16"), tmp_path / "ours"
+  model = f"--model={folder}"
   code, out, err = convert(model, f"--output={output}", "--heads=2")
   assert code == 0, err
   assert re.fullmatch(
@@ -313,8 +355,10 @@ def test_convert(folders, tmp_path, call):
   )
   net, cfg, _ = mtp_jax.load(output)
   assert cfg.model.n_future == 2
-  want = mtp_jax.load(folders[4])[0].heads.layers.wq[:2]
-  assert np.array_equal(net.heads.layers.wq, want)
+  want = surgery.drop_heads(mtp_jax.load(folder)[0], 2)
+  assert raw(net) == raw(want)
+  found = lib_folders.dtype(folder), lib_folders.dtype(output)
+  assert found == ("bfloat16", "bfloat16")  # as it was
   new = f"--output={tmp_path / 'new'}"
   code, _, err = convert(model, new, "--heads=5", "--format=meta")
-  assert code == 1 and err == f"error: --heads=5: {folders[4]} has 4\n"
+  assert code == 1 and err == f"error: --heads=5: {folder} has 4\n"

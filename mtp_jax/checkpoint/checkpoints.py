@@ -182,6 +182,11 @@ class Checkpoints:
       step, lambda n: self._fallback.record(n)["metadata"]
     )
 
+  def newest(self) -> int:
+    """The newest step whose metadata are whole."""
+    self.wait()
+    return self._fallback.read(None, lambda n: self._fallback.record(n)["step"])
+
   def steps(self) -> list[int]:
     """Steps that are complete on disk, oldest first."""
     self.wait()

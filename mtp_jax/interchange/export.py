@@ -28,7 +28,7 @@ def save(
   net: model.Model,
   path: str | pathlib.Path,
   *,
-  like: str | pathlib.Path | None = None,
+  like: str | pathlib.Path | model_card.Source | None = None,
   codec: tokenizer_lib.Tokenizer | None = None,
   notes: str | None = None,
   dtype: str | None = None,
@@ -51,9 +51,9 @@ def save(
   Args:
     net: the model. Its heads are of kind 'parallel', 'causal' or 'unembedding'.
     path: the folder to write; it must not exist.
-    like: a folder that `load` reads, which the model comes from. Its tokenizer,
-      licence and model card are copied. The card says what is known of its
-      training.
+    like: a folder that `load` reads, which the model comes from, or
+      `model_card.Source.of(folder, step)`. Its tokenizer, licence and model
+      card are copied. The card says what is known of its training.
     codec: the tokenizer, if it is not that of `like`.
     notes: text for the model card, such as what the model was trained on.
     dtype: 'float32', 'bfloat16' or 'float16', of all tensors. None: as they
@@ -88,7 +88,7 @@ def save_meta(
   net: model.Model,
   path: str | pathlib.Path,
   *,
-  like: str | pathlib.Path | None = None,
+  like: str | pathlib.Path | model_card.Source | None = None,
   codec: tokenizer_lib.Tokenizer | None = None,
   dtype: str | None = None,
 ) -> None:

@@ -2,7 +2,7 @@
 
 The model in config.json and model.safetensors is the trunk with head 1, as any
 next-token model. `mtp_heads.safetensors` beside it has what the others have of
-their own. Its metadata, which are texts:
+their own. Metadata (strings):
 
   format    'mtp_jax.heads'
   version   '1'

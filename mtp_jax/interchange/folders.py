@@ -39,8 +39,8 @@ def load(
     path: the folder.
     step: of a workdir's checkpoint; None means the newest whole one.
     mesh: devices to put the parameters on, from `sharding.make_mesh`; None:
-      this process's first device. Of others' folders, one tensor at a time is
-      in the host's memory, and each device's part of it alone is read.
+      this process's first device. Folders of other programs are read one
+      tensor at a time; each device reads only its shard.
     dtype: 'float32' or 'bfloat16', of matrices and of activations. Norms and
       biases stay float32. With bfloat16 a model takes half the memory, to be
       decoded but not trained. None: parameters are float32, and activations
@@ -109,6 +109,18 @@ def settings(
   return cfg.check(), codec
 
 
+def dtype(path: str | pathlib.Path) -> str:
+  """A dtype in which a folder's model is held and written without a change.
+
+  Returns:
+    'float32', 'float16' or 'bfloat16'. With the last, `load` and `save` keep
+    norms and biases in float32 where the folder has them so.
+  """
+  path = storage.local(path)
+  found = kind(path)
+  return "float32" if found == "workdir" else _OTHERS[found].dtype(path)
+
+
 def kind(path: pathlib.Path) -> str:
   """What a folder is: 'workdir', 'hugging_face' or 'meta'.
 
@@ -119,7 +131,7 @@ def kind(path: pathlib.Path) -> str:
     return "workdir"
   if _is_hugging_face(path):
     return "hugging_face"
-  if any((path / name).exists() for name in (meta.PARAMS, meta.WEIGHTS)):
+  if any((path / name).exists() for name in _META):
     return "meta"
   line = workdir.no_run(path)
   if path.is_dir():
@@ -131,7 +143,8 @@ def kind(path: pathlib.Path) -> str:
   raise checkpoints.CheckpointError(line)
 
 
-# Each has `settings`, `find_tokenizer` and `load`.
+_META = meta.PARAMS, meta.WEIGHTS, meta.FIRST
+# Each has `settings`, `find_tokenizer`, `load` and `dtype`.
 _OTHERS = {"hugging_face": hugging_face, "meta": meta}
 
 

@@ -26,7 +26,7 @@ from mtp_jax.tokenizer import json_file
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PART_BYTES = 5 * 10**9  # of a file of weights
-_DTYPES = ("F32", "F16", "BF16")
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Old files hold these, which a config says as well.
 _COMPUTED = ".rotary_emb.inv_freq"
 
@@ -80,7 +80,7 @@ def load(
       another shape or dtype, or is one too many.
   """
   files = _files(path)
-  shapes = {name: shape for name, (_, shape) in files.items()}
+  shapes = {name: stored.shape for name, stored in files.items()}
   wanted = names.tensors(cfg, names.HUGGING_FACE)
   embed, *_, unembed = wanted
   tied = json_file.read(path / "config.json").get("tie_word_embeddings")
@@ -91,12 +91,18 @@ def load(
   def read(name, index):
     # Opened anew for each tensor: pages that an open file has been read from
     # would stay in memory.
-    with _open(files[name][0]) as opened:
+    with _open(files[name].file) as opened:
       if all(part == slice(None) for part in index):
         return opened.get_tensor(name)  # a slice would be copied once more
       return opened.get_slice(name)[index]
 
   return streaming.fill(cfg, wanted, read, mesh=mesh, dtype=dtype)
+
+
+def dtype(path: pathlib.Path) -> str:
+  """See `folders.dtype`."""
+  found = _files(path).values()
+  return streaming.exact_dtype((x.shape, x.dtype) for x in found)
 
 
 class Written(NamedTuple):
@@ -166,8 +172,16 @@ def _write_parts(folder, entries):
   (folder / INDEX).write_text(f"{json.dumps(index, indent=2)}\n", "utf-8")
 
 
-def _files(path) -> dict[str, tuple[pathlib.Path, tuple[int, ...]]]:
-  """The file and the shape of every tensor of a folder, by its name."""
+class _Stored(NamedTuple):
+  """A tensor in a folder."""
+
+  file: pathlib.Path
+  shape: tuple[int, ...]
+  dtype: str
+
+
+def _files(path) -> dict[str, _Stored]:
+  """Every tensor of a folder, by its name."""
   listed = _listed(path / INDEX) if (path / INDEX).exists() else {}
   if not listed and not (path / SINGLE).exists():
     raise ValueError(
@@ -179,14 +193,14 @@ def _files(path) -> dict[str, tuple[pathlib.Path, tuple[int, ...]]]:
   if (path / extra_heads.NAME).exists():
     parts.append(extra_heads.NAME)
   for name in parts:
-    for tensor, shape in _shapes(path / name).items():
+    for tensor, stored in _tensors(path / name).items():
       if tensor in found:
         raise ValueError(
-          f"tensor {tensor!r} is in {found[tensor][0]} and in {path / name}"
+          f"tensor {tensor!r} is in {found[tensor].file} and in {stored.file}"
         )
-      found[tensor] = path / name, shape
+      found[tensor] = stored
   for tensor, name in listed.items():
-    if found.get(tensor, (None,))[0] != path / name:
+    if tensor not in found or found[tensor].file != path / name:
       raise ValueError(
         f"{path / INDEX} says that tensor {tensor!r} is in {name}, which does "
         "not hold it"
@@ -210,8 +224,8 @@ def _listed(file) -> dict[str, str]:
   return listed
 
 
-def _shapes(file) -> dict[str, tuple[int, ...]]:
-  shapes = {}
+def _tensors(file) -> dict[str, _Stored]:
+  found = {}
   with _open(file) as opened:
     for name in opened.keys():  # noqa: SIM118 (it is no dict)
       part = opened.get_slice(name)
@@ -220,8 +234,9 @@ def _shapes(file) -> dict[str, tuple[int, ...]]:
           f"{file}: tensor {name!r} is {part.get_dtype()}; supported are "
           f"{', '.join(_DTYPES)}"
         )
-      shapes[name] = tuple(part.get_shape())
-  return shapes
+      shape = tuple(part.get_shape())
+      found[name] = _Stored(file, shape, _DTYPES[part.get_dtype()])
+  return found
 
 
 def _open(file) -> safetensors.safe_open:

@@ -1,6 +1,7 @@
 """Meta's folders: params.json, consolidated.pth and tokenizer.model.
 
-The format of the models that came with the paper, and of Llama 2 before them.
+The format of the models that came with the paper, and of Llama 2 before them,
+whose file is consolidated.00.pth and whose tokenizer tells the vocabulary.
 `layers` in consolidated.pth are the trunk with head 1 as the last of them, and
 `extra_heads` are heads 2..N. Channels lie as ours do: rotation turns
 neighbours. The tokenizer may lie in the folder above, which several share.
@@ -21,6 +22,7 @@ from mtp_jax.model import model
 from mtp_jax.tokenizer import json_file
 
 PARAMS, WEIGHTS = "params.json", "consolidated.pth"
+FIRST = "consolidated.00.pth"  # the name of Llama 2, whose large models have 01
 _DTYPES = ("float32", "float16", "bfloat16")
 _SIZES = ("dim", "n_layers", "n_heads", "vocab_size", "multiple_of")
 _OPTIONAL = {
@@ -50,6 +52,9 @@ def settings(path: pathlib.Path) -> config.Model:
   """
   file = path / PARAMS
   params = json_file.read(file)
+  if params.get("vocab_size") == -1:
+    codec = tokenizer_lib.load(str(find_tokenizer(path) or path))
+    params["vocab_size"] = codec.vocab
   try:
     return to_model(params)
   except ValueError as error:
@@ -172,7 +177,7 @@ def load(
     ValueError: the file is cut off or damaged or asks for more than tensors; a
       tensor is missing, has another shape or dtype, or is one too many.
   """
-  file = path / WEIGHTS
+  file = weights(path)
   found = torch_files.read(file)
   unused = [name for name in found if not name.startswith(_OURS)]
   if unused:
@@ -192,6 +197,30 @@ def load(
     return found[name].read(index)
 
   return streaming.fill(cfg, wanted, read, mesh=mesh, dtype=dtype)
+
+
+def dtype(path: pathlib.Path) -> str:
+  """See `folders.dtype`."""
+  found = torch_files.read(weights(path))
+  places = [x.place for name, x in found.items() if name.startswith(_OURS)]
+  return streaming.exact_dtype((x.shape, str(x.dtype)) for x in places)
+
+
+def weights(path: pathlib.Path) -> pathlib.Path:
+  """The file of a folder's weights; it may be missing.
+
+  Raises:
+    ValueError: there are several.
+  """
+  numbered = sorted(path.glob("consolidated.[0-9][0-9].pth"))
+  if (path / WEIGHTS).exists() or not numbered:
+    return path / WEIGHTS
+  if numbered != [path / FIRST]:
+    raise ValueError(
+      f"{path} has its weights in parts, up to {numbered[-1].name}; supported "
+      f"is one file, {WEIGHTS} or {FIRST}"
+    )
+  return path / FIRST
 
 
 def write(folder: pathlib.Path, net: model.Model, dtype: str | None) -> None:

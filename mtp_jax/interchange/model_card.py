@@ -37,27 +37,37 @@ class Source:
 
   Attributes:
     kind: 'none', or one of `folders.kind`.
-    record: the metadata of a run's newest checkpoint.
+    step: of a run's checkpoint.
+    record: the metadata of that checkpoint.
   """
 
   kind: str = "none"
   path: pathlib.Path | None = None
   cfg: config.Config | None = None
   codec: tokenizer.Tokenizer | None = None
+  step: int | None = None
   record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def of(cls, path: str | pathlib.Path | None) -> "Source":
-    """Errors are those of `folders.settings`."""
+  def of(
+    cls, path: "str | pathlib.Path | Source | None", step: int | None = None
+  ) -> "Source":
+    """What is known of a folder; `step` is of a workdir, None means the last.
+
+    Errors are those of `folders.settings`.
+    """
+    if isinstance(path, cls):
+      return path
     if path is None:
       return cls()
     path = storage.local(path)
-    cfg, codec = folders.settings(path)
+    cfg, codec = folders.settings(path, step)
     kind, record = folders.kind(path), {}
     if kind == "workdir":
       with checkpoints.Checkpoints(path / "checkpoints") as saved:
-        record = saved.metadata()
-    return cls(kind, path, cfg, codec, record)
+        step = saved.newest() if step is None else step
+        record = saved.metadata(step)
+    return cls(kind, path, cfg, codec, step, record)
 
   @property
   def length(self) -> int | None:
@@ -89,11 +99,35 @@ class Source:
     name = self.path.resolve().name
     lines = [f"the folder `{name}`"]
     if self.kind == "workdir":
-      lines = [f"a training run of mtp_jax, `{name}`", *_training(self.record)]
+      lines = [f"a training run of mtp_jax, `{name}`", *self._training()]
     if any((self.path / card).is_file() for card in ("README.md", PREVIOUS)):
       whose = "of that model, the" if self.kind == "workdir" else "its own"
       lines.append(f"{whose} model card is `{PREVIOUS}`")
     return "\n".join(f"* {line}" for line in lines)
+
+  def _training(self) -> list[str]:
+    """What the checkpoint says of its training."""
+    record = self.record
+    data, train = record["config"]["data"], record["config"]["train"]
+    source = data["source"]
+    if data.get("path"):
+      source += f" of `{pathlib.PurePath(data['path']).name}`"
+    lines = [
+      f"step {self.step} of {train['steps']}, each of {data['batch']} "
+      f"sequences of {data['seq_len']} tokens, on {source} (fingerprint "
+      f"{record['data']['train']})"
+    ]
+    if (frozen := train.get("freeze", "none")) != "none":
+      lines.append(f"it did not change the {frozen}, head 1 included")
+    if origin := record.get("init"):
+      name = pathlib.PurePath(origin.get("path", "a model in memory")).name
+      begin = f"it began with the weights of `{name}`"
+      if origin.get("step") is not None:
+        begin += f", step {origin['step']}"
+      begin += f" (fingerprint {origin.get('fingerprint')})"
+      heads = origin.get("heads")
+      return [*lines, f"{begin}; {heads}" if heads else begin]
+    return [*lines, "it began with random weights"]
 
 
 def write(
@@ -159,27 +193,3 @@ def _front_matter(source: Source) -> str:
       licence = r"^license(?:_name|_link)?: .*$"
       lines += re.findall(licence, header[1], re.M)
   return "\n".join(["---", *lines, "---\n"])
-
-
-def _training(record: dict[str, Any]) -> list[str]:
-  """What a run's newest checkpoint says of its training."""
-  data, train = record["config"]["data"], record["config"]["train"]
-  source = data["source"]
-  if data.get("path"):
-    source += f" of `{pathlib.PurePath(data['path']).name}`"
-  lines = [
-    f"the run is of {train['steps']} steps, {data['batch']} sequences of "
-    f"{data['seq_len']} tokens each, on {source} (fingerprint "
-    f"{record['data']['train']})"
-  ]
-  if (frozen := train.get("freeze", "none")) != "none":
-    lines.append(f"it did not change the {frozen}, head 1 included")
-  if origin := record.get("init"):
-    name = pathlib.PurePath(origin.get("path", "a model in memory")).name
-    begin = f"it began with the weights of `{name}`"
-    if origin.get("step") is not None:
-      begin += f", step {origin['step']}"
-    begin += f" (fingerprint {origin.get('fingerprint')})"
-    heads = origin.get("heads")
-    return [*lines, f"{begin}; {heads}" if heads else begin]
-  return [*lines, "it began with random weights"]

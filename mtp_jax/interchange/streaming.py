@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -145,6 +145,19 @@ def entries(
   return {tensor.name: entry(tensor) for tensor in wanted}
 
 
+def exact_dtype(found: Iterable[tuple[tuple[int, ...], str]]) -> str:
+  """The smallest dtype that keeps all values; see `folders.dtype`.
+
+  Args:
+    found: shape and dtype of each tensor in a folder.
+  """
+  found = list(found)
+  # `entries` takes care of the vectors of a bfloat16 model.
+  if {kind for shape, kind in found if len(shape) > 1} == {"bfloat16"}:
+    return "bfloat16"
+  return "float16" if {kind for _, kind in found} == {"float16"} else "float32"
+
+
 def take(
   net: model.Model, tensor: names.Tensor, dtype: str | np.dtype
 ) -> np.ndarray:
@@ -159,7 +172,7 @@ def take(
   x = tensor.to_file(np.asarray(param))
   with np.errstate(over="ignore"):
     found = np.ascontiguousarray(x, jnp.dtype(dtype))
-  if found.dtype.itemsize < x.dtype.itemsize:
+  if found.dtype not in (x.dtype, np.float32):
     large = np.isfinite(x) & ~np.isfinite(found)
     if large.any():
       raise ValueError(
