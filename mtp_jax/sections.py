@@ -71,6 +71,8 @@ class Model:
   rope_scaling: str = "none"  # one of ROPE_SCALING; see `model.rotary`
   rope_factor: float = 1.0  # how much longer scaling makes the context
   rope_length: int = 0  # tokens of the context before; 0: not known
+  # In config.json of Hugging Face: low_freq_factor and high_freq_factor of
+  # llama3, beta_slow and beta_fast of yarn; attention_factor.
   rope_slow: float = 1.0  # channels of fewer turns per rope_length scale fully
   rope_fast: float = 4.0  # those of more turns are not scaled
   rope_attention: float = 0.0  # yarn: factor of cos and sin; 0: by rope_factor

@@ -86,10 +86,16 @@ def shardings(tree, mesh: jax.sharding.Mesh, rules: dict = RULES):
     names = [rules.get(a) for a in axes]
     for axis, name, size in zip(axes, names, value.shape, strict=True):
       if name and size % mesh.shape[name]:
+        count, remedy = mesh.shape[name], "the size or the mesh"
+        if axis == "vocab":
+          padded = size + -size % count
+          remedy = (
+            f"the mesh, or train with --config.model.vocab={padded}, and "
+            "--init=PATH if the model exists already"
+          )
         raise ValueError(
-          f"{axis} {size} is not divisible by {mesh.shape[name]} devices of "
-          f"axis {name!r}: change the size (a vocabulary can be padded) or "
-          "the mesh"
+          f"{axis} {size} is not divisible by {count} devices of axis "
+          f"{name!r}: change {remedy}"
         )
     return x.replace(NamedSharding(mesh, P(*names)))
 

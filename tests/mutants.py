@@ -152,7 +152,7 @@ MUTANTS = [
   Mutant(
     "channels of a file left in halves",
     "mtp_jax/interchange/names.py",
-    "return self.entry.turned and self.scheme.halves",
+    "return self.entry.rotates and self.scheme.halves",
     "return False",
     "test_hugging_face.py::test_logits_are_those_of_transformers",
   ),
@@ -479,6 +479,20 @@ MUTANTS = [
     "return (a == b).all()",
     "return (a == b).any()",
     "test_export.py::test_a_tied_model_that_is_so_no_more_is_written_untied",
+  ),
+  Mutant(
+    "a config.json that is made anew names no end tokens",
+    "mtp_jax/interchange/export.py",
+    "if tree is not known or codec is not source.codec:",
+    "if codec is not source.codec:",
+    "test_export.py::test_a_model_of_another_shape_still_names_its_end_tokens",
+  ),
+  Mutant(
+    "a model card tells of the newest checkpoint, not of the one written",
+    "mtp_jax/interchange/model_card.py",
+    "step = saved.newest() if step is None else step",
+    "step = saved.newest()",
+    "test_export.py::test_the_card_names_the_step_of_the_checkpoint",
   ),
   Mutant(
     "a file of weights may name any function",

@@ -61,7 +61,11 @@ def test_other_rules():
 @pytest.mark.parametrize(
   ("shape", "axes", "texts"),
   [
-    ((10, 53), ("embed", "vocab"), ["vocab 53", "3 devices", "'model'"]),
+    (
+      (10, 53),
+      ("embed", "vocab"),
+      ["vocab 53", "3 devices", "'model'", "--config.model.vocab=54"],
+    ),
     ((7, 15, 9), ("embed", "mlp"), ["embed 15", "2 devices", "'data'"]),
     ((10, 1, 5), ("embed", "kv_heads", None), ["kv_heads 1", "3 devices"]),
   ],

@@ -3,8 +3,8 @@
 The format of the models that came with the paper, and of Llama 2 before them,
 whose file is consolidated.00.pth and whose tokenizer tells the vocabulary.
 `layers` in consolidated.pth are the trunk with head 1 as the last of them, and
-`extra_heads` are heads 2..N. Channels lie as ours do: rotation turns
-neighbours. The tokenizer may lie in the folder above, which several share.
+`extra_heads` are heads 2..N. Channels lie as ours do: neighbours rotate as a
+pair. The tokenizer may lie in the folder above, which several share.
 """
 
 import json

@@ -2,8 +2,8 @@
 
 A file has one matrix [out, in] per weight and layer. We keep [in, out], with
 attention heads on an axis of their own, and stack layers. Hugging Face's files
-also have another order of a query's and a key's channels: there rotation turns
-channel j with channel j + C/2, here and in Meta's files 2j with 2j + 1.
+also have another order of a query's and a key's channels: there channels j and
+j + C/2 rotate as a pair, here and in Meta's files 2j and 2j + 1.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
   file_axes: str
   hugging_face: str
   meta: str
-  turned: bool = False  # whether rotation turns the channels C
+  rotates: bool = False  # whether channels C are in the rotary embedding
 
 
 LAYER = (
@@ -69,7 +69,7 @@ class Scheme:
   column: str  # of `Entry`, with the tensors' names
   layer: str  # before the names of layer {} of the trunk, and of head 1
   extra_head: str  # before those of head {} + 2
-  halves: bool  # rotation turns channel j with j + C/2
+  halves: bool  # channels j and j + C/2 rotate as a pair, not 2j and 2j + 1
 
   def name(self, entry: Entry) -> str:
     """The name of an entry's tensor, without what stands before a layer's."""
@@ -102,31 +102,31 @@ class Tensor(NamedTuple):
     """The file's tensor as our parameter, without the axis of a stack."""
     x = _split(x, self.entry.file_axes, self.cfg)
     if self._reordered:
-      x = self._swap(x, 2, self.cfg.channels // 2)
-    return self._turn(x, self.entry.file_axes, self.entry.axes)
+      x = self._interleave(x, 2, self.cfg.channels // 2)
+    return self._transpose(x, self.entry.file_axes, self.entry.axes)
 
   def to_file(self, x: Array) -> Array:
     """The inverse of `to_ours`."""
     x = _split(x, self.entry.axes, self.cfg)
-    x = self._turn(x, self.entry.axes, self.entry.file_axes, flat=False)
+    x = self._transpose(x, self.entry.axes, self.entry.file_axes, flat=False)
     if self._reordered:
-      x = self._swap(x, self.cfg.channels // 2, 2)
+      x = self._interleave(x, self.cfg.channels // 2, 2)
     return x.reshape(self.shape)
 
   @property
   def _reordered(self):
-    return self.entry.turned and self.scheme.halves
+    return self.entry.rotates and self.scheme.halves
 
-  def _swap(self, x, rows, columns):
-    """`x`, in the file's order of axes, with channels [rows, columns] turned.
+  def _interleave(self, x, rows, columns):
+    """`x`, in the file's order of axes, with its channels in another order.
 
-    They are one axis before and after.
+    They are one axis, [rows, columns] before and [columns, rows] after.
     """
     at = _letters(self.entry.file_axes).index("C")
     pairs = x.reshape(*x.shape[:at], rows, columns, *x.shape[at + 1 :])
     return pairs.swapaxes(at, at + 1).reshape(x.shape)
 
-  def _turn(self, x, axes, target, flat=True):
+  def _transpose(self, x, axes, target, flat=True):
     """`x`, an axis per letter of `axes`, in the order of `target`."""
     order = [_letters(axes).index(letter) for letter in _letters(target)]
     x = x.transpose(order)
