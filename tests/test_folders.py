@@ -123,6 +123,7 @@ def test_a_failed_read_is_not_damage(folder, monkeypatch):
 def test_an_index_names_files_beside_it(folder):
   names = list(safetensors_numpy.load_file(folder / SINGLE))
   (folder / "part").write_bytes((folder / SINGLE).read_bytes())
+  (folder / SINGLE).rename(folder / "other")
 
   def index(text):
     (folder / INDEX).write_text(text if type(text) is str else json.dumps(text))
@@ -137,10 +138,25 @@ def test_an_index_names_files_beside_it(folder):
   refused(folder, INDEX, "weight_map")
   index({"weight_map": dict.fromkeys(names, "part") | {"more": "part"}})
   refused(folder, INDEX, "'more'", "does not hold it")
-  index({"weight_map": dict.fromkeys(names, "part") | {"more": SINGLE}})
-  refused(folder, "is in", "part and in" if "part" < SINGLE else SINGLE)
+  index({"weight_map": dict.fromkeys(names, "part") | {"more": "other"}})
+  refused(folder, "is in", "other and in", "part")
   index({"weight_map": dict.fromkeys(names, "part")})
   mtp_jax.load(folder)
+
+
+def test_a_single_file_goes_before_an_index(folder):
+  """As in transformers, which then reads no index."""
+  (folder / INDEX).write_text("{")
+  mtp_jax.load(folder)
+
+
+def test_more_layers_than_tensors_are_refused_at_once(folder):
+  config = reference.config_of("llama") | {"num_hidden_layers": 10**9}
+  (folder / "config.json").write_text(json.dumps(config))
+  refused(folder, "tensors, too few for the 1000000000 layers")
+
+
+YARN = {"rope_scaling": {"rope_type": "yarn"}}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +193,25 @@ def test_an_index_names_files_beside_it(folder):
       {"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": False}},
       ["truncate False"],
     ),
+    ({"rope_theta": 10**400}, ["rope_theta is 1000"]),
+    (
+      {"rope_scaling": {"type": "linear", "factor": 10**400}},
+      ["factor is 1000"],
+    ),
+    (YARN | {"original_max_position_embeddings": "32"}, ["embeddings is '32'"]),
+    (YARN | {"original_max_position_embeddings": 0}, ["embeddings is 0;"]),
+    (YARN | {"max_position_embeddings": 10**400}, ["embeddings is 1000"]),
+    (
+      YARN | {"rope_parameters": {"rope_type": "yarn", "factor": 2}},
+      ["rope_scaling {'rope_type': 'yarn'} and rope_parameters", "remove one"],
+    ),
+    (
+      {
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+      },
+      ["rope_scaling", "rope_parameters", "differ"],
+    ),
     ({"vocab_size": 60}, ["61 ids", "60"]),
   ],
 )
@@ -208,6 +243,14 @@ def test_older_spellings_of_rotary_settings(folder):
   )
   assert (cfg.rope_slow, cfg.rope_fast, cfg.rope_length) == (1.0, 4.0, 8192)
   assert cfg.dtype == "bfloat16"
+  both = config | {"rope_parameters": config["rope_scaling"]}
+  for tree in (
+    both,
+    both | {"rope_scaling": {}},
+    both | {"rope_parameters": {}},
+  ):
+    (folder / "config.json").write_text(json.dumps(tree))
+    assert folders.settings(folder)[0].model == cfg
 
 
 def test_which_models_have_a_window(folder):

@@ -220,6 +220,7 @@ NORM = "layers.1.attention_norm.weight"
       "has tensor 'layers.2.attention.wk.weight', [8, 24], of which",
     ),
     (None, {"n_layers": 6}, "has no tensor 'layers.2.attention_norm.weight'"),
+    (None, {"n_layers": 10**9}, "too few for the 1000000000 layers"),
     (None, {"n_layers": 4}, "leaves 0 trunk layers under 4 parallel heads"),
     (None, {"n_future_tokens": 3}, "has no tensor 'layers.2."),
     (

@@ -81,6 +81,7 @@ def load(
   """
   files = _files(path)
   shapes = {name: stored.shape for name, stored in files.items()}
+  streaming.check_layers(cfg, shapes, path)
   wanted = names.tensors(cfg, names.HUGGING_FACE)
   embed, *_, unembed = wanted
   tied = json_file.read(path / "config.json").get("tie_word_embeddings")
@@ -182,8 +183,12 @@ class _Stored(NamedTuple):
 
 def _files(path) -> dict[str, _Stored]:
   """Every tensor of a folder, by its name."""
-  listed = _listed(path / INDEX) if (path / INDEX).exists() else {}
-  if not listed and not (path / SINGLE).exists():
+  listed = {}
+  if (path / SINGLE).exists():  # before an index, as transformers has it
+    pass
+  elif (path / INDEX).exists():
+    listed = _listed(path / INDEX)
+  else:
     raise ValueError(
       f"{path} has neither {SINGLE} nor {INDEX}: weights in other formats are "
       "not read; save the model as safetensors"

@@ -197,13 +197,17 @@ def _sliding_window(family, tree) -> int:
 
 def _rope(tree) -> dict[str, Any]:
   """The fields of `config.Model` for rotary embeddings."""
-  rope = tree.get("rope_parameters", tree.get("rope_scaling", {}))
-  if not isinstance(rope, dict):
-    raise ValueError(f"rope_scaling is {rope!r:.60}; it takes an object")
-  rope = {name: value for name, value in rope.items() if value is not None}
-  kind = rope.pop("rope_type", rope.pop("type", "default"))
-  rope.pop("type", None)  # both in some files
-  rope = {"rope_theta": tree.get("rope_theta", 10_000.0)} | rope
+  found = [
+    _rope_settings(tree, name)
+    for name in ("rope_scaling", "rope_parameters")
+    if tree.get(name)
+  ] or [_rope_settings(tree, "rope_scaling")]
+  if found[0] != found[-1]:
+    raise ValueError(
+      f"rope_scaling {tree['rope_scaling']!r:.60} and rope_parameters "
+      f"{tree['rope_parameters']!r:.60} differ: remove one of them"
+    )
+  kind, rope = found[0]
   known = ("default", *config.ROPE_SCALING[1:])
   if kind not in known:
     raise ValueError(
@@ -216,9 +220,7 @@ def _rope(tree) -> dict[str, Any]:
       continue
     if name not in _ROPE_NUMBERS:
       raise ValueError(f"{name!r:.60} of rope_parameters is not supported")
-    sound = type(value) in (int, float) and math.isfinite(value) and value > 0
-    if not sound:
-      raise ValueError(f"{name} is {value!r:.60}; it takes a positive number")
+    _check_positive(name, value)
   length = tree["max_position_embeddings"]
   fields = {"rope_theta": rope["rope_theta"], "rope_length": length}
   if kind == "default":
@@ -227,6 +229,7 @@ def _rope(tree) -> dict[str, Any]:
   if kind in ("llama3", "yarn"):
     before = tree.get("original_max_position_embeddings", length)
     before = rope.get("original_max_position_embeddings", before)
+    _check_positive("original_max_position_embeddings", before)
     fields |= {"rope_length": before}
   if kind == "yarn" and "factor" not in rope:
     _check_integer(tree, "max_position_embeddings")
@@ -252,6 +255,17 @@ def _rope(tree) -> dict[str, Any]:
   return fields
 
 
+def _rope_settings(tree, name) -> tuple[Any, dict[str, Any]]:
+  """The kind of scaling and its numbers, from one of the two spellings."""
+  rope = tree.get(name, {})
+  if not isinstance(rope, dict):
+    raise ValueError(f"{name} is {rope!r:.60}; it takes an object")
+  rope = {key: value for key, value in rope.items() if value is not None}
+  kind = rope.pop("rope_type", rope.pop("type", "default"))
+  rope.pop("type", None)  # both in some files
+  return kind, {"rope_theta": tree.get("rope_theta", 10_000.0)} | rope
+
+
 def _attention_factor(rope) -> float:
   """Yarn's factor of cos and sin; 0 where `rope_factor` tells it."""
 
@@ -275,5 +289,11 @@ def _check_fixed(tree, fixed) -> None:
 
 
 def _check_integer(tree, name) -> None:
-  if type(tree[name]) is not int or tree[name] < 0:
+  if type(tree[name]) is not int or not 0 <= tree[name] < 2**31:
     raise ValueError(f"{name} is {tree[name]!r:.60}; it takes an integer")
+
+
+def _check_positive(name, value) -> None:
+  # Numbers of JSON may be larger than any float.
+  if type(value) not in (int, float) or not 0 < value < 1e38:
+    raise ValueError(f"{name} is {value!r:.60}; it takes a positive number")

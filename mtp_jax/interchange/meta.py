@@ -189,8 +189,9 @@ def load(
         f"{file}: tensor {name!r} is {tensor.place.dtype}; supported are "
         f"{', '.join(_DTYPES)}"
       )
-  wanted = names.tensors(cfg, names.META)
   shapes = {name: tensor.place.shape for name, tensor in found.items()}
+  streaming.check_layers(cfg, shapes, file)
+  wanted = names.tensors(cfg, names.META)
   streaming.check(wanted, shapes, file)
 
   def read(name, index):

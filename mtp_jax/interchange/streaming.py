@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,25 @@ from mtp_jax.model import model
 
 # Part of a tensor's values: read("lm_head.weight", (slice(0, 9), slice(None))).
 Read = Callable[[str, tuple[slice, ...]], np.ndarray]
+
+
+def check_layers(cfg: config.Model, found: Sized, where: object) -> None:
+  """Refuses more layers than tensors, before anything is made for each layer.
+
+  Args:
+    cfg: the model's settings.
+    found: the tensors of a file.
+    where: the file or folder, for messages.
+
+  Raises:
+    ValueError: the file has too few tensors.
+  """
+  layers = max(cfg.layers, cfg.n_future)
+  if layers > len(found):
+    raise ValueError(
+      f"{where} has {len(found)} tensors, too few for the {layers} layers and "
+      "heads of its config"
+    )
 
 
 def check(
