@@ -446,6 +446,13 @@ MUTANTS = [
     "test_workdir.py::test_a_run_keeps_its_tokenizer_json",
   ),
   Mutant(
+    "a part of a state may lack stored arrays",
+    "mtp_jax/checkpoint/checkpoints.py",
+    'if n.split("/")[0] in like}',
+    "if n in targets}",
+    "test_checkpoints.py::test_a_part_is_restored_without_reading_the_rest",
+  ),
+  Mutant(
     "a symbol of SentencePiece in a text is a special token",
     "mtp_jax/tokenizer/sentence_piece.py",
     "ids = [j for i in ids for j in self._spelled(i)]",

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from mtp_jax.checkpoint import checkpoints, integrity
+from mtp_jax.checkpoint import checkpoints, integrity, reader
 from mtp_jax.train import resume
 from tests import states
 
@@ -36,6 +36,30 @@ def test_round_trip_keeps_bits_and_types(tmp_path):
   assert type(got["opt"][0]) is optax.ScaleByAdamState
   assert got["model"].w.get_metadata("axes") == ("embed", "mlp")
   assert states.raw(got) == states.raw(state)
+
+
+def test_a_part_is_restored_without_reading_the_rest(folder, monkeypatch):
+  state, names = states.make_state(2), []
+  part, arrays = {"model": state["model"]}, reader.Reader.arrays
+
+  def seen(self, step, record, targets):
+    names.extend(targets)
+    return arrays(self, step, record, targets)
+
+  monkeypatch.setattr(reader.Reader, "arrays", seen)
+  with checkpoints.Checkpoints(folder) as saved:
+    got, metadata, step = saved.restore(part, partial=True)
+    assert (metadata, step) == (states.META, 2)
+    assert states.raw(got) == states.raw(part)
+    assert names and all(name.startswith("model/") for name in names)
+    with pytest.raises(checkpoints.CheckpointError, match="does not fit: flag"):
+      saved.restore(part)  # not asked for by `partial`
+    less = {"model": {"w": state["model"].w[...]}}
+    with pytest.raises(checkpoints.CheckpointError, match="b/value: bfloat16"):
+      saved.restore(less, partial=True)
+    monkeypatch.setattr(integrity, "checksums", lambda a: ["0"] * len(a))
+    with pytest.raises(checkpoints.CheckpointError, match="damaged.*model/"):
+      saved.restore(part, partial=True)
 
 
 def test_keeps_the_newest(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mtp_jax import config, tokenizer
-from mtp_jax.checkpoint import checkpoints, integrity
+from mtp_jax.checkpoint import checkpoints, integrity, reader
 from mtp_jax.train import lock, loop, workdir
 from tests import runs
 
@@ -113,10 +113,18 @@ def test_writes_what_it_found(unbroken, cfg):
   assert list((unbroken / "tensorboard").iterdir())
 
 
-def test_the_trained_model_comes_back(unbroken, cfg):
+def test_the_trained_model_comes_back(unbroken, cfg, monkeypatch):
+  names, arrays = [], reader.Reader.arrays
+  monkeypatch.setattr(
+    reader.Reader,
+    "arrays",
+    lambda self, *args: names.extend(args[2]) or arrays(self, *args),
+  )
   net, got, codec = workdir.load(unbroken)
   assert got == cfg
   assert isinstance(codec, tokenizer.Bytes)
+  # Without the optimiser's moments, twice its size.
+  assert names and all(name.startswith("model/") for name in names)
   net_at_2, _, _ = workdir.load(unbroken, step=STEPS - SAVE_EVERY)
   a, b = (np.asarray(n.embed[...]) for n in (net, net_at_2))
   assert a.shape == b.shape and (a != b).any()

@@ -128,6 +128,7 @@ class Checkpoints:
     *,
     refusals: Callable[[dict], list[str]] = lambda metadata: [],
     step: int | None = None,
+    partial: bool = False,
   ):
     """Restores the newest step that is whole, with the shardings of `like`.
 
@@ -136,6 +137,8 @@ class Checkpoints:
         without a sharding are replicated over the mesh of the others.
       refusals: stored metadata -> one line per value that does not fit.
       step: restore this step only.
+      partial: `like` is a dict of some of the state's fields, such as "model".
+        The others are neither read nor verified.
 
     Returns:
       (state, metadata, step), or None if the folder holds no step.
@@ -159,11 +162,14 @@ class Checkpoints:
           + "; ".join(lines)
           + ". Take a new folder, or the first's settings"
         )
-      lines = integrity.differing_leaves(record["arrays"], targets, leaves)
+      stored = record["arrays"]
+      if partial:
+        stored = {n: e for n, e in stored.items() if n.split("/")[0] in like}
+      lines = integrity.differing_leaves(stored, targets, leaves)
       if lines:
         raise CheckpointError(f"{subject} does not fit: {'; '.join(lines)}")
       loaded = self._reader.arrays(number, record, targets)
-      for name, entry in record["arrays"].items():
+      for name, entry in stored.items():
         if "key" in entry:
           loaded[name] = jax.random.wrap_key_data(
             loaded[name], impl=entry["key"]

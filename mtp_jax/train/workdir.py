@@ -54,8 +54,7 @@ def load_step(
       this process's first device.
 
   Returns:
-    (model, config, tokenizer, step). While the parameters are read, the
-    optimiser's moments need memory too.
+    (model, config, tokenizer, step). The optimiser's moments are not read.
 
   Raises:
     checkpoints.CheckpointError: there is no such run or no such checkpoint.
@@ -68,9 +67,9 @@ def load_step(
   with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
     cfg, codec = _settings(workdir, saved.metadata(step))
     mesh = sharding.first_device() if mesh is None else mesh
-    like = step_lib.abstract_state(cfg, mesh)
-    state, _, step = saved.restore(like, step=step)
-  return state.model, cfg, codec, step
+    like = {"model": step_lib.abstract_state(cfg, mesh).model}
+    state, _, step = saved.restore(like, step=step, partial=True)
+  return state["model"], cfg, codec, step
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
