@@ -37,7 +37,9 @@ def loaded():
 def call(loaded, monkeypatch, capsys):
   """Runs the program; returns its standard output and error."""
   monkeypatch.setattr(folders, "settings", lambda path, step: loaded[1:])
-  monkeypatch.setattr(folders, "load_step", lambda path, step: (*loaded, 7))
+  monkeypatch.setattr(
+    folders, "load_step", lambda path, step, dtype=None: (*loaded, 7)
+  )
   flags.FLAGS.mark_as_parsed()
 
   def run(**settings):
