@@ -15,7 +15,7 @@ import pathlib
 from absl import flags
 
 from experiments.startup import options, program
-from mtp_jax.interchange import export, folders, model_card
+from mtp_jax.interchange import export, folders, model_card, names
 from mtp_jax.model import surgery
 
 _FORMATS = {"hugging_face": "Hugging Face", "meta": "Meta"}
@@ -37,8 +37,6 @@ flags.mark_flag_as_required("model")
 def main(_: list[str]) -> None:
   """Writes the folder, and one line on what it holds."""
   source, output = _MODEL.value, _OUTPUT.value
-  if output.exists():  # before the model is read
-    raise ValueError(f"--output={output} exists: name a new folder")
   if _NOTES.value and _FORMAT.value == "meta":
     raise ValueError(
       "--notes goes into a model card, which Meta's format lacks"
@@ -47,6 +45,11 @@ def main(_: list[str]) -> None:
   heads = cfg.model.n_future if _HEADS.value is None else _HEADS.value
   if heads > cfg.model.n_future:
     raise ValueError(f"--heads={heads}: {source} has {cfg.model.n_future}")
+  # Before the model is read, which takes long. Without some of its heads, a
+  # kind that cannot be written is still none that can.
+  names.check_kind(cfg.model)
+  to_meta, shape = _FORMAT.value == "meta", cfg.model.with_heads(heads)
+  export.check(shape, output, to_meta=to_meta)
   stored = folders.dtype(source)
   # Held in 16 bits, norms and biases are written as the folder has them.
   held = "bfloat16" if stored == "bfloat16" and not _DTYPE.value else None
@@ -54,7 +57,7 @@ def main(_: list[str]) -> None:
   net, *_, step = folders.load_step(source, _STEP.value, dtype=held)
   net = surgery.drop_heads(net, heads)
   given = {"like": model_card.Source.of(source, step), "dtype": dtype}
-  if _FORMAT.value == "meta":
+  if to_meta:
     export.save_meta(net, output, **given)
   else:
     export.save(net, output, notes=_NOTES.value, **given)

@@ -241,6 +241,8 @@ def test_norms_that_16_bits_do_not_have_stay(nets, tmp_path):
     ),
     ("parallel", {}, {"path": "."}, "exists: name a new folder"),
     ("parallel", {}, {"path": "file/x"}, "file/x cannot be written: "),
+    ("parallel", {}, {"path": "new/a\udcff"}, "udcff' is not valid UTF-8"),
+    ("parallel", {}, {"path": "new/a\0"}, "null character"),
   ],
 )
 def test_what_cannot_be_written_leaves_nothing(

@@ -363,3 +363,25 @@ def test_convert(tmp_path, call):
   new = f"--output={tmp_path / 'new'}"
   code, _, err = convert(model, new, "--heads=5", "--format=meta")
   assert code == 1 and err == f"error: --heads=5: {folder} has 4\n"
+
+
+def test_convert_refuses_before_it_reads_the_model(tmp_path, call):
+  """There are no weights, of which an error would tell."""
+  folder, qwen = write(tmp_path / "model", 1), tmp_path / "qwen"
+  net = parameters.random_model("parallel", vocab=261, qkv_bias=True)
+  mtp_jax.save(net, qwen, codec=BYTES)
+  for weights in (folder / meta.WEIGHTS, qwen / "model.safetensors"):
+    weights.unlink()
+  (tmp_path / "dangling").symlink_to("nowhere")
+  for model, output, text in (
+    (folder, "dangling", "dangling exists: name a new folder"),
+    (folder, "model/params.json/x", "x cannot be written: Not a directory"),
+    (qwen, "new/x", "model.qkv_bias is True, of which Meta's format knows"),
+  ):
+    code, _, err = call(
+      *(f"--model={model}", f"--output={tmp_path / output}"),
+      *("--format=meta", "--heads=1"),
+      module="experiments.convert",
+    )
+    assert code == 1 and text in err, err
+  assert not (tmp_path / "new").exists()

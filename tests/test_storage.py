@@ -81,6 +81,7 @@ def test_paths_that_orbax_cannot_write_to(tmp_path):
   for name, why in (
     ("a\\b", "a backslash"),
     ("a\udcff", "not valid UTF-8"),
+    ("a\0b", "path '.*' has a null character"),
     ("gs:/w", "whose name ends in 'gs:'"),
     ("w/logs:", "whose name ends in 'gs:'"),
   ):

@@ -87,12 +87,7 @@ def folder(path: str | pathlib.Path) -> epath.Path:
     absolute = local(path).absolute()
     # "link/.." is the parent of the folder that the link leads to.
     text = str(absolute.resolve() if ".." in absolute.parts else absolute)
-  try:
-    text.encode()
-  except UnicodeEncodeError as error:
-    raise ValueError(
-      f"path {text!r} is not valid UTF-8; take another folder"
-    ) from error
+  check_text(text)
   if "\\" in text:
     raise ValueError(
       f"path {text} has a backslash, which tensorstore reads as a slash; take "
@@ -104,6 +99,19 @@ def folder(path: str | pathlib.Path) -> epath.Path:
       "as an address (gs://); take another folder"
     )
   return _Path(text)
+
+
+def check_text(path: str | pathlib.Path) -> None:
+  """Raises ValueError for a path that cannot be written to files as text."""
+  text = str(path)
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f"path {text!r} is not valid UTF-8; take another folder"
+    ) from error
+  if "\0" in text:
+    raise ValueError(f"path {text!r} has a null character; remove it")
 
 
 def not_writable(workdir: pathlib.Path, error: Exception) -> str:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from mtp_jax import config
 from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.checkpoint import storage
 from mtp_jax.interchange import (
@@ -64,8 +65,8 @@ def save(
     ValueError: the folder exists or cannot be written, there is no tokenizer,
       no family of models has what this one has, or a number is too large.
   """
-  path = _checked_target(net, path, dtype)
-  names.check_kind(net.cfg)
+  path = check(net.cfg, path)
+  _check_arrays(net, dtype)
   tree = hugging_face_config.from_model(net.cfg)
   source = model_card.Source.of(like)
   codec = _checked_tokenizer(net, codec, source)
@@ -107,8 +108,8 @@ def save_meta(
   Raises:
     ValueError: as in `save`; this format has no such model.
   """
-  path = _checked_target(net, path, dtype)
-  meta.from_model(net.cfg)
+  path = check(net.cfg, path, to_meta=True)
+  _check_arrays(net, dtype)
   source = model_card.Source.of(like)
   files = _checked_tokenizer(net, codec, source).files() | source.files()
   with _new_folder(path) as folder:
@@ -117,26 +118,47 @@ def save_meta(
       (folder / name).write_bytes(content)
 
 
-def _checked_target(
-  net: model.Model, path: str | pathlib.Path, dtype: str | None
+def check(
+  cfg: config.Model, path: str | pathlib.Path, *, to_meta: bool = False
 ) -> pathlib.Path:
-  """The path of a folder that can be written.
+  """What `save` or `save_meta` refuses without knowing the weights.
+
+  Args:
+    cfg: of the model that is to be written.
+    path: the folder to write.
+    to_meta: whether `save_meta` is to write it.
+
+  Returns:
+    The absolute path.
 
   Raises:
-    ValueError: it exists, there is no such dtype, or other processes hold parts
-      of the model.
+    ValueError: the folder exists or cannot be written, or the format has no
+      such model.
   """
   path = storage.local(path).absolute()
-  if dtype not in (None, *DTYPES):
-    raise ValueError(f"dtype={dtype!r}: choose {', '.join(DTYPES)} or None")
+  storage.check_text(path)
   if os.path.lexists(path):
     raise ValueError(f"{path} exists: name a new folder, or remove it")
+  if to_meta:
+    meta.from_model(cfg)
+  else:
+    names.check_kind(cfg)
+    hugging_face_config.from_model(cfg)
+  above = next(folder for folder in path.parents if os.path.lexists(folder))
+  with _named_errors(path):
+    tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=above).cleanup()
+  return path
+
+
+def _check_arrays(net: model.Model, dtype: str | None) -> None:
+  """Raises ValueError if no process can write all arrays in this dtype."""
+  if dtype not in (None, *DTYPES):
+    raise ValueError(f"dtype={dtype!r}: choose {', '.join(DTYPES)} or None")
   if not net.embed[...].is_fully_addressable:
     raise ValueError(
       "other processes hold parts of the model: load it in a program of one "
       "process to write it"
     )
-  return path
 
 
 def _checked_tokenizer(
@@ -170,16 +192,24 @@ def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     ValueError: the folder cannot be written.
   """
-  try:
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(_named_errors(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      prefix=f".{path.name}.", dir=path.parent
-    ) as around:
-      # Not `around` itself, which only its owner may read.
-      partial = pathlib.Path(around) / path.name
-      partial.mkdir()
-      yield partial
-      os.rename(partial, path)
+    around = stack.enter_context(
+      tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+    )
+    # Not `around` itself, which only its owner may read.
+    partial = pathlib.Path(around) / path.name
+    partial.mkdir()
+    yield partial
+    os.rename(partial, path)
+
+
+@contextlib.contextmanager
+def _named_errors(path: pathlib.Path) -> Iterator[None]:
+  """Raises ValueError, which names the folder, in place of OSError."""
+  try:
+    yield
   except OSError as error:
     raise ValueError(
       f"{path} cannot be written: {error.strerror or error}"
