@@ -72,8 +72,8 @@ def read(
       {"bos_token": "<s>"}.
 
   Raises:
-    ValueError: a file is not JSON, an id is outside the vocabulary, or no id
-      ends a document.
+    ValueError: a file is not JSON, the chat template is no text, an id is
+      outside the vocabulary, or no id ends a document.
   """
   folder = path.parent
   named = [_fields(folder / name) for name in _NAMED]
@@ -190,7 +190,19 @@ def _template(folder: pathlib.Path, inline) -> str | None:
     pass
   except (OSError, ValueError) as error:
     raise ValueError(f"{path} cannot be read: {error}") from error
-  if isinstance(inline, list):  # several, by name
-    found = {t.get("name"): t.get("template") for t in inline}
-    inline = found.get("default")
-  return inline if isinstance(inline, str) else None
+  match inline:
+    case None | str():
+      return inline
+    case [*several] if all(map(_is_named_template, several)):
+      return {t["name"]: t["template"] for t in several}.get("default")
+  raise ValueError(
+    f"{folder / _NAMED[0]}: chat_template is neither a text nor a list of "
+    "texts by name: correct it, or leave it out"
+  )
+
+
+def _is_named_template(value) -> bool:
+  match value:
+    case {"name": str(), "template": str()}:
+      return True
+  return False
