@@ -469,9 +469,16 @@ MUTANTS = [
   Mutant(
     "a message ends its own turn",
     "mtp_jax/tokenizer/chat.py",
-    "names.sub(lambda name: mask.join(name[0]), m[",
-    "names.sub(lambda name: name[0], m[",
+    "lambda name: name[0].translate(self._hide), text",
+    "lambda name: name[0], text",
     "test_chat.py::test_no_message_makes_a_special_token",
+  ),
+  Mutant(
+    "a message completes a name with what the template writes behind it",
+    "mtp_jax/tokenizer/chat.py",
+    "core = core[:-1] + core[-1].translate(self._hide)",
+    "pass",
+    "test_chat.py::test_a_message_completes_no_name",
   ),
   Mutant(
     "a head lies in its neighbour's place in a file",

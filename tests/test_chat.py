@@ -1,5 +1,6 @@
 """Chat templates: transformers' ids, and messages that stay plain text."""
 
+import dataclasses
 import importlib.util
 import io
 import sys
@@ -88,6 +89,78 @@ def test_no_message_makes_a_special_token(codec, message):
   assert parts[2:] == [f"user\n{message.strip()}", "\n", "assistant\n"]
 
 
+@pytest.fixture(scope="module")
+def snowman_codec(fields, tmp_path_factory):
+  """With the special tokens "#" and U+2603; bytes spell the second alone."""
+  vocab, added = fields["model"]["vocab"], fields["added_tokens"]
+  for name, i in {"#": vocab["#"], "\u2603": len(vocab)}.items():
+    added = [*added, added[-1] | {"id": i, "content": name}]
+  folder = tokenizer_files.write(
+    tmp_path_factory.mktemp("snowman"),
+    fields | {"added_tokens": added},
+    tokenizer_config=tokenizer_files.NAMES | {"chat_template": TEMPLATE},
+  )
+  return tokenizer.load(str(folder))
+
+
+@pytest.mark.parametrize(
+  "template, message, text",
+  [
+    ("\u2603{x}</s>", "a\u2603b", "a\u2603b"),
+    ("\u2603{x}</s>", "\u2603", "\u2603"),
+    ("<s>{x}/s>", "a< ", "a< /s>"),
+    ("<s><{x | trim}", " /s>a", "</s>a"),
+    ("<s><{x}>", "/s", "</s>"),
+    ("<s>{x}{x}</s>", "</s></", "</s></</s></"),
+    ("<|end|>{x}</s>", "a <", "a <"),
+  ],
+)
+def test_a_message_completes_no_name(
+  snowman_codec, monkeypatch, template, message, text
+):
+  """Nor one of a single character; what the template writes stays special."""
+  codec = snowman_codec
+  template = template.replace("{x", "{{ messages[0].content").replace(
+    "}", "}}", template.count("{")
+  )
+  special = dataclasses.replace(codec.special, template=template)
+  monkeypatch.setattr(codec, "special", special)
+  ids = chat.encode(codec, [user(message)]).tolist()
+  marks = codec.bos, codec.eos, 3, *codec.encode_marked("\u2603")
+
+  def marked(ids):
+    return [i for i in ids if i in marks]
+
+  assert codec.decode(ids) == text
+  assert marked(ids) == marked(chat.encode(codec, [user("a")]).tolist())
+  assert marked(ids)
+  with pytest.raises(ValueError, match="'#', .* cannot spell"):
+    chat.encode(codec, [user("a#b")])
+
+
+@pytest.mark.parametrize(
+  "message, words",
+  [
+    ({"role": "user"}, "has no 'content'"),
+    ({"content": "a"}, "has no 'role'"),
+    (user(None), "'content' of a message .* None: give a text"),
+    (user([{"type": "text"}]), r"'content' .*\[\{'type': 'text'\}\]: give"),
+    (user("a\ud800"), "no UTF-8 form"),
+    ({"role": "a</s>", "content": ""}, "'a</s>' is no role .* one of system"),
+  ],
+)
+def test_a_message_of_another_form_is_refused(codec, message, words):
+  with pytest.raises(ValueError, match=words):
+    chat.encode(codec, [message])
+
+
+def test_every_character_may_stand_in_a_message(codec):
+  """Also those that `chat` uses itself."""
+  private = "".join(map(chr, range(0xE000, 0xF900))) + "</s>"
+  ids = chat.encode(codec, [user(private)])
+  assert private in codec.decode(ids) and list(ids).count(codec.eos) == 1
+
+
 def test_a_template_has_what_those_of_others_expect():
   def rendered(template, **names):
     return chat.render(template, [user("<\xe9>")], names)
@@ -113,6 +186,9 @@ def test_a_template_has_what_those_of_others_expect():
     ("{{ messages.append(1) }}", "'append' of 'list' .* unsafe"),
     ("{{ ''.__class__.__mro__ }}", "'__class__' .* unsafe"),
     ("{{ 1 / 0 }}", "division by zero"),
+    ("{{ raise_exception('') }}", "ValueError$"),
+    ("{{ raise_exception('a\x1b]0;b\x07') }}", r"a\\x1b\]0;b\\x07$"),
+    ("{{ raise_exception('x' * 999) }}", "x{200}$"),
   ],
 )
 def test_a_template_that_fails_is_one_line(template, words):
@@ -132,6 +208,14 @@ def test_where_a_template_lies(fields, tmp_path):
   assert tokenizer.load(str(tmp_path)).special.template == "d"
   (tmp_path / "chat_template.jinja").write_text("of its own")
   assert tokenizer.load(str(tmp_path)).special.template == "of its own"
+  (tmp_path / "chat_template.jinja").unlink()
+  nameless = [{"name": ["x"], "template": "t"}]
+  for damaged in [[1, 2], nameless, [{"name": "a", "template": 1}], 5]:
+    names["chat_template"] = damaged
+    tokenizer_files.write(tmp_path, fields, tokenizer_config=names)
+    line = "tokenizer_config.json: chat_template is neither a text nor a list"
+    with pytest.raises(ValueError, match=line):
+      tokenizer.load(str(tmp_path))
   with pytest.raises(ValueError, match="no chat template, which is chat_templ"):
     chat.encode(tokenizer.Bytes(), [user("a")])
 
