@@ -516,6 +516,13 @@ MUTANTS = [
     "test_torch_files.py::test_what_a_pickle_would_run_is_refused",
   ),
   Mutant(
+    "two spellings of rotary settings may differ",
+    "mtp_jax/interchange/hugging_face_config.py",
+    "if found[0] != found[-1]:",
+    "if not found:",
+    "test_folders.py::test_what_is_not_supported_is_refused_by_name",
+  ),
+  Mutant(
     "a tensor begins where its storage does",
     "mtp_jax/interchange/torch_files.py",
     "storage[place.offset :],",

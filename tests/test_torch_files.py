@@ -323,6 +323,13 @@ def test_a_large_pickle_is_refused_unread(tmp_path, monkeypatch):
     torch_files.read(file)
 
 
+def test_a_pickle_without_end_is_refused_in_seconds(monkeypatch):
+  monkeypatch.setattr(pickles, "_MOST_STEPS", 100)
+  with pytest.raises(ValueError, match="more than 100 opcodes"):
+    pickles.load(b"\x80\x02" + b"}" * 99 + b".", {})
+  assert pickles.load(b"\x80\x02" + b"}" * 98 + b".", {}) == {}
+
+
 def test_every_truncation_is_seen(ours, tmp_path):
   content, cut = ours[0].read_bytes(), tmp_path / "cut.pth"
   for size in [0, 1, *range(50, len(content), 97), len(content) - 1]:

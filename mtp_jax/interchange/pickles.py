@@ -33,6 +33,7 @@ _STORAGE_OF = {str(dtype): name for name, dtype in _STORAGES.items()}
 _DICT, _TENSOR = "collections.OrderedDict", "torch._utils._rebuild_tensor_v2"
 _ALLOWED = {_DICT, _TENSOR, *(f"torch.{name}" for name in _STORAGES)}
 _MOST_AXES = 8
+_MOST_STEPS = 2**19  # opcodes, read in seconds; a tensor takes about 35
 
 
 class Tensor(NamedTuple):
@@ -59,7 +60,10 @@ def load(program: bytes, storages: dict[str, int]) -> Any:
   """
   interpreter = _Interpreter(storages)
   try:
-    for opcode, argument, _ in pickletools.genops(program):
+    opcodes = pickletools.genops(program)
+    for step, (opcode, argument, _) in enumerate(opcodes):
+      if step == _MOST_STEPS:
+        raise _Refused(f"the pickle has more than {_MOST_STEPS} opcodes")
       interpreter.step(opcode.name, argument)
     return interpreter.stack.pop()
   except _Refused as error:
