@@ -78,7 +78,8 @@ class Config:
     if weights and len(weights) != n:
       raise ValueError(
         f"train.head_weights has {len(weights)} entries for model.n_future={n}"
-        ": give one weight per head"
+        ": give one weight per head, or --config.train.head_weights=() for "
+        "equal ones"
       )
     if self.decode.heads > n:
       raise ValueError(

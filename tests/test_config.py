@@ -89,7 +89,7 @@ def test_defaults_are_valid():
     ),
     (
       {"train__head_weights": (1.0, 0.5, 0.25)},
-      ["train.head_weights", "3 entries", "model.n_future=4"],
+      ["3 entries", "model.n_future=4", "--config.train.head_weights=()"],
     ),
     (
       {"optim__warmup": 13, "train__steps": 13},

@@ -17,7 +17,7 @@ from mtp_jax.checkpoint import checkpoints
 from mtp_jax.model import surgery
 from mtp_jax.train import loop, provenance, workdir
 from mtp_jax.train import step as step_lib
-from tests import parameters, runs
+from tests import parameters, runs, tokenizer_files
 from tests.test_train import bits
 
 GIVEN = {"model.n_future": 3, "train.freeze": "trunk", "train.steps": 2}
@@ -203,6 +203,32 @@ def test_what_flags_may_change(home, tmp_path):
   ):
     with pytest.raises(ValueError, match=line):
       start(home, tmp_path, **given)
+
+
+def test_another_tokenizer_than_the_models_is_refused(home, tmp_path):
+  files = tokenizer_files.write(
+    tmp_path / "theirs",
+    tokenizer_files.train("byte_level"),
+    tokenizer_config=tokenizer_files.NAMES,
+  )
+  both = f"{files} has fingerprint .*source has {tokenizer.Bytes().fingerprint}"
+  with pytest.raises(ValueError, match=f"{both}: .*; leave out --config.data"):
+    start(home, tmp_path, data__tokenizer=str(files))
+  start(home, tmp_path, data__tokenizer="bytes")
+
+
+def test_a_run_that_began_with_another_model_says_so(home, trained, caplog):
+  """A run goes on with its own model, whatever --init names then."""
+  cfg = config.load(home / "config.json")
+  caplog.set_level("WARNING")
+  initial.choose(cfg, GIVEN, home / "source", home / "run", "copy")
+  assert not caplog.messages
+  initial.choose(cfg, GIVEN, home / "typo", home / "run", "copy")
+  (line,) = caplog.messages
+  assert line == (
+    f"--init={home}/typo is not used: the run in {home}/run goes on, which "
+    f"began with {home}/source"
+  )
 
 
 def test_the_config_file_sets_what_changes_no_array(home, tmp_path):

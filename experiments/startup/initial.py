@@ -7,8 +7,9 @@ import typing
 from collections.abc import Callable
 
 import jax
+from absl import logging
 
-from mtp_jax import config, sharding
+from mtp_jax import config, sharding, tokenizer
 from mtp_jax.checkpoint import checkpoints, storage
 from mtp_jax.interchange import folders, model_card
 from mtp_jax.model import model, surgery
@@ -48,7 +49,8 @@ def choose(
     how: see `surgery.add_heads`.
 
   Raises:
-    ValueError: a flag asks for another shape than that of the model.
+    ValueError: a flag asks for another shape than that of the model, or for
+      another tokenizer.
   """
   wanted = {
     name.removeprefix("model."): value
@@ -57,15 +59,18 @@ def choose(
   }
   resumes = workdir.has_checkpoints(target)
   source = target if resumes else path
-  found, _ = folders.settings(source)
+  found, codec = folders.settings(source)
   shape = _shape(found.model, wanted, source)
   settings = _settings(cfg.model, wanted)
   shape = dataclasses.replace(shape, **settings)
   cfg = dataclasses.replace(cfg, model=shape)
   if "data.tokenizer" not in given:
     cfg = cfg.replace(data={"tokenizer": found.data.tokenizer})
+  elif not resumes:
+    _check_tokenizer(cfg.data.tokenizer, codec, path)
   cfg = cfg.check()
   if resumes:
+    _warn_of_another(path, target)
     return Start(cfg, None)
   changed = [
     f"model.{name} {value!r}"
@@ -74,6 +79,31 @@ def choose(
   ]
   note = f"{', '.join(changed)} of the config file" if changed else ""
   return Start(cfg, functools.partial(_read, path, target, cfg, how, note))
+
+
+def _check_tokenizer(
+  name: str, codec: tokenizer.Tokenizer, path: pathlib.Path
+) -> None:
+  """Raises ValueError if tokenizer `name` is not `codec`, that of a model."""
+  given = tokenizer.load(name).fingerprint
+  if given != codec.fingerprint:
+    raise ValueError(
+      f"--config.data.tokenizer={name} has fingerprint {given}, but the "
+      f"tokenizer of --init={path} has {codec.fingerprint}: the model would "
+      "read ids of another vocabulary; leave out --config.data.tokenizer"
+    )
+
+
+def _warn_of_another(path: pathlib.Path, target: pathlib.Path) -> None:
+  """Logs a warning if the run in `target` did not begin with `path`."""
+  with checkpoints.Checkpoints(target / "checkpoints") as saved:
+    began = saved.metadata().get("init", {}).get("path")
+  same = began and pathlib.Path(began).absolute() == path.absolute()
+  if not same and jax.process_index() == 0:
+    logging.warning(
+      "--init=%s is not used: the run in %s goes on, which began with %s",
+      *(path, target, began or "another model"),
+    )
 
 
 def _read(
