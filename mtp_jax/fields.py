@@ -51,7 +51,7 @@ def check(
     if kind in (int, float) and field not in any_sign:
       if value < 0 or (value == 0 and field not in zero):
         bound = "at least 0" if field in zero else "positive"
-        raise ValueError(f"{path} is {value}; it must be {bound}")
+        raise ValueError(f"{path} is {_short(value)}; it must be {bound}")
     if kind is int and value > (bound := (most or {}).get(field, INT32)):
       raise ValueError(f"{path} is {_short(value)}; it must be at most {bound}")
   return dataclasses.replace(section, **values)
@@ -80,9 +80,9 @@ def _typed(path: str, value, kind: type):
   return value
 
 
-def _short(number: int) -> str:
+def _short(number: float) -> str:
   """`number` as text; its length in bits where Python refuses to print it."""
-  bits = number.bit_length()
+  bits = number.bit_length() if type(number) is int else 0
   return str(number) if bits < 1000 else f"an integer of {bits} bits"
 
 

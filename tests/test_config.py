@@ -152,6 +152,7 @@ def test_wrong_types_are_refused(fields, texts):
     ({"optim__peak": 1e39}, ["optim.peak is 1e+39", "finite in 32 bits"]),
     ({"optim__peak": 10**400}, ["optim.peak is inf", "finite in 32 bits"]),
     ({"train__head_weights": (1, 10**400, 1, 1)}, ["entry of train.head_we"]),
+    ({"model__width": -(10**400)}, ["is an integer of 1329 bits", "positive"]),
     ({"train__head_weights": (1, -0.5, 1, 1)}, ["-0.5", "may be negative"]),
     ({"train__head_weights": (0, 0, 0, 0)}, ["every weight 0", "positive"]),
     ({"data__cache": ""}, ["data.cache is empty"]),

@@ -243,6 +243,9 @@ def test_older_spellings_of_rotary_settings(folder):
   )
   assert (cfg.rope_slow, cfg.rope_fast, cfg.rope_length) == (1.0, 4.0, 8192)
   assert cfg.dtype == "bfloat16"
+  tree = config | {"max_position_embeddings": None}  # is then the family's
+  (folder / "config.json").write_text(json.dumps(tree))
+  assert folders.settings(folder)[0].model == cfg
   both = config | {"rope_parameters": config["rope_scaling"]}
   for tree in (
     both,

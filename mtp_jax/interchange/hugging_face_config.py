@@ -22,6 +22,8 @@ _FAMILIES = {
     "head_dim": 128,
   },
 }
+# Of these a null has a meaning; others are then as if left out.
+_NULLS = ("sliding_window", "head_dim")
 # What would change the model beyond `config.Model`; supported is this value.
 _FIXED = {
   "quantization_config": None,
@@ -59,12 +61,12 @@ def to_model(tree: dict[str, Any]) -> config.Model:
       f"model_type {family!r:.60} is not supported; supported are "
       f"{', '.join(_FAMILIES)}"
     )
-  # A null is what is left out, but for the window, which it turns off.
-  tree = _FAMILIES[family] | tree
+  given = {k: v for k, v in tree.items() if v is not None or k in _NULLS}
+  tree = _FAMILIES[family] | given
   tree = {name: value for name, value in tree.items() if value is not None}
   for name in (
-    *("vocab_size", "hidden_size", "intermediate_size"),
-    *("num_hidden_layers", "num_attention_heads"),
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    "num_attention_heads",
   ):
     if name not in tree:
       raise ValueError(f"{name} is missing")
