@@ -30,7 +30,8 @@ def take_over():
   with processes.stop_signals() as asked:
     try:
       print("compiling", flush=True)
-      time.sleep(99)
+      while True:  # a signal just before a sleep would not end that sleep
+        time.sleep(0.1)
     except KeyboardInterrupt:
       pass  # Python ignores it in a finalizer
     asked.watch()
