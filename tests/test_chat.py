@@ -188,7 +188,7 @@ def test_a_template_has_what_those_of_others_expect():
     ("{{ 1 / 0 }}", "division by zero"),
     ("{{ raise_exception('') }}", "ValueError$"),
     ("{{ raise_exception('a\x1b]0;b\x07') }}", r"a\\x1b\]0;b\\x07$"),
-    ("{{ raise_exception('x' * 999) }}", "x{200}$"),
+    ("{{ raise_exception('x' * 999) }}", "(?<!x)x{200}$"),
   ],
 )
 def test_a_template_that_fails_is_one_line(template, words):

@@ -12,6 +12,7 @@ import mtp_jax
 from experiments.claims.heads_for_a_model import (
   corpora,
   decoding,
+  report,
   scales,
   training,
 )
@@ -91,7 +92,7 @@ def test_heads_of_other_settings_are_not_taken(finished):
   assert line in run(folder.parent, "--seed=1", code=1)
 
 
-def test_the_demo_compares_nothing():
+def test_the_demo_compares_nothing(tmp_path):
   scale = scales.SCALES["demo"]
   held = packed.Packed(
     tokens=np.arange(999) % 7,
@@ -106,6 +107,8 @@ def test_the_demo_compares_nothing():
   net = model.Model(SHAPE, jax.random.key(0))
   texts["humaneval"] = [np.arange(3), np.arange(4)]
   assert not decoding.measure(net, tokenizer.Bytes(), texts, [], scale, {})
+  report.write_picture(tmp_path, {"files": {"decoding": {}}})
+  assert not [*tmp_path.iterdir()]
 
 
 def test_texts_that_a_kill_cut_are_drawn_again(tmp_path):

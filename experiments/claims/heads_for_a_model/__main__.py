@@ -38,16 +38,16 @@ _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
 _SEED = options.define_seed("Order of batches.")
 _OUTPUT = options.define_output("Folder that takes everything.")
 _MODEL = options.define_path("model", None, "Hugging Face folder; else SmolLM2")
-NOTES = {
-  "files": "Heads 2 and up: trained on Python files, trunk frozen.",
-  "written": "Heads 2 and up: trained on texts of the model itself that "
-  "continue Python files, trunk frozen.",
-}
-
 _CORPORA = flags.DEFINE_list(
   "corpora", None, "What heads are trained on, of files and written; else all."
 )
 _HEADS = flags.DEFINE_integer("heads", 4, "N.", lower_bound=2)
+
+NOTES = {  # for the model cards
+  "files": "Heads 2 and up: trained on Python files, trunk frozen.",
+  "written": "Heads 2 and up: trained on texts of the model itself that "
+  "continue Python files, trunk frozen.",
+}
 
 
 def main(_: list[str]) -> None:
@@ -86,11 +86,14 @@ def main(_: list[str]) -> None:
     page = decoding.completions(heads, codec, prompts, scale, held, found)
     page |= {"seconds": round(time.time() - begin)}
     report.write_page(place, found | page, codec)
-    topologies = decoding.trees(heads, codec, tuning, scale.new)
-    found["decoding"] = decoding.measure(
-      heads, codec, texts, topologies, scale, decoding.peer(source)
-    )
+    found["decoding"] = {}
+    if scale.batches:
+      topologies = decoding.trees(heads, codec, tuning, scale.new)
+      found["decoding"] = decoding.measure(
+        heads, codec, texts, topologies, scale, decoding.peer(source)
+      )
     study.write_json(place / "results.json", found)
+    print(f"page: {place / 'report.html'}   model: {place / 'model'}")
   result = {
     name: _read(folder / name / "results.json")
     for name in corpora.NAMES

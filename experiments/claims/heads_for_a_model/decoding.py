@@ -74,7 +74,7 @@ def measure(
 
   Prompts of several lengths are decoded at the first batch size alone, 1.
   """
-  decoder = layout.lay_out(net, codec.vocab)
+  decoder, bandwidth = layout.lay_out(net, codec.vocab), limits.bandwidth()
   found = {}
   for name, some in texts.items():
     equal = len({len(p) for p in some}) == 1
@@ -85,7 +85,7 @@ def measure(
         decoder,
         topologies,
         work,
-        bandwidth=limits.bandwidth(),
+        bandwidth=bandwidth,
         others=others,
       )
   return found

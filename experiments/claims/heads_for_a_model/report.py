@@ -79,7 +79,13 @@ def write_page(
 
 
 def write_picture(folder: pathlib.Path, result: dict) -> None:
-  """Draws heads_for_a_model.png: losses, tokens per forward, speed."""
+  """Draws heads_for_a_model.png: losses, tokens per forward, speed.
+
+  Nothing is drawn of corpora without a comparison (`Scale.batches`).
+  """
+  result = {name: r for name, r in result.items() if r["decoding"]}
+  if not result:
+    return
   figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
   for corpus, found in result.items():
     steps = [row["step"] for row in found["steps"]]
