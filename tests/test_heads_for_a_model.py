@@ -70,6 +70,7 @@ def test_heads_are_trained_and_decode_the_models_text(finished):
       assert {"ordinary", "chain 2", "chain 4"} <= set(rows)
       same = [row["same_texts"] for row in rows.values()]
       assert all(s["same"] == s["of"] == 2 for s in same)
+    assert [e["heads"] for e in found["completions"]] == [1, 2, 3, 4]
     page = (folder / name / "report.html").read_text()
     assert "identical" in page
   assert (folder / "heads_for_a_model.png").stat().st_size > 1000

@@ -86,6 +86,10 @@ def main(_: list[str]) -> None:
     page = decoding.completions(heads, codec, prompts, scale, held, found)
     page |= {"seconds": round(time.time() - begin)}
     report.write_page(place, found | page, codec)
+    kept = "heads", "tokens_per_forward", "accepted", "seconds", "speedup"
+    found["completions"] = [
+      {name: entry[name] for name in kept} for entry in page["decoding"]
+    ]
     found["decoding"] = {}
     if scale.batches:
       topologies = decoding.trees(heads, codec, tuning, scale.new)

@@ -26,6 +26,8 @@ def tables(result: dict) -> str:
       f"| {corpus} | {i} | {nats:.3f} | {accuracy:.1%} |"
       for i, (nats, accuracy) in enumerate(rows, 1)
     ]
+  if not any(found["decoding"] for found in result.values()):
+    return "\n".join(lines)
   lines += [
     "",
     "| trained on | prompts | batch | decoder | tokens per forward | "
