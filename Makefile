@@ -14,7 +14,7 @@ ifeq ($(JAX),jax)
 export JAX_PLATFORMS ?= cpu
 endif
 
-.PHONY: demo demo-llama test lint mutants clean
+.PHONY: demo demo-llama test lint mutants results clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.demo.run --config=configs/quickstart.py \
@@ -37,6 +37,10 @@ lint: $(VENV)/installed
 # Plants bugs one by one and shows that the suite kills each.
 mutants: $(VENV)/installed
 	$(BIN)/python -m tests.mutants
+
+# Redraws the plots and tables of the paper's claims from their CSV files.
+results: $(VENV)/installed
+	$(BIN)/python -m experiments.claims
 
 # All at once: the demo's corpus is what is installed, and stays what it is.
 # This package adds no Python file to it: installed editable, it is a .pth.

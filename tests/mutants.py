@@ -31,6 +31,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
   Mutant(
+    "a run of a sweep that was cut short counts as finished",
+    "experiments/measure/sweep.py",
+    "finished = {_key(row) for row in rows if row.metric == _LAST}",
+    "finished = {_key(row) for row in rows}",
+    "test_sweep.py::test_a_sweep_resumes",
+  ),
+  Mutant(
+    "a table has one seed instead of their mean",
+    "experiments/measure/plots.py",
+    "mean = form.format(sum(values) / len(values))",
+    "mean = form.format(values[0])",
+    "test_sweep.py::test_a_table_shows_every_seed",
+  ),
+  Mutant(
     "under a frozen trunk heads learn their neighbours' targets",
     "mtp_jax/loss/batch.py",
     "total, nll = part(rest, of_rest, slice(1, None))",

@@ -135,6 +135,17 @@ def define_seed(text: str) -> flags.FlagHolder:
   return flags.DEFINE_integer("seed", 0, text, **_SHARED)
 
 
+def define_minutes() -> flags.FlagHolder:
+  """Declares --minutes, after which a sweep begins no further run."""
+  return flags.DEFINE_float(
+    "minutes",
+    float("inf"),
+    "Begin no run after so many minutes; list those that are left.",
+    lower_bound=0,
+    **_SHARED,
+  )
+
+
 def make_room(path: pathlib.Path) -> None:
   """Makes the folder of a file that will be written once the work is done.
 

@@ -1,0 +1,254 @@
+"""Runs that differ in a few settings, and one tidy CSV row per figure.
+
+A sweep resumes: a run that is finished is not measured again, and the rows of
+a run that was cut short are replaced.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import mtp_jax
+from experiments.measure import study
+from mtp_jax import config
+from mtp_jax.model import model
+from mtp_jax.train import logs
+
+FILE = "sweep.csv"
+_COLUMNS = ("claim", "run", "overrides", "seed", "step", "metric", "value")
+_COLUMNS += ("hardware", "versions", "date", "commit")
+_LAST = "seconds"  # the metric of the row that ends a finished run
+
+
+class Figure(NamedTuple):
+  """One number that a run measures."""
+
+  step: int  # training steps before it
+  metric: str  # such as "accuracy m=3"
+  value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run of a sweep: what distinguishes it, and how it is measured.
+
+  `name` and `seed` together name the run within a claim.
+  """
+
+  claim: str
+  name: str  # such as "3M n=2"
+  overrides: Mapping[str, Any]  # what it depends on; values are numbers, texts
+  seed: int
+  # Takes a folder of its own, which exists; trains, and yields figures.
+  measure: Callable[[pathlib.Path], Iterable[Figure]]
+
+  @property
+  def folder(self) -> str:
+    """The name of the run's folder."""
+    kept = "".join(c if c.isalnum() or c in ".=-" else "-" for c in self.name)
+    return f"{kept}-seed{self.seed}"
+
+
+class Row(NamedTuple):
+  """A figure as it stands in the CSV file, and its run."""
+
+  claim: str
+  run: str
+  overrides: dict[str, Any]
+  seed: int
+  step: int
+  metric: str
+  value: float
+  hardware: str
+  versions: str
+  date: str
+  commit: str
+
+
+@dataclasses.dataclass
+class Outcome:
+  """What `run` did with each run, by name and seed."""
+
+  done: list[str] = dataclasses.field(default_factory=list)
+  skipped: list[str] = dataclasses.field(default_factory=list)  # done before
+  failed: dict[str, str] = dataclasses.field(default_factory=dict)  # and why
+  left: list[str] = dataclasses.field(default_factory=list)  # no time
+
+  def __str__(self) -> str:
+    lines = [f"{len(self.done)} runs done, {len(self.skipped)} done before"]
+    lines += [f"failed: {name}: {why}" for name, why in self.failed.items()]
+    lines += [f"not begun: {name}" for name in self.left]
+    return "\n".join(lines)
+
+
+def run(
+  runs: Sequence[Run],
+  folder: pathlib.Path,
+  minutes: float = float("inf"),
+) -> Outcome:
+  """Measures runs in order, and appends their figures to `folder`/sweep.csv.
+
+  Each figure is written as soon as it is known. What a run prints goes to
+  log.txt in its own folder. A run that fails is reported, and the next begins.
+
+  Args:
+    runs: of one claim.
+    folder: takes sweep.csv, and a folder for each run.
+    minutes: no run begins after so much time.
+
+  Returns:
+    Which runs are done, were done before, failed, or were not begun.
+
+  Raises:
+    ValueError: two runs have one name and seed, or `folder` has a run of the
+      same name and seed and other overrides. Nothing is measured then.
+
+  Example:
+    >>> import pathlib
+    >>> from experiments.measure import sweep
+    >>> def measure(folder):
+    ...   yield sweep.Figure(100, "nats", 0.7)
+    >>> one = sweep.Run("demo", "n=2", {"n": 2}, seed=0, measure=measure)
+    >>> outcome = sweep.run([one], pathlib.Path("runs/demo"))
+    1 of 1: n=2, seed 0: ...
+    >>> sweep.read(pathlib.Path("runs/demo"))[0].value
+    0.7
+  """
+  begin, outcome = time.monotonic(), Outcome()
+  folder.mkdir(parents=True, exist_ok=True)
+  finished = _check(runs, folder)
+  constant = _constant_columns()
+  for i, one in enumerate(runs):
+    name = _title(one)
+    if _key(one) in finished:
+      outcome.skipped.append(name)
+      continue
+    if time.monotonic() - begin > 60 * minutes:
+      outcome.left.append(name)
+      continue
+    print(f"{i + 1} of {len(runs)}: {name}: ", end="", flush=True)
+    began = time.monotonic()
+    try:
+      _measure(one, folder, constant)
+    except Exception as error:  # the others may work
+      why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+      outcome.failed[name] = why
+      print(f"failed: {why}", flush=True)
+    else:
+      outcome.done.append(name)
+      print(f"{time.monotonic() - began:.0f} s", flush=True)
+  return outcome
+
+
+def train(cfg: config.Config, folder: pathlib.Path) -> model.Model:
+  """The model that `mtp_jax.fit` trains in a run's folder.
+
+  Raises:
+    KeyboardInterrupt: a signal stopped the training; its state is saved, and
+      the sweep ends. The same sweep goes on from there.
+  """
+  state = mtp_jax.fit(cfg, folder / "model")
+  if int(state.step) < cfg.train.steps:
+    raise KeyboardInterrupt
+  return state.model
+
+
+def read(folder: pathlib.Path) -> list[Row]:
+  """The rows of `folder`/sweep.csv; none where there is no file.
+
+  A line that was cut by a kill is left out.
+  """
+  rows = []
+  for row in study.read_csv(folder / FILE):
+    if None in row.values() or not row["commit"]:
+      continue
+    row["overrides"] = json.loads(row["overrides"])
+    row |= {name: int(row[name]) for name in ("seed", "step")}
+    rows.append(Row(**row | {"value": float(row["value"])}))
+  return rows
+
+
+def _measure(one, folder, constant):
+  """Runs one run; its figures are appended as they come."""
+  place = folder / one.folder
+  place.mkdir(exist_ok=True)
+  begin, step = time.monotonic(), 0
+  with (
+    open(folder / FILE, "a", newline="", encoding="utf-8") as file,
+    open(place / "log.txt", "a", encoding="utf-8") as log,
+  ):
+    writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+
+    def write(step, metric, value):
+      writer.writerow(
+        {
+          "claim": one.claim,
+          "run": one.name,
+          "overrides": _text(one.overrides),
+          "seed": one.seed,
+          "step": step,
+          "metric": metric,
+          "value": f"{float(value):.9g}",
+        }
+        | constant
+      )
+      file.flush()
+
+    with contextlib.redirect_stdout(log):
+      for step, metric, value in one.measure(place):
+        write(step, metric, value)
+    write(step, _LAST, time.monotonic() - begin)
+
+
+def _check(runs, folder) -> set:
+  """The keys of finished runs; rows of others in `runs` are removed."""
+  asked = {}
+  for one in runs:
+    if _key(one) in asked:
+      raise ValueError(f"two runs are named {_title(one)}")
+    asked[_key(one)] = json.loads(_text(one.overrides))
+  rows = read(folder)
+  for row in rows:
+    wanted = asked.get(_key(row), row.overrides)
+    if row.overrides != wanted:
+      raise ValueError(
+        f"{folder} has {row.run}, seed {row.seed}, with {row.overrides}, and "
+        f"{wanted} is asked for: name another --output"
+      )
+  finished = {_key(row) for row in rows if row.metric == _LAST}
+  kept = [r for r in rows if _key(r) in finished or _key(r) not in asked]
+  text = [r._asdict() | {"overrides": _text(r.overrides)} for r in kept]
+  if text:
+    study.write_csv(folder / FILE, text)
+  else:
+    logs.write_whole(folder / FILE, ",".join(_COLUMNS) + "\n")
+  return finished
+
+
+def _key(one: Run | Row) -> tuple[str, str, int]:
+  name = one.name if isinstance(one, Run) else one.run
+  return one.claim, name, one.seed
+
+
+def _title(one: Run) -> str:
+  return f"{one.name}, seed {one.seed}"
+
+
+def _text(overrides: Mapping[str, Any]) -> str:
+  return json.dumps(dict(overrides), sort_keys=True)
+
+
+def _constant_columns() -> dict[str, str]:
+  found = study.versions("python", *study.PACKAGES)
+  return {
+    "hardware": study.device(),
+    "versions": " ".join(f"{k} {v}" for k, v in found.items()),
+    "date": datetime.date.today().isoformat(),
+    "commit": study.commit(),
+  }

@@ -1,0 +1,171 @@
+"""Sweeps: runs that resume, tidy rows, and what is drawn from them."""
+
+import types
+
+import pytest
+
+from experiments.claims import __main__ as claims
+from experiments.measure import plots, study, sweep
+
+
+def runs(log, values=(0.5, 0.25), seeds=(0, 1), n=2):
+  """One run per seed, that notes in `log` when it is measured."""
+
+  def measured(seed):
+    def measure(folder):
+      assert folder.is_dir()
+      print("what the run says")
+      for i, value in enumerate(values):
+        log.append(seed)
+        if isinstance(value, BaseException):
+          raise value
+        yield sweep.Figure(10 * i, "nats", value + seed)
+
+    return measure
+
+  return [
+    sweep.Run("demo", f"1M n={n}", {"n": n, "size": "1M"}, s, measured(s))
+    for s in seeds
+  ]
+
+
+def test_rows_are_tidy(tmp_path, capsys):
+  outcome = sweep.run(runs([]), tmp_path)
+  assert outcome.done == ["1M n=2, seed 0", "1M n=2, seed 1"]
+  assert not (outcome.left or outcome.failed or outcome.skipped)
+  rows = sweep.read(tmp_path)
+  nats = [(r.seed, r.step, r.value) for r in rows if r.metric == "nats"]
+  assert nats == [(0, 0, 0.5), (0, 10, 0.25), (1, 0, 1.5), (1, 10, 1.25)]
+  assert [r.metric for r in rows].count("seconds") == 2
+  for row in rows:
+    assert (row.claim, row.run) == ("demo", "1M n=2")
+    assert row.overrides == {"n": 2, "size": "1M"}
+    assert row.hardware == study.device() and row.commit == study.commit()
+    assert "jax " in row.versions and row.date
+  text = (tmp_path / "1M-n=2-seed1" / "log.txt").read_text()
+  assert text == "what the run says\n"
+  assert "what the run says" not in capsys.readouterr().out
+
+
+def test_a_sweep_resumes(tmp_path):
+  """A run that is done is skipped; rows of one that was cut are replaced."""
+  log = []
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run(runs(log, values=(0.5, KeyboardInterrupt())), tmp_path)
+  assert log == [0, 0] and len(sweep.read(tmp_path)) == 1
+  with open(tmp_path / sweep.FILE, "a", encoding="utf-8") as file:
+    file.write('demo,1M n=2,"{""n"": 2')  # a write that a kill cut
+  sweep.run(runs(log, seeds=(0,)), tmp_path)
+  assert len(sweep.read(tmp_path)) == 3
+  log.clear()
+  outcome = sweep.run(runs(log), tmp_path)
+  assert log == [1, 1]
+  assert outcome.skipped == ["1M n=2, seed 0"]
+  assert outcome.done == ["1M n=2, seed 1"]
+  assert len(sweep.read(tmp_path)) == 6
+
+
+def test_what_another_sweep_wrote_stays(tmp_path):
+  sweep.run(runs([]), tmp_path)
+  kept = sweep.read(tmp_path)
+  sweep.run(runs([], n=4), tmp_path)
+  assert sweep.read(tmp_path)[: len(kept)] == kept
+  assert len(sweep.read(tmp_path)) == 2 * len(kept)
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
+  bad = ValueError("no\nroom")
+  mixed = runs([], values=(0.5, bad), seeds=(0,)) + runs([], seeds=(1,))
+  outcome = sweep.run(mixed, tmp_path)
+  assert outcome.failed == {"1M n=2, seed 0": "ValueError: no room"}
+  assert outcome.done == ["1M n=2, seed 1"]
+  assert "failed: 1M n=2, seed 0: ValueError: no room" in str(outcome)
+  log = []
+  sweep.run(runs(log), tmp_path)
+  assert log == [0, 0]  # it is tried again
+
+
+def test_no_run_begins_after_the_time(tmp_path, monkeypatch):
+  ticks = iter(range(0, 10_000, 20))  # seconds; five to a run
+  clock = types.SimpleNamespace(monotonic=lambda: next(ticks))
+  monkeypatch.setattr(sweep, "time", clock)
+  outcome = sweep.run(runs([], seeds=range(9)), tmp_path, minutes=4)
+  assert len(outcome.done) == 3 and len(outcome.left) == 6
+  assert outcome.left[0] == "1M n=2, seed 3"
+  assert "not begun: 1M n=2, seed 8" in str(outcome)
+
+
+def test_other_settings_under_a_name_are_refused(tmp_path):
+  log = []
+  sweep.run(runs(log), tmp_path)
+  (one,) = runs(log, seeds=(0,))
+  other = sweep.Run("demo", one.name, {"n": 2, "size": "3M"}, 0, one.measure)
+  log.clear()
+  with pytest.raises(ValueError, match="name another --output"):
+    sweep.run([other], tmp_path)
+  with pytest.raises(ValueError, match="two runs are named 1M n=2, seed 0"):
+    sweep.run([one, one], tmp_path)
+  assert not log
+
+
+def lines():
+  rows = [
+    sweep.Row("c", "r", {"n": n}, seed, m, "exact", n + m + seed, *("",) * 4)
+    for n in (1, 2)
+    for seed in (0, 1)
+    for m in (1, 3)
+  ]
+  return plots.group(rows, lambda r: f"n={r.overrides['n']}", lambda r: r.step)
+
+
+def test_values_of_seeds_are_collected():
+  assert lines() == [
+    plots.Line("n=1", {1: [2, 3], 3: [4, 5]}),
+    plots.Line("n=2", {1: [3, 4], 3: [5, 6]}),
+  ]
+
+
+def test_a_table_shows_every_seed():
+  found = [*lines(), plots.Line("n=4", {3: [0.25]})]
+  assert plots.table(found, "n", "{:.2f}") == (
+    "| n | 1 | 3 |\n"
+    "| --- | --- | --- |\n"
+    "| n=1 | 2.50 (2.00, 3.00) | 4.50 (4.00, 5.00) |\n"
+    "| n=2 | 3.50 (3.00, 4.00) | 5.50 (5.00, 6.00) |\n"
+    "| n=4 |  | 0.25 |\n"
+  )
+
+
+def test_the_same_rows_give_the_same_picture(tmp_path):
+  for name in ("a.png", "b.png"):
+    plots.curves(
+      tmp_path / name, {"left": lines(), "right": lines()}, ("m", "right")
+    )
+  first, second = (path.read_bytes() for path in tmp_path.iterdir())
+  assert first == second and first.startswith(b"\x89PNG")
+
+
+def test_a_readme_takes_its_table_again(tmp_path, monkeypatch, capsys):
+  folder = tmp_path / "one"
+  (folder / "results").mkdir(parents=True)
+  page = folder / "README.md"
+  page.write_text(f"above\n\n{claims._BEGIN}old\n{claims._END}\nbelow\n")
+  report = types.SimpleNamespace(redraw=lambda results: f"{results.name}\n")
+  monkeypatch.setattr(claims, "ROOT", tmp_path)
+  monkeypatch.setattr(claims, "reports", lambda: {"one": report})
+  claims.main([])
+  assert "no results yet" in capsys.readouterr().out
+  (folder / "results" / "cpu.csv").touch()
+  for _ in range(2):  # what is drawn again is the same
+    claims.main([])
+    assert page.read_text() == (
+      f"above\n\n{claims._BEGIN}\nresults\n\n{claims._END}\nbelow\n"
+    )
+  with pytest.raises(ValueError, match="needs the lines"):
+    claims.put("no marks", "text")
+
+
+def test_every_claim_is_in_the_table():
+  page = (claims.ROOT.parent / "README.md").read_text("utf-8")
+  for path in claims.ROOT.glob("*/__main__.py"):
+    assert f"](claims/{path.parent.name}/README.md)" in page, path
