@@ -26,6 +26,7 @@ LOSSES = ("serial", "checkpointed", "formula")
 FREEZE = ("none", "trunk")
 REMAT_POLICIES = ("none", "dots", "full")
 SOURCES = ("python", "text", "jsonl", "array_record")
+LOSS_ON = ("all", "answer")
 
 _section = dataclasses.dataclass(frozen=True)
 # Numbers of `Model` that may be 0.
@@ -169,6 +170,9 @@ class Data:
   source: str = "python"  # one of SOURCES
   path: str = _local("")  # file or folder; may be empty for 'python'
   field: str = "text"  # JSONL field that holds the document
+  # JSONL field that stands before `field`, which is then the answer; '': none.
+  prompt: str = ""
+  loss_on: str = "all"  # one of LOSS_ON; 'answer': prompts are read, not learnt
   tokenizer: str = _local("bytes")  # or a path: see tokenizer.load
   cache: str = _local("~/.cache/mtp_jax")  # folder of packed corpora
   seq_len: int = 256  # T
@@ -188,8 +192,10 @@ class Data:
     )
     fields.one_of("data.source", self.source, SOURCES)
     fields.one_of("data.on_error", self.on_error, ("raise", "skip"))
+    fields.one_of("data.loss_on", self.loss_on, LOSS_ON)
     if self.source != "python" and not self.path:
       raise ValueError(f"data.source {self.source!r} needs data.path")
+    self._check_prompt()
     for name in ("tokenizer", "cache"):
       if not getattr(self, name):
         raise ValueError(f"data.{name} is empty; leave it out for its default")
@@ -201,6 +207,24 @@ class Data:
         raise ValueError(f"data.{name} is {value!r}: {error}") from error
     fields.share(self, "held_out", 0 < self.held_out < 1)
     return checked
+
+  def _check_prompt(self) -> None:
+    """Raises ValueError if there is no prompt, or none can be read."""
+    if self.loss_on == "answer" and not self.prompt:
+      raise ValueError(
+        "data.loss_on is 'answer', but data.prompt is empty: name the JSONL "
+        "field of the prompts, or set data.loss_on to 'all'"
+      )
+    if self.prompt and self.source != "jsonl":
+      raise ValueError(
+        f"data.prompt is {self.prompt!r}, but data.source is {self.source!r}, "
+        "whose documents have no fields: set data.source to 'jsonl'"
+      )
+    if self.prompt and self.prompt == self.field:
+      raise ValueError(
+        f"data.prompt and data.field are both {self.field!r}: name the field "
+        "of the answer in data.field"
+      )
 
 
 @_section

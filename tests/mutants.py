@@ -411,6 +411,20 @@ MUTANTS = [
     "test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read",
   ),
   Mutant(
+    "the last token of a prompt is learnt",
+    "mtp_jax/data/pack.py",
+    "return ids, len(text), len(ids) - len(parts[-1]) - 1",
+    "return ids, len(text), len(ids) - len(parts[-1]) - 2",
+    "test_answers.py::test_every_head_learns_the_tokens_of_answers",
+  ),
+  Mutant(
+    "a corpus packed for another loss is used again",
+    "mtp_jax/data/pack.py",
+    "settings += [data.prompt, data.loss_on]",
+    "settings += [data.prompt]",
+    "test_answers.py::test_another_choice_packs_anew",
+  ),
+  Mutant(
     "a byte is trained on and held out",
     "mtp_jax/data/splits.py",
     "document.text[cut.at :]",

@@ -1,7 +1,8 @@
 """One entry of the cache of packed corpora: a folder, written once.
 
 For each split it holds `tokens`, of the smallest unsigned type that fits the
-vocabulary, and `starts`, int64, the positions where documents begin. meta.json
+vocabulary, and `starts`, int64, the positions where documents begin; where
+prompts are not learnt also `weight`, uint8, of each token. meta.json
 holds sizes and checksums. Each file has a checksum per block, and meta.json a
 checksum of these checksums.
 """
@@ -33,17 +34,31 @@ _DAMAGE = (
 
 
 class Writer:
-  """Writes one split of a new entry, with checksums; a context manager."""
+  """Writes one split of a new entry, with checksums; a context manager.
 
-  def __init__(self, folder: pathlib.Path, name: str, dtype: np.dtype):
+  Args:
+    folder: of the entry.
+    name: of the split.
+    dtype: of the tokens.
+    weighted: whether tokens have weights.
+  """
+
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    name: str,
+    dtype: np.dtype,
+    weighted: bool = False,
+  ):
     self.name, self._dtype, self._cache = name, dtype, folder.parent
+    kinds = ("tokens", "starts", "weight")[: 3 if weighted else 2]
     with writing(self._cache):
       self._files = {
         f"{name}.{kind}": blocks.Writer(folder / f"{name}.{kind}")
-        for kind in ("tokens", "starts")
+        for kind in kinds
       }
     self._digest = hashlib.sha256(dtype.str.encode())
-    self._tokens = self._documents = self._bytes = 0
+    self._tokens = self._documents = self._bytes = self._predicted = 0
 
   def __enter__(self):
     return self
@@ -53,21 +68,25 @@ class Writer:
       for file in self._files.values():
         stack.callback(file.close)
 
-  def add(self, ids: np.ndarray, size: int) -> None:
+  def add(self, ids: np.ndarray, size: int, unlearnt: int = 1) -> None:
     """Appends a document.
 
     Args:
       ids: [length], with bos and eos.
-      size: its UTF-8 bytes.
+      size: the UTF-8 bytes of the tokens that are learnt.
+      unlearnt: how many of the first tokens are not learnt. Without weights
+        it is 1: no head predicts bos.
     """
     start = np.array(self._tokens, np.int64)
-    arrays = ids.astype(self._dtype), start
-    for file, array in zip(self._files.values(), arrays, strict=True):
+    weight = np.arange(len(ids)) >= unlearnt
+    arrays = ids.astype(self._dtype), start, weight.astype(np.uint8)
+    for file, array in zip(self._files.values(), arrays, strict=False):
       raw = array.tobytes()
       with writing(self._cache):
         file.write(raw)
       self._digest.update(raw)
     self._tokens += len(ids)
+    self._predicted += len(ids) - unlearnt
     self._documents += 1
     self._bytes += size
 
@@ -79,6 +98,7 @@ class Writer:
       "tokens": self._tokens,
       "documents": self._documents,
       "bytes": self._bytes,
+      "predicted": self._predicted,
       "crc32": {n: file.checksum() for n, file in self._files.items()},
       "fingerprint": self._digest.hexdigest()[:16],
     }
@@ -124,15 +144,20 @@ def _split(folder: pathlib.Path, name: str, meta: dict) -> packed_lib.Packed:
   for kind, dtype, size in (
     ("tokens", split["dtype"], split["tokens"]),
     ("starts", "<i8", split["documents"]),
+    ("weight", "|u1", split["tokens"]),
   ):
     path = folder / f"{name}.{kind}"
+    if kind == "weight" and path.name not in split["crc32"]:
+      continue
     checksums = blocks.checksums(path)
     if zlib.crc32(checksums.tobytes()) != split["crc32"][path.name]:
       raise blocks.CacheDamaged(f"cache {folder} has a damaged {path.name}")
     arrays[kind] = blocks.Array(path, dtype, checksums, size)
+  # Entries of earlier versions have no such number, and no weights.
+  predicted = split.get("predicted", split["tokens"] - split["documents"])
   return packed_lib.Packed(
     **arrays,
-    bytes_per_token=split["bytes"] / (split["tokens"] - split["documents"]),
+    bytes_per_token=split["bytes"] / predicted,
     fingerprint=split["fingerprint"],
     documents=split["documents"],
     skipped=meta["skipped"],

@@ -32,6 +32,7 @@ class Document:
 
   name: str  # 'path' or 'path:line'
   text: bytes  # UTF-8
+  answer: int = 0  # bytes of `text` before the answer: the prompt
 
 
 class Skipped(collections.Counter):
@@ -62,13 +63,17 @@ def read(
   and `array_record` each record. `text` and `jsonl` files may be .gz or .zst.
   Text files of more than 64 KiB are cut at line ends into several documents.
 
+  With `prompt`, a document of `jsonl` is two fields, a prompt and its answer.
+
   Hidden files are ignored. Links to folders are followed, but no folder is
   read twice. Empty documents, pipes, devices, broken links and links to a
-  parent folder of the corpus are left out and counted.
+  parent folder of the corpus are left out and counted, and so are prompts
+  without an answer.
 
   Args:
-    data: `source`, `path`, `field`, `max_bytes` and `on_error` are used. The
-      last document is cut, between two characters, to fit `max_bytes`.
+    data: `source`, `path`, `field`, `prompt`, `max_bytes` and `on_error` are
+      used. The last document is cut, between two characters, to fit
+      `max_bytes`; one with a prompt is left out instead.
     skipped: counts what is left out.
 
   Raises:
@@ -96,16 +101,19 @@ def _documents(data, paths, skipped) -> Iterator[Document]:
   """The documents of the files `paths`, up to `max_bytes`."""
   budget = data.max_bytes or math.inf
   count = 0
-  for name, record in _texts(data, paths, skipped):
+  for name, record, answer in _texts(data, paths, skipped):
     fits = len(record) <= budget
     text = record if fits else record[: tokenizer.character(record, budget)]
+    if not fits and answer:  # half an answer would be learnt as a whole one
+      text = b""
     if text:
       count += 1
-      yield Document(name, text)
+      yield Document(name, text, answer)
     elif not count:
       raise ValueError(
-        f"data.max_bytes {data.max_bytes} has no room for the first character "
-        f"of {name}: raise it, or read everything with 0"
+        f"data.max_bytes {data.max_bytes} has no room for the first "
+        f"{'prompt and answer' if answer else 'character'} of {name}: raise "
+        "it, or read everything with 0"
       )
     budget -= len(text)
     if not fits or not budget:
@@ -117,15 +125,22 @@ def _documents(data, paths, skipped) -> Iterator[Document]:
     )
 
 
-def _texts(data, paths, skipped) -> Iterator[tuple[str, bytes]]:
-  """Names and texts of the records that are neither damaged nor empty."""
+def _texts(data, paths, skipped) -> Iterator[tuple[str, bytes, int]]:
+  """Name, text and start of the answer of the records that are neither
+  damaged nor empty."""
   for name, path in paths:
-    for line, record in formats.records(data.source, path, data.field):
+    for line, record in formats.records(
+      data.source, path, data.field, data.prompt
+    ):
       if isinstance(record, formats.Damage):
         place = path if line is None else f"{path}:{line}"
         _damaged(data, skipped, record, place)
-      elif record:
-        yield name if line is None else f"{name}:{line}", record
+        continue
+      pair = isinstance(record, formats.Pair)
+      prompt, text = record if pair else (b"", record)
+      if text:
+        place = name if line is None else f"{name}:{line}"
+        yield place, prompt + text, len(prompt)
       else:
         skipped["empty"] += 1
 

@@ -1,6 +1,7 @@
 """Reads the records of one file.
 
-A record is a text in UTF-8, or a `Damage` that says why it cannot be used. If
+A record is a text in UTF-8, a `Pair` of a prompt and an answer, or a `Damage`
+that says why it cannot be used. If
 the rest of a file cannot be read, its last record is a Damage. A byte order
 mark at the start of a text is part of the text.
 """
@@ -36,37 +37,47 @@ class Damage(NamedTuple):
   detail: str  # of this record
 
 
+class Pair(NamedTuple):
+  """A prompt and its answer, both UTF-8."""
+
+  prompt: bytes
+  answer: bytes
+
+
 def records(
-  source: str, path: pathlib.Path, field: str
-) -> Iterator[tuple[int | None, bytes | Damage]]:
+  source: str, path: pathlib.Path, field: str, prompt: str = ""
+) -> Iterator[tuple[int | None, bytes | Pair | Damage]]:
   """Yields the records of a file, each with its place.
 
   Args:
     source: one of `config.SOURCES`.
     path: the file; `text` and `jsonl` may be .gz or .zst.
     field: for `jsonl`, the field that holds the text.
+    prompt: for `jsonl`, the field that holds the prompt of that text; with it,
+      records are Pairs.
 
   Yields:
     (place, record). The place is the line where the record begins, for
     `array_record` its index, and for `python` None.
   """
   line = None
+  names = (prompt, field) if prompt else (field,)
   try:
-    for line, record in _READERS[source](path, field):
+    for line, record in _READERS[source](path, names):
       yield line, record
   except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
     kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
     yield line or 1, Damage(kind, f"the rest cannot be read: {error}")
 
 
-def _python(path, field) -> Iterator[tuple[None, bytes | Damage]]:
-  del field
+def _python(path, names) -> Iterator[tuple[None, bytes | Damage]]:
+  del names
   yield None, _checked(path.read_bytes(), 1)[1]
 
 
-def _text(path, field) -> Iterator[tuple[int, bytes | Damage]]:
+def _text(path, names) -> Iterator[tuple[int, bytes | Damage]]:
   """Pieces of at most PIECE bytes, cut after a line end if there is one."""
-  del field
+  del names
   line, rest = 1, b""
   with _open(path) as file:
     while True:
@@ -83,7 +94,7 @@ def _text(path, field) -> Iterator[tuple[int, bytes | Damage]]:
         return
 
 
-def _jsonl(path, field) -> Iterator[tuple[int, bytes | Damage]]:
+def _jsonl(path, names) -> Iterator[tuple[int, bytes | Pair | Damage]]:
   with _open(path) as file:
     lines = iter(lambda: file.readline(LINE + 1), b"")
     for line, raw in enumerate(lines, 1):
@@ -92,11 +103,11 @@ def _jsonl(path, field) -> Iterator[tuple[int, bytes | Damage]]:
         while raw and not raw.endswith(b"\n"):
           raw = file.readline(LINE)
       elif not raw.isspace():
-        yield line, _field(raw, field)
+        yield line, _fields(raw, names)
 
 
-def _field(raw: bytes, field: str) -> bytes | Damage:
-  """The text in a field of a line of JSON."""
+def _fields(raw: bytes, names: tuple[str, ...]) -> bytes | Pair | Damage:
+  """The text in a field of a line of JSON; of two fields, a Pair."""
   try:
     record = json.loads(raw.decode("utf-8-sig"))
   except UnicodeDecodeError as error:
@@ -105,6 +116,15 @@ def _field(raw: bytes, field: str) -> bytes | Damage:
     has_return = b"\r" in raw.strip()
     hint = ": its lines end with carriage returns alone" if has_return else ""
     return Damage("not JSON", f"{error}{hint}")
+  texts = [_text_of(record, name) for name in names]
+  damages = [text for text in texts if isinstance(text, Damage)]
+  if damages:
+    return damages[0]
+  return Pair(*texts) if len(texts) == 2 else texts[0]
+
+
+def _text_of(record, field: str) -> bytes | Damage:
+  """The text in a field of a decoded line of JSON."""
   if not isinstance(record, dict) or field not in record:
     has = sorted(record)[:9] if isinstance(record, dict) else type(record)
     return Damage("missing field", f"no {field!r} among {str(has)[:200]}")
@@ -117,8 +137,8 @@ def _field(raw: bytes, field: str) -> bytes | Damage:
     return Damage("not UTF-8", str(error))
 
 
-def _array_record(path, field) -> Iterator[tuple[int, bytes | Damage]]:
-  del field
+def _array_record(path, names) -> Iterator[tuple[int, bytes | Damage]]:
+  del names
   try:
     reader = array_record_module.ArrayRecordReader(str(path))
     for index in range(reader.num_records()):

@@ -41,8 +41,9 @@ def pack(data: config.Data, tokenizer) -> _Splits:
   is cut (`splits.find_cut`), and for a split smaller than a batch.
 
   Args:
-    data: `source`, `path`, `field`, `max_bytes`, `held_out`, `on_error` and
-      `cache` are used; `batch` and `seq_len` only for a warning.
+    data: `source`, `path`, `field`, `prompt`, `loss_on`, `max_bytes`,
+      `held_out`, `on_error` and `cache` are used; `batch` and `seq_len` only
+      for a warning.
     tokenizer: any kind of `mtp_jax.tokenizer`.
 
   Returns:
@@ -98,13 +99,13 @@ def _build(folder: pathlib.Path, data: config.Data, tokenizer) -> None:
   dtype = np.min_scalar_type(tokenizer.vocab - 1)
   with contextlib.ExitStack() as stack:
     writers = [
-      stack.enter_context(cache_entry.Writer(folder, name, dtype))
+      stack.enter_context(
+        cache_entry.Writer(folder, name, dtype, data.loss_on == "answer")
+      )
       for name in cache_entry.SPLITS
     ]
     for document, held_out in splits.split(documents, data.held_out, cut):
-      ids = tokenizer.encode(document.text)
-      ids = np.concatenate(([tokenizer.bos], ids, [tokenizer.eos]))
-      writers[held_out].add(ids, len(document.text))
+      writers[held_out].add(*_tokens(document, data.loss_on, tokenizer))
     meta = {w.name: w.summary(tokenizer.fingerprint) for w in writers}
   meta["skipped"] = dict(sorted(skipped.items()))
   meta["cut"] = str(cut or "")
@@ -118,6 +119,26 @@ def _build(folder: pathlib.Path, data: config.Data, tokenizer) -> None:
       f"document: held out is {cut}",
       stacklevel=4,
     )
+
+
+def _tokens(
+  document: corpora.Document, loss_on: str, tokenizer
+) -> tuple[np.ndarray, int, int]:
+  """Arguments of `cache_entry.Writer.add`.
+
+  The ids of a prompt are those that a decoder is given, so no piece spans the
+  prompt and its answer.
+  """
+  prompt, text = document.text[: document.answer], document.text
+  if not prompt:
+    parts = [tokenizer.encode(text)]
+  else:
+    text = text[document.answer :]
+    parts = [tokenizer.encode(prompt), tokenizer.encode_after(text, prompt)]
+  ids = np.concatenate(([tokenizer.bos], *parts, [tokenizer.eos]))
+  if loss_on == "answer":
+    return ids, len(text), len(ids) - len(parts[-1]) - 1
+  return ids, len(document.text), 1
 
 
 def _warn_of_size(packed: _Splits, data: config.Data) -> None:
@@ -147,6 +168,8 @@ def _key(data: config.Data, tokenizer) -> str:
   settings += [data.on_error, tokenizer.fingerprint]
   if data.source == "jsonl":
     settings.append(data.field)
+  if data.prompt:
+    settings += [data.prompt, data.loss_on]
   digest = hashlib.sha256(json.dumps(settings).encode())
   for name, path in corpora.files(data):
     try:

@@ -18,7 +18,8 @@ class Packed:
 
   tokens: np.ndarray | blocks.Array  # [tokens], unsigned
   starts: np.ndarray | blocks.Array  # [documents], int64, ascending from 0
-  bytes_per_token: float  # UTF-8 bytes / predicted tokens, which exclude bos
+  # UTF-8 bytes / predicted tokens, which exclude bos and tokens of weight 0
+  bytes_per_token: float
   fingerprint: str  # of tokens, starts and tokenizer
   documents: int
   skipped: dict[str, int]  # records left out of the corpus, by reason

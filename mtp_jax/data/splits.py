@@ -72,7 +72,8 @@ def find_cut(
   first of equally long ones, is then cut. Its end is held out: the held-out
   share of the whole corpus, but at most half of the document, from a line end
   if possible. If every document is too short to be cut, the longest is held
-  out whole. The result depends on the documents alone.
+  out whole, and so is a document with a prompt. The result depends on the
+  documents alone.
 
   Args:
     documents: deduplicated. They are read until both splits have one, which
@@ -94,8 +95,13 @@ def find_cut(
     total, count = total + len(document.text), count + 1
     longest = max(longest, document, key=lambda d: len(d.text))
   text = longest.text
-  if len(text) < 2 * _SHORTEST and count > 1:
+  if (longest.answer or len(text) < 2 * _SHORTEST) and count > 1:
     return Cut(longest, 0)
+  if longest.answer:
+    raise ValueError(
+      f"data.held_out {held_out} leaves one split empty: the corpus is one "
+      "prompt with its answer, which is not cut. Give more of them"
+    )
   if len(text) < 2 * _SHORTEST:
     raise ValueError(
       f"data.held_out {held_out} leaves one split empty: the corpus is one "
@@ -129,10 +135,11 @@ def split(
       yield document, is_held_out(document.text, held_out)
     elif document.text != cut.document.text:
       yield document, False
+    elif not cut.at:
+      yield document, True
     else:
       for text, is_end in (
         (document.text[: cut.at], False),
         (document.text[cut.at :], True),
       ):
-        if text:
-          yield corpora.Document(document.name, text), is_end
+        yield corpora.Document(document.name, text), is_end

@@ -53,6 +53,18 @@ class Tokenizer:
     """Returns ids [length], int32, of a str or of UTF-8 bytes."""
     raise NotImplementedError
 
+  def encode_after(self, text: str | bytes, before: str | bytes) -> np.ndarray:
+    """Ids [length], int32, of a text that continues another.
+
+    `encode(before)` and these are `encode(before + text)`. Where a piece of
+    that spans both texts, these are the ids of `text` alone.
+    """
+    text, before = utf8(text), utf8(before)
+    whole, first = self.encode(before + text), self.encode(before)
+    if np.array_equal(whole[: len(first)], first):
+      return whole[len(first) :]
+    return self.encode(text)
+
   def decode(self, ids: Ids, after: Ids = ()) -> str:
     """Text of the ids, without special ids; invalid UTF-8 becomes U+FFFD.
 

@@ -155,10 +155,12 @@ def settings(
 
 
 def _size(split: pipeline.Packed) -> str:
-  predicted = len(split.tokens) - split.documents
+  predicted, of_what = len(split.tokens) - split.documents, ""
+  if split.weight is not None:
+    predicted, of_what = int(np.sum(split.weight)), " of answers"
   size = round(split.bytes_per_token * predicted)
   return (
-    f"{split.documents:,} documents, {short(size)}bytes, "
+    f"{split.documents:,} documents, {short(size)}bytes{of_what}, "
     f"{short(len(split.tokens))}tokens"
   )
 
