@@ -203,30 +203,25 @@ def decode(
     return
 
   def one(batch):
+    """Compiles all topologies side by side; what fails there, fails later."""
+    decoder, new = loaded["decoder"], loaded["new"]
     prompts = loaded["prompts"][: max(batch, min(4, max(scale.batches)))]
-    return compare.one_batch(
-      loaded["decoder"],
-      loaded["trees"],
-      compare.Work(prompts, batch, loaded["new"]),
-      bandwidth=bandwidth,
-    )
-
-  def compile_all():
-    """All topologies and batch sizes side by side; what fails, fails later."""
-    decoder, prompts, new = (loaded[k] for k in ("decoder", "prompts", "new"))
     record.together(
       {
-        (tree, batch): functools.partial(
+        tree: functools.partial(
           compare.decode, decoder, tree, [prompts[:batch]], new
         )
         for tree in loaded["trees"]
-        for batch in scale.batches
       }
     )
-    return {"compiled": len(loaded["trees"]) * len(scale.batches)}
+    return compare.one_batch(
+      decoder,
+      loaded["trees"],
+      compare.Work(prompts, batch, new),
+      bandwidth=bandwidth,
+    )
 
-  stage.attempt("programs", compile_all, kind="programs", estimate=15)
   for batch in scale.batches:
     stage.attempt(
-      f"batch {batch}", functools.partial(one, batch), kind="batch", estimate=5
+      f"batch {batch}", functools.partial(one, batch), kind="batch", estimate=20
     )

@@ -156,7 +156,7 @@ _GPU = Scale(
   byte_run=_byte_run(seq_len=512, batch=64, max_bytes=20_000_000),
   most_steps=100_000,
   batches=(1, 8, 32),
-  reserve=55,
+  reserve=80,
 )
 
 _TINY = config.Model(
