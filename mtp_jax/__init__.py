@@ -20,6 +20,7 @@ The packages, each of which imports only what stands above it:
   checkpoint  saving and restoring with orbax; a checksum per array
   decode      drafts, verification, sampling, batches of prompts
   evaluate    held-out loss of each head, expected tokens per forward
+  tasks       documents of a task, and its measure, one task a file
   train       the training step, the loop around it, logs, resuming
   interchange    models in and out of the formats of others
 """

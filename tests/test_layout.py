@@ -27,6 +27,7 @@ ORDER = [
   {"mtp_jax.loss"},
   {"mtp_jax.decode"},
   {"mtp_jax.evaluate"},
+  {"mtp_jax.tasks"},
   {"mtp_jax.train"},
   {"mtp_jax.interchange"},
   {"configs"},

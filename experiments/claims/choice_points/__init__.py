@@ -1,0 +1,1 @@
+"""How much more choice points weigh when more tokens are predicted."""

@@ -1,0 +1,1 @@
+"""What two-token prediction weighs: information theory, and trained heads."""

@@ -1,0 +1,117 @@
+"""Small byte models of Python files, and what the claims measure of them.
+
+The claims that compare models which are trained alike share these sizes: a
+run of one is a size, changed in a few fields. The corpus is the Python files
+of the machine that runs it, so figures of two machines are not to be compared.
+"""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import mtp_jax
+from experiments.measure import study, sweep
+from mtp_jax import config
+
+Changes = Mapping[str, Mapping[str, Any]]  # section -> field -> value
+
+# Parallel heads over a trunk that keeps its layers, whatever the number of
+# heads, have the field `layers` set by the claim (`layers_of`).
+SIZES: dict[str, Changes] = {
+  "test": {
+    "model": {"width": 16, "mlp": 24, "attn_heads": 2, "kv_heads": 2},
+    "data": {"seq_len": 32, "batch": 2, "max_bytes": 300_000, "held_out": 0.3},
+    "train": {"steps": 4, "eval_batches": 2},
+    "optim": {"peak": 5e-3, "adam_ratio": 6.0, "warmup": 1},
+  },
+  # A thousandth of the paper's tokens of 0.3B models, at a thousandth of their
+  # parameters: see the claims for the factors.
+  "cpu": {
+    "model": {"width": 96, "mlp": 256, "attn_heads": 2, "kv_heads": 2},
+    "data": {
+      "seq_len": 128,
+      "batch": 4,
+      "max_bytes": 30_000_000,
+      "held_out": 0.1,
+    },
+    "train": {"steps": 1500, "eval_batches": 48},
+    "optim": {"peak": 5e-3, "adam_ratio": 6.0, "warmup": 100},
+  },
+  "gpu": {
+    "model": {
+      "width": 512,
+      "mlp": 1536,
+      "attn_heads": 8,
+      "kv_heads": 8,
+      "dtype": "bfloat16",
+    },
+    "data": {"seq_len": 512, "batch": 64, "max_bytes": 0, "held_out": 0.1},
+    "train": {"steps": 1500, "eval_batches": 16},
+    "optim": {"peak": 3e-3, "adam_ratio": 6.0, "warmup": 100},
+  },
+}
+_SHARED: Changes = {
+  "model": {"vocab": 259, "rope_theta": 500.0, "remat": "full"},
+  "optim": {"kind": "muon", "decay": 0.3},
+  "train": {"loss_block": 128, "sample_tokens": 0, "log_every": 100, "keep": 1},
+  "mesh": {"data": 1},
+}
+
+
+def make(size: str, *changes: Changes, seed: int = 0) -> config.Config:
+  """The checked config of a size with some changes, later ones last.
+
+  `make("cpu", {"model": {"n_future": 2, "layers": 4}}, seed=1)`
+
+  Args:
+    size: a key of `SIZES`.
+    *changes: of its fields.
+    seed: of the parameters and of the order of windows.
+  """
+  cfg = config.Config()
+  seeds = {"train": {"seed": seed}, "data": {"seed": seed}}
+  for part in (_SHARED, SIZES[size], *changes, seeds):
+    cfg = cfg.replace(**part)
+  steps = cfg.train.steps
+  every = {"eval_every": max(1, steps // 3), "save_every": steps}
+  return cfg.replace(train=every).check()
+
+
+def run(
+  claim: str, name: str, size: str, *changes: Changes, seed: int = 0
+) -> sweep.Run:
+  """A run of `sweep` that trains `make(size, *changes, seed=seed)`."""
+  cfg = make(size, *changes, seed=seed)
+  overrides = {"size": size} | {
+    f"{section}.{field}": value
+    for part in changes
+    for section, values in part.items()
+    for field, value in values.items()
+  }
+  return sweep.Run(
+    claim, name, overrides, seed, lambda folder: figures(cfg, folder)
+  )
+
+
+def figures(cfg: config.Config, folder: pathlib.Path) -> Iterator[sweep.Figure]:
+  """Trains a model in `folder`, or resumes there; its held-out figures.
+
+  Yields:
+    At each evaluation, of the held-out files: `bits_per_byte_1`, ...,
+    `accuracy_1`, ... of heads, and `tokens_per_forward_greedy`, as
+    `evaluate.heads` defines them.
+
+  Raises:
+    RuntimeError: the run has no evaluation, or was stopped by a signal.
+  """
+  state = mtp_jax.fit(cfg, folder)
+  if int(state.step) < cfg.train.steps:
+    raise RuntimeError(f"stopped at step {int(state.step)}")
+  rows = study.read_csv(folder / "held_out.csv")
+  if not rows:
+    raise RuntimeError(f"{folder} has no evaluation: see its log.txt")
+  wanted = "bits_per_byte_", "accuracy_", "tokens_per_forward_greedy"
+  for row in rows:
+    for metric, value in row.items():
+      if metric.startswith(wanted):
+        yield sweep.Figure(int(row["step"]), metric, float(value))

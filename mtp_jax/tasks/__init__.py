@@ -1,0 +1,1 @@
+"""Tasks: the documents of each, and its measure."""
