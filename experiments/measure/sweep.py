@@ -146,14 +146,23 @@ def run(
   return outcome
 
 
-def train(cfg: config.Config, folder: pathlib.Path) -> model.Model:
+def train(
+  cfg: config.Config,
+  folder: pathlib.Path,
+  init: model.Model | Callable[[], tuple[model.Model, dict]] | None = None,
+) -> model.Model:
   """The model that `mtp_jax.fit` trains in a run's folder.
+
+  Args:
+    cfg: the run's settings.
+    folder: of the run.
+    init: the model to start from, see `mtp_jax.fit`; None: at random.
 
   Raises:
     KeyboardInterrupt: a signal stopped the training; its state is saved, and
       the sweep ends. The same sweep goes on from there.
   """
-  state = mtp_jax.fit(cfg, folder / "model")
+  state = mtp_jax.fit(cfg, folder / "model", init=init)
   if int(state.step) < cfg.train.steps:
     raise KeyboardInterrupt
   return state.model

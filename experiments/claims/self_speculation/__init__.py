@@ -1,0 +1,1 @@
+"""Heads that were pretrained with the trunk against heads added afterwards."""
