@@ -11,6 +11,7 @@ import pytest
 from mtp_jax import config, loss, tokenizer, tokenizer_training
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import corpora, pipeline
+from mtp_jax.tasks import pairs as pairs_lib
 from mtp_jax.train import report
 from tests import tokenizer_files
 
@@ -132,6 +133,21 @@ def test_no_piece_spans_a_prompt_and_its_answer(kind, tmp_path):
       else:
         assert list(rest) == list(codec.encode(after))
   assert spans == ({False} if kind == "bytes" else {True, False})
+
+
+def test_what_pairs_write_is_what_data_reads(tmp_path, pairs):
+  path = tmp_path / "pairs.jsonl"
+  some = [
+    pairs_lib.Pair(pairs_lib.conditioned(prompt, i % 2 == 0), f"{answer}é")
+    for i, (prompt, answer) in enumerate(pairs)
+  ]
+  assert pairs_lib.write(path, some) == len(some)
+  data = pairs_lib.data(path, loss_on="answer").check()
+  found = [
+    (d.text[: d.answer].decode(), d.text[d.answer :].decode())
+    for d in corpora.read(data)
+  ]
+  assert found == some and found[1][0].startswith("# incorrect\nQ1")
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,63 @@ def test_what_flags_may_change(home, tmp_path):
       start(home, tmp_path, **given)
 
 
+def test_finetuning_head_1_alone_starts_afresh(home, trained, tmp_path):
+  """n' = 1 after n = 3: heads are dropped, and nothing of the optimiser."""
+  cfg = config.load(home / "config.json").replace(optim={"peak": 1e-5})
+  given = {"model.n_future": 1}
+  found = initial.choose(cfg, given, home / "run", tmp_path, "copy")
+  net, origin = found.init()
+  assert bits(net) == bits(workdir.load(home / "source")[0])
+  assert (origin["heads"], origin["step"]) == ("head 1 of 3", 2)
+  assert found.cfg.optim.peak == 1e-5 and found.cfg.model == net.cfg
+  mesh = sharding.make_mesh(found.cfg.mesh)
+  state = step_lib.init_state(found.cfg, mesh, net)
+  assert int(state.step) == 0
+  moments = [a for a in jax.tree.leaves(state.opt) if a.ndim > 1]
+  assert moments and not any(np.asarray(a).any() for a in moments)
+
+
+@pytest.mark.parametrize(
+  "given, shape, said",
+  [
+    ({"n_future": 4}, (7, 3), "heads 2 to 4 are new, copied from head 1"),
+    (
+      {"n_future": 4, "layers": 5},
+      (5, 1),
+      "heads 2 to 4 are new, copied from head 1; the last 2 layers of the "
+      "trunk are left out",
+    ),
+    (
+      {"n_future": 4, "head": "linear"},
+      (4, 4),
+      "heads 1 to 4 are new, linear, the identity",
+    ),
+  ],
+)
+def test_the_shapes_of_table_s6(home, tmp_path, given, shape, said):
+  """Heads on a next-token model: more layers, as many as before, or none."""
+  net = parameters.random_model(vocab=259, n_future=1, layers=4)
+  mtp_jax.save(net, tmp_path / "llama", codec=tokenizer.Bytes())
+  given = {f"model.{name}": value for name, value in given.items()}
+  cfg = config.load(home / "config.json")
+
+  def choose(given):
+    where = tmp_path / "llama", tmp_path / "w"
+    return initial.choose(cfg, given, *where, "copy")
+
+  found = choose(given)
+  (tmp_path / "w").mkdir()
+  made, origin = found.init()
+  assert made.cfg == found.cfg.model and origin["heads"] == said
+  assert (made.cfg.layers, made.cfg.trunk_layers) == shape
+  for wrong, line in (
+    ({"model.layers": 8}, "layers=8, but the model in .*llama has 7"),
+    ({"model.head": "causal"}, "head=causal, but the model in .*'linear' on a"),
+  ):
+    with pytest.raises(ValueError, match=line):
+      choose({"model.n_future": 4} | wrong)
+
+
 def test_another_tokenizer_than_the_models_is_refused(home, tmp_path):
   files = tokenizer_files.write(
     tmp_path / "theirs",

@@ -58,8 +58,9 @@ summarisation thaisum-n[124]        .125  23640    3.1  100 3e-5 4096 0.03
 summarisation wikisummary-n[124]    .125   2550    0.3  100 3e-5 4096 0.03
 summarisation xsum-n[124]           .125   2760    0.4  100 3e-5 4096 0.03
 codecontests  7B-n[14](-head1)?      .25  13000    3.6  400 5e-5 4096 0.004
-"""
-RUNS_OF_ROWS = (3 * 4, 3, 3, 5, 4, 2, 2, 4, 3, 3, 14, 14, 3, 3, *[3] * 9, 3)
+llama2_heads  7B-n[14](-[a-z3]+)?      8  25000  209.7 2000 3e-4 4096 0.03
+"""  # The last has no row of its own: that of 200B is ours.
+RUNS_OF_ROWS = (3 * 4, 3, 3, 5, 4, 2, 2, 4, 3, 3, 14, 14, 3, 3, *[3] * 9, 3, 4)
 
 
 def rows():
@@ -203,6 +204,24 @@ def test_docstring_and_unknown_run(family):
       module.get_config(name)
     line = f"no run {name!r}; choose one of {', '.join(module.RUNS)}"
     assert str(error.value) == line
+
+
+@pytest.mark.parametrize(
+  "family", ["codecontests", "summarisation", "llama2_heads"]
+)
+def test_finetuning_starts_from_a_model(family):
+  """The command names it, and the data has the fields of the docstring."""
+  module = FAMILIES[family]
+  (command,) = re.findall(r"python -m (?:.*\\\n)+.*", module.__doc__)
+  assert "--init=" in command and "random" not in module.__doc__
+  for name in module.RUNS:
+    data = module.get_config(name).check().data
+    if family == "llama2_heads":
+      assert (data.source, data.prompt) == ("array_record", "")
+    else:
+      assert (data.prompt, data.field) == ("prompt", "answer")
+      learnt = "answer" if family == "summarisation" else "all"
+      assert data.loss_on == learnt
 
 
 @pytest.mark.parametrize("family", FAMILIES)

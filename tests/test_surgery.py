@@ -73,6 +73,34 @@ def test_a_next_token_model_loses_no_layer():
   assert len({x.tobytes() for x in new}) == 3
 
 
+def test_linear_heads_begin_with_the_logits_of_head_1():
+  net = parameters.random_model(layers=3, n_future=1)
+  four = surgery.linear_heads(net, 4)
+  shapes = jax.eval_shape(lambda k: model.Model(four.cfg, k), KEY)
+  assert jax.tree.structure(four) == jax.tree.structure(shapes)
+  assert [a.shape for a in jax.tree.leaves(four)] == [
+    a.shape for a in jax.tree.leaves(shapes)
+  ]
+  assert (four.cfg.layers, four.cfg.trunk_layers, four.cfg.head) == (
+    *(3, 3),
+    "linear",
+  )
+  want = logits(net)
+  for found in logits(four):  # a layer compiled inside a scan rounds otherwise
+    np.testing.assert_allclose(found, want[0], rtol=1e-5, atol=1e-5)
+
+
+def test_dropped_layers_are_the_last_of_the_trunk():
+  net = parameters.random_model(layers=4, n_future=1)
+  less = surgery.drop_layers(net, 2)
+  assert (less.cfg.layers, less.cfg.trunk_layers) == (2, 1)
+  assert_equal(
+    [a[:1] for a in jax.tree.leaves(net.trunk)], jax.tree.leaves(less.trunk)
+  )
+  assert_equal(jax.tree.leaves(less.heads), jax.tree.leaves(net.heads))
+  assert_equal(surgery.drop_layers(net, 0), net)
+
+
 def test_new_heads_have_the_dtypes_of_the_old():
   net = net_of("parallel")
   small = {"wq": jnp.bfloat16, "norm": jnp.float32}  # as `load` makes them
@@ -137,6 +165,9 @@ def test_what_is_refused():
     (lambda: surgery.add_heads(net, 3), "has 3 heads already; 3 are not more"),
     (lambda: surgery.add_heads(net, 4, how="new"), "one of copy, fresh"),
     (lambda: surgery.add_heads(net, 4, how="fresh"), "needs a key"),
+    (lambda: surgery.linear_heads(net, 4), "this one has 3 parallel heads"),
+    (lambda: surgery.drop_layers(net, 3), "drop 3 layers of a trunk of"),
+    (lambda: surgery.drop_layers(net, -1), "drop -1 layers of a trunk of"),
     (lambda: surgery.pad_vocab(net, 30), "30 would cut the model's 31 ids"),
     (lambda: surgery.drop_heads(chain, 1), "dropping heads .* anticausal"),
     (lambda: surgery.add_heads(chain, 4), "adding heads .* anticausal heads"),

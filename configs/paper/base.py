@@ -14,6 +14,8 @@ import math
 from configs import sizes
 from mtp_jax import config
 
+# Data of the runs that finetune: a prompt and an answer are fields of a line.
+PAIRS = {"source": "jsonl", "prompt": "prompt", "field": "answer"}
 MIB = 2**20  # tokens; the unit of table S13's batches
 
 

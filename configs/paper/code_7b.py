@@ -7,7 +7,7 @@
 -plus3, the parallel heads with three trunk layers more: table S4. 1T-n1, n4:
 table 1. 500B: table S13 has its row and no table its result; n = 1 and 4 are
 our choice. Linear heads are no layers, so 32 remain in the trunk (ours).
-Left out: table S6, which goes on from Llama 2 and has no row in S13.
+Table S6, which goes on from Llama 2, is in llama2_heads.py.
 Tokens: 209.7, 503.3 and 1000.0 billion.
 Corpus: the paper names none. ArrayRecord files of source code in data/code
 and a SentencePiece model of 32,000 words in data/tokenizer.model.

@@ -1,17 +1,18 @@
 """Finetuning 7B on summaries (paper, figure 6; tables S8 to S10, S13).
 
   python -m experiments.train \\
-    --config=configs/paper/summarisation.py:xsum-n2 --workdir=runs/xsum-n2
+    --config=configs/paper/summarisation.py:xsum-n2 \\
+    --init=runs/language-200B-n2 --workdir=runs/xsum-n2
 
-Not built yet: starting from trained weights. The paper starts from the runs
-of language_7b.py, 200B and 500B, of the same n; these start at random.
+The paper starts from the runs of language_7b.py, 200B and 500B, of the same n.
 Nine corpora by n = 1, 2, 4; n heads in finetuning too (ours; not stated).
 Tokens: table S13, 8 million (SAMSum) to 10.1 billion (BigPatent).
 Three epochs, saved at the end of each, of which the paper takes the one with
 the best ROUGE-L; BigPatent is one epoch, and has no result in the paper.
 Warm-up takes 100 steps and SAMSum's run 60: it ends on the way up.
-Corpus: a text and its summary per document, in a form that the paper does
-not give, in ArrayRecord files in data/summarisation/<name>.
+Corpus: JSONL files in data/summarisation/<name>, a text in `prompt` and its
+summary in `answer` (`mtp_jax.tasks.summaries` makes them of the sets' own
+files). The paper gives no form; the loss is on the summary alone (ours).
 Expected (table S9): ROUGE-L on average 26.23, +0.51 and +0.46 for n = 1, 2, 4
 after 200B; 27.08, +0.28 and +0.31 after 500B.
 Planned slice: v5e:4x4 for all (experiments/engineering/paper_plans).
@@ -48,6 +49,7 @@ def get_config(name: str = "") -> config.Config:
     warmup=warmup,
     peak=3e-5 * warmup / 100,  # the same slope, cut short
   )
+  cfg = cfg.replace(data=base.PAIRS | {"loss_on": "answer"})
   if corpus != "bigpatent":
     epoch = steps // 3
     cfg = cfg.replace(train={"eval_every": epoch, "save_every": epoch})

@@ -33,10 +33,11 @@ def choose(
   """What a run with --init=`path` trains.
 
   Its model is that of `path`, and so is its tokenizer by default. Flags may
-  change the number of heads, pad the vocabulary, and set what changes no array
-  (`surgery.SETTINGS`), and so may the config file where it differs from the
-  defaults. If there is a run in `target`, it resumes: `path` is not read, and
-  the model's shape is that of the run.
+  change the number of heads, leave out layers of the trunk, put linear heads on
+  a next-token model, pad the vocabulary, and set what changes no array
+  (`surgery.SETTINGS`). The config file may do only the last of these, where it
+  differs from the defaults. If there is a run in `target`, it resumes: `path`
+  is not read, and the model's shape is that of the run.
 
   `Start.init` reads the model. Licences and the model card are then copied
   into `target`.
@@ -121,9 +122,13 @@ def _read(
     "fingerprint": provenance.fingerprint(net),
   }
   before, n = net.cfg.n_future, cfg.model.n_future
-  if n < before:
+  if cfg.model.head != net.cfg.head:
+    net = surgery.linear_heads(net, n)
+    origin["heads"] = f"heads 1 to {n} are new, linear, the identity"
+  elif n < before:
     net = surgery.drop_heads(net, n)
-    origin["heads"] = f"heads 1 to {n} of {before}"
+    kept = "head 1" if n == 1 else f"heads 1 to {n}"
+    origin["heads"] = f"{kept} of {before}"
   elif n > before:
     net = surgery.add_heads(net, n, jax.random.key(cfg.train.seed), how)
     new = (
@@ -131,6 +136,12 @@ def _read(
     )
     made = f"copied from head {before}" if how == "copy" else "initialised"
     origin["heads"] = f"{new} new, {made}"
+  if count := net.cfg.layers - cfg.model.layers:
+    net = surgery.drop_layers(net, count)
+    lines = filter(None, [origin.get("heads")])
+    origin["heads"] = "; ".join(
+      [*lines, f"the last {count} layers of the trunk are left out"]
+    )
   if cfg.model.vocab > net.cfg.vocab:
     net = surgery.pad_vocab(net, cfg.model.vocab)
   if note:
@@ -178,14 +189,29 @@ def _shape(
   found: config.Model, wanted: dict[str, typing.Any], folder: pathlib.Path
 ) -> config.Model:
   """The model section: of the model in `folder`, as far as flags allow."""
-  shape = found.with_heads(wanted.get("n_future", found.n_future))
-  shape = dataclasses.replace(shape, vocab=wanted.get("vocab", shape.vocab))
+  n = wanted.get("n_future", found.n_future)
+  if wanted.get("head") == "linear" != found.head:
+    if (found.head, found.n_future) != ("parallel", 1):
+      raise ValueError(
+        f"--config.model.head=linear, but the model in {folder} has "
+        f"{found.n_future} {found.head} heads: linear heads are put on a model "
+        "of one parallel head; drop the others first, in a run of its own with "
+        "--config.model.n_future=1"
+      )
+    shape = dataclasses.replace(found, head="linear", n_future=n)
+  else:
+    shape = found.with_heads(n)
+  fewer = min(wanted.get("layers", shape.layers), shape.layers)
+  shape = dataclasses.replace(
+    shape, vocab=wanted.get("vocab", shape.vocab), layers=fewer
+  )
   for name, value in wanted.items():
     if name not in surgery.SETTINGS and value != getattr(shape, name):
       raise ValueError(
         f"--config.model.{name}={value}, but the model in {folder} has "
         f"{getattr(shape, name)}: leave it out. With --init, flags may set "
         f"model.n_future, model.{', model.'.join(('vocab', *surgery.SETTINGS))}"
+        ", fewer model.layers, or model.head='linear' on a next-token model"
       )
   if shape.vocab < found.vocab:
     raise ValueError(

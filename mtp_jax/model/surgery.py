@@ -5,6 +5,8 @@ stays as it is. The parts that both models have are bit-equal.
 
   drop_heads    heads 1..n alone
   add_heads     n heads, the new ones copied or initialised
+  linear_heads  n linear heads, under which head 1's layer is one of the trunk
+  drop_layers   without the last layers of the trunk
   pad_vocab     ids beyond the tokenizer's, so that a mesh divides their number
   cut_vocab     some ids alone, which makes the unembedding smaller
   reconfigure   the same arrays under settings that change no array
@@ -109,6 +111,59 @@ def add_heads(
     leaves = jax.tree.leaves(new), jax.tree.leaves(own)
     new = jax.tree.map(lambda a, old: a.astype(old.dtype), *leaves)
   return _with_own(net, _concatenate(own, new))
+
+
+def linear_heads(net: model.Model, n: int) -> model.Model:
+  """A next-token model with n linear heads, every one the identity.
+
+  Head 1's layer becomes the last of the trunk, so every head begins with the
+  logits of head 1 (paper, table S6: linear heads on Llama 2).
+
+  Args:
+    net: a model with one head of the kind 'parallel'.
+    n: heads of the result.
+
+  Raises:
+    ValueError: the model has more heads, or a head of another kind.
+  """
+  cfg = net.cfg
+  if (cfg.head, cfg.n_future) != ("parallel", 1):
+    raise ValueError(
+      f"linear heads are put on a model with one parallel head; this one has "
+      f"{cfg.n_future} {cfg.head} heads"
+    )
+  cfg = dataclasses.replace(cfg, head="linear", n_future=n).check()
+  like = jax.eval_shape(lambda key: model.Model(cfg, key), jax.random.key(0))
+  identity = jnp.eye(cfg.width, dtype=net.heads.unembed.dtype)
+  identities = jax.tree.map(
+    lambda a: jnp.broadcast_to(identity, a.shape), like.heads.layers
+  )
+  joined = like.replace(
+    embed=net.embed,
+    trunk=_concatenate(net.trunk, net.heads.layers),
+    heads=net.heads.replace(layers=identities, cfg=cfg),
+  )
+  return _rebuild(joined, cfg)
+
+
+def drop_layers(net: model.Model, count: int) -> model.Model:
+  """The model without the last `count` layers of its trunk.
+
+  Heads added to a model of L layers make it longer; without as many layers of
+  the trunk it has L again (paper, table S6: "+0"). Its text is not the same.
+
+  Raises:
+    ValueError: the trunk has not more than `count` layers.
+  """
+  left = net.cfg.trunk_layers - count
+  if not 0 <= count < net.cfg.trunk_layers:
+    raise ValueError(
+      f"cannot drop {count} layers of a trunk of {net.cfg.trunk_layers}: drop "
+      f"0 to {net.cfg.trunk_layers - 1}"
+    )
+  trunk = jax.tree.map(lambda a: a[:left], net.trunk)
+  cfg = dataclasses.replace(net.cfg, layers=net.cfg.layers - count)
+  return _rebuild(net.replace(trunk=trunk), cfg)
 
 
 def pad_vocab(net: model.Model, size: int) -> model.Model:
@@ -243,8 +298,8 @@ def _check_head_1_is_independent(cfg: config.Model, what: str) -> None:
     )
 
 
-def _concatenate(first: heads.Own, second: heads.Own) -> heads.Own:
-  """Both along the axis of heads, as a pytree like `first`."""
+def _concatenate(first, second):
+  """Both stacks along their leading axis, as a pytree like `first`."""
   pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
   return jax.tree.unflatten(
     jax.tree.structure(first), [jnp.concatenate(pair) for pair in pairs]

@@ -30,6 +30,7 @@ FAMILIES = (
   "arithmetic",
   "summarisation",
   "codecontests",
+  "llama2_heads",
 )
 SLICES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16")  # of v5e chips
 
