@@ -159,6 +159,47 @@ def test_smaller_drafts_leave_head_1_alone(net, tokens, dtype):
   assert dtype in kinds
 
 
+IDS = np.array([1, 4, 5, 9, 17, 18, 30])
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_limited_drafts(net, tokens, dtype):
+  """The same logits on some ids and -inf on others, of heads 2..N alone."""
+  if net.cfg.head == "anticausal":
+    dtype = None
+  full = layout.lay_out(net, draft_dtype=dtype)
+  limited = layout.limit_drafts(full, IDS[::-1])
+  args = tokens[:, :16], ZERO, passes.places(16)
+  want, got = (
+    np.asarray(passes.read(d, d.empty_cache(B, S, 3), *args, heads=3)[1])
+    for d in (full, limited)
+  )
+  np.testing.assert_array_equal(got[0], want[0])
+  np.testing.assert_allclose(
+    got[1:, ..., IDS], want[1:, ..., IDS], rtol=0, atol=ATOL
+  )
+  assert np.isneginf(np.delete(got[1:], IDS, -1)).all()
+  size = sum(a.nbytes for a in jax.tree.leaves(limited.unembed[1:]))
+  assert size <= 2 * 4 * net.cfg.width * len(IDS)
+
+
+@pytest.mark.parametrize(
+  "ids, words",
+  [
+    ([], "draft ids: none; give some of 0..18"),
+    ([3, 19], "draft ids: 19; give"),
+    ([-1, 3], "draft ids: -1; give"),
+  ],
+)
+def test_ids_that_there_are_not(ids, words):
+  decoder = layout.lay_out(parameters.random_model("parallel"), 19)
+  with pytest.raises(ValueError, match=words):
+    layout.limit_drafts(decoder, ids)
+  limited = layout.limit_drafts(decoder, [3])
+  with pytest.raises(ValueError, match="limited already"):
+    layout.limit_drafts(limited, [3])
+
+
 @pytest.mark.parametrize(
   "settings, words",
   [

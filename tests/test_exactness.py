@@ -242,6 +242,7 @@ TREE3 = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]])
     ({}, EPSILON),
     ({"draft_dtype": "int8"}, EPSILON),
     ({"sliding_window": 8}, EPSILON),
+    ({"few_drafts": range(97, 117)}, EPSILON),
     # Where a key rounds the other way, logits are off by a step of the cache.
     ({"cache_dtype": "bfloat16"}, 0.05),
     ({"cache_dtype": "int8"}, 0.05),
@@ -251,7 +252,11 @@ TREE3 = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]])
 def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
   """With second and third choices accepted, on caches of every kind."""
   net, prompts = trained
+  few = settings.get("few_drafts")
+  settings = {k: v for k, v in settings.items() if k != "few_drafts"}
   decoder = layout.lay_out(net, **settings)
+  if few:
+    decoder = layout.limit_drafts(decoder, few)
   run = functools.partial(decode.generate, decoder, prompts, max_new=MAX_NEW)
   want, got = run(heads=1), run(heads=TREE3)
   for a, b in zip(want.texts, got.texts, strict=True):

@@ -52,6 +52,9 @@ class Transformer:
   sliding_window: int | None = dataclasses.field(metadata=_static)
   cache_dtype: str = dataclasses.field(metadata=_static)
   mesh: jax.sharding.Mesh | None = dataclasses.field(metadata=_static)
+  # [V] of `layout.limit_drafts`: the column of each id in the unembedding of
+  # heads 2..N, or the number of its columns where it has none.
+  draft_columns: jax.Array | None = None
 
   @property
   def n_future(self) -> int:
@@ -264,6 +267,10 @@ class Transformer:
     x = layers.rms_norm(x, self.norm[...], self.cfg.norm_eps)
     unembed = self.unembed[min(head, len(self.unembed) - 1)]
     logits = layers.product("BWD,DV->BWV", x, unembed, "float32")
+    if head and self.draft_columns is not None:
+      outside = jnp.full((*logits.shape[:-1], 1), -jnp.inf)
+      logits = jnp.concatenate([logits, outside], -1)
+      logits = jnp.take(logits, self.draft_columns, -1)
     padded = logits.shape[-1]
     if self.vocab < padded:
       logits = jnp.where(jnp.arange(padded) < self.vocab, logits, -jnp.inf)
