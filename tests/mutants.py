@@ -45,6 +45,20 @@ MUTANTS = [
     "test_sweep.py::test_a_table_shows_every_seed",
   ),
   Mutant(
+    "an object may say that it equals the answer",
+    "mtp_jax/evaluate/checker.py",
+    "if not (with_plain or isinstance(args[0], Remote)):",
+    "if False:",
+    "test_sandbox.py::test_no_hostile_program_passes",
+  ),
+  Mutant(
+    "a verdict counts without the nonce",
+    "mtp_jax/evaluate/sandbox.py",
+    'if report["nonce"] == secret["nonce"]:',
+    "if report:",
+    "test_sandbox.py::test_a_verdict_needs_the_nonce",
+  ),
+  Mutant(
     "under a frozen trunk heads learn their neighbours' targets",
     "mtp_jax/loss/batch.py",
     "total, nll = part(rest, of_rest, slice(1, None))",
