@@ -105,9 +105,9 @@ def test_the_demo_compares_nothing(tmp_path):
   )
   texts = decoding.prompts(held, tokenizer.Bytes(), None, scale)
   assert [len(p) for p in texts["files"]] == [scale.prompt_len] * scale.prompts
-  net = model.Model(SHAPE, jax.random.key(0))
+  decoder = mtp_jax.lay_out(model.Model(SHAPE, jax.random.key(0)))
   texts["humaneval"] = [np.arange(3), np.arange(4)]
-  assert not decoding.measure(net, tokenizer.Bytes(), texts, [], scale, {})
+  assert not decoding.measure(decoder, texts, [], scale, {})
   report.write_picture(tmp_path, {"files": {"decoding": {}}})
   assert not [*tmp_path.iterdir()]
 

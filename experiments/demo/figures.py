@@ -7,7 +7,6 @@ import numpy as np
 from experiments.measure import timing
 from mtp_jax.data import pipeline
 from mtp_jax.decode import generate as generate_lib
-from mtp_jax.decode import layout
 from mtp_jax.evaluate import heads as head_measures
 
 
@@ -31,9 +30,10 @@ def score(net, cfg, held, batches: int) -> dict:
   }
 
 
-def decode(net, codec, prompts, *, new: int, repeats: int) -> list[dict]:
+def decode(
+  net, decoder, codec, prompts, *, new: int, repeats: int
+) -> list[dict]:
   """One entry per number of heads: tokens, passes, seconds, agreement."""
-  decoder = layout.lay_out(net, codec.vocab)
   counts = range(1, net.cfg.n_future + 1)
 
   def generate(heads):

@@ -15,6 +15,7 @@ import time
 
 from absl import flags
 
+import mtp_jax
 from experiments.demo import figures, report, tables
 from experiments.measure import compare, study
 from experiments.startup import options, program
@@ -44,8 +45,9 @@ def main(_: list[str]) -> None:
   new = cfg.data.seq_len - _PROMPT_LEN.value
   prompts = held.excerpts(_PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len)
   result["prompts"] = [p.tolist() for p in prompts]
+  decoder = mtp_jax.lay_out(net, codec.vocab)
   result["decoding"] = figures.decode(
-    net, codec, result["prompts"], new=new, repeats=_REPEATS.value
+    net, decoder, codec, result["prompts"], new=new, repeats=_REPEATS.value
   )
   texts = [codec.decode(t) for t in result["decoding"][0]["tokens"]]
   result["texts"] = texts

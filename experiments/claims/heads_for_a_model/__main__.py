@@ -31,6 +31,7 @@ from experiments.claims.heads_for_a_model import (
 from experiments.measure import study
 from experiments.startup import options, program
 from mtp_jax.data import pipeline
+from mtp_jax.decode import layout
 from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import surgery
 
@@ -70,20 +71,29 @@ def main(_: list[str]) -> None:
   files, held = corpora.files(scale, cfg.data.tokenizer, codec)
   texts = decoding.prompts(held, codec, humaneval, scale)
   tuning = files.excerpts(scale.prompts, scale.prompt_len, scale.prompt_len)
-  for name in names:
-    begin, place = time.time(), folder / name
+  for name in names:  # all are trained before any decodes
+    place = folder / name
     place.mkdir(exist_ok=True)
     if not (place / "model").exists():
       packed = files
       if name == "written":
         packed = _written(net, cfg, codec, files, scale)
       trained, record = _train(net, packed, held, scale)
-      study.write_json(place / "training.json", {"asked": asked} | record)
+      record = study.provenance(_SEED.value) | {"asked": asked} | record
+      study.write_json(place / "training.json", record)
       mtp_jax.save(trained, place / "model", like=source, notes=NOTES[name])
+  for name in names:
+    begin, place = time.time(), folder / name
     heads, _, _ = mtp_jax.load(place / "model")
-    found = study.provenance(_SEED.value) | _read(place / "training.json")
-    prompts = texts["files"]
-    page = decoding.completions(heads, codec, prompts, scale, held, found)
+    trained = _read(place / "training.json")
+    found = trained | study.provenance(_SEED.value)
+    found["trained_on_machine"] = trained["machine"]
+    decoder = layout.limit_drafts(
+      mtp_jax.lay_out(heads, codec.vocab), found.pop("draft_ids")
+    )
+    page = decoding.completions(
+      heads, decoder, codec, texts["files"], scale
+    ) | {"scores": decoding.scores(held, found)}
     page |= {"seconds": round(time.time() - begin)}
     report.write_page(place, found | page, codec)
     kept = "heads", "tokens_per_forward", "accepted", "seconds", "speedup"
@@ -92,9 +102,9 @@ def main(_: list[str]) -> None:
     ]
     found["decoding"] = {}
     if scale.batches:
-      topologies = decoding.trees(heads, codec, tuning, scale.new)
+      topologies = decoding.trees(decoder, tuning, scale.new)
       found["decoding"] = decoding.measure(
-        heads, codec, texts, topologies, scale, decoding.peer(source)
+        decoder, texts, topologies, scale, decoding.peer(source)
       )
     study.write_json(place / "results.json", found)
     print(f"page: {place / 'report.html'}   model: {place / 'model'}")
@@ -138,7 +148,8 @@ def _train(net, packed, held, scale):
   net = surgery.add_heads(net, _HEADS.value)
   count = training.count(scale.train_tokens, scale)
   batches = training.windows(net, packed, count, scale)
-  trained, rows = training.train(net, batches, scale, _SEED.value)
+  ids = training.commonest(batches, scale.draft_vocab)
+  trained, rows = training.train(net, batches, ids, scale, _SEED.value)
   shape = dict(
     batch=scale.batch, seq_len=scale.seq_len, n_future=_HEADS.value, seed=0
   )
@@ -149,6 +160,7 @@ def _train(net, packed, held, scale):
   return trained, {
     "tokens": len(batches) * scale.batch * scale.seq_len,
     "steps": rows,
+    "draft_ids": ids.tolist(),
     "held_out_nats": measured["nats"].tolist(),
     "held_out_accuracy": measured["accuracy"].tolist(),
     "held_out_tokens": count * scale.batch * scale.seq_len,

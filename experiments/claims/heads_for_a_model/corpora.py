@@ -24,7 +24,7 @@ def files(
   data = config.Data(
     source="python",
     tokenizer=tokenizer,
-    max_bytes=8 * (scale.train_tokens + scale.held_tokens) + 2**21,
+    max_bytes=4 * (scale.train_tokens + scale.held_tokens) + 2**21,
     held_out=0.1,
   )
   return pipeline.pack(data.check(), codec)

@@ -6,6 +6,7 @@ import json
 import pathlib
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 
 from experiments.claims.heads_for_a_model import scales
@@ -14,7 +15,8 @@ from experiments.demo import report as demo_report
 from experiments.measure import compare, limits
 from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.data import pipeline
-from mtp_jax.decode import autotune, layout
+from mtp_jax.decode import autotune
+from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.model import model
 
@@ -50,21 +52,16 @@ def prompts(
 
 
 def trees(
-  net: model.Model,
-  codec: tokenizer_lib.Tokenizer,
-  tuning: list[np.ndarray],
-  new: int,
+  decoder: decoder_lib.Transformer, tuning: list[np.ndarray], new: int
 ) -> list[tree_lib.Tree]:
   """Ordinary decoding, chains of 2 and of N, a tree of 8 built on prompts."""
-  decoder = layout.lay_out(net, codec.vocab)
   acceptance = autotune.measure_acceptance(decoder, tuning, max_new=new)
-  chains = [tree_lib.chain(k) for k in sorted({1, 2, net.cfg.n_future})]
+  chains = [tree_lib.chain(k) for k in sorted({1, 2, decoder.n_future})]
   return [*chains, tree_lib.build(acceptance, 8)]
 
 
 def measure(
-  net: model.Model,
-  codec: tokenizer_lib.Tokenizer,
+  decoder: decoder_lib.Transformer,
   texts: Mapping[str, list[np.ndarray]],
   topologies: list[tree_lib.Tree],
   scale: scales.Scale,
@@ -74,8 +71,7 @@ def measure(
 
   Prompts of several lengths are decoded at the first batch size alone, 1.
   """
-  decoder, bandwidth = layout.lay_out(net, codec.vocab), limits.bandwidth()
-  found = {}
+  bandwidth, found = limits.bandwidth(), {}
   for name, some in texts.items():
     equal = len({len(p) for p in some}) == 1
     for batch in scale.batches if equal else scale.batches[:1]:
@@ -93,34 +89,39 @@ def measure(
 
 def completions(
   net: model.Model,
+  decoder: decoder_lib.Transformer,
   codec: tokenizer_lib.Tokenizer,
   some: list[np.ndarray],
   scale: scales.Scale,
-  held: pipeline.Packed,
-  found: Mapping,
 ) -> dict:
   """What the demo's page shows: a few prompts continued with 1 to N heads."""
   prompts = [p.tolist() for p in some[:4]]
   entries = figures.decode(
-    net, codec, prompts, new=scale.new, repeats=scale.repeats
+    net, decoder, codec, prompts, new=scale.new, repeats=scale.repeats
   )
   texts = [codec.decode(tokens) for tokens in entries[0]["tokens"]]
-  nats = np.array(found["held_out_nats"])
   return {
     "prompts": prompts,
     "decoding": entries,
     "most_repeats": demo_report.most_repeats_of(texts),
-    "scores": {
-      "bits_per_byte": (nats / np.log(2) / held.bytes_per_token).tolist(),
-      "accuracy": found["held_out_accuracy"],
-      "predicted_tokens_per_forward": found["predicted_tokens_per_forward"],
-      "tokens": found["held_out_tokens"],
-    },
+  }
+
+
+def scores(held: pipeline.Packed, found: Mapping) -> dict:
+  """The heads' measures on held-out files, as the demo's page shows them."""
+  nats = np.array(found["held_out_nats"])
+  return {
+    "bits_per_byte": (nats / np.log(2) / held.bytes_per_token).tolist(),
+    "accuracy": found["held_out_accuracy"],
+    "predicted_tokens_per_forward": found["predicted_tokens_per_forward"],
+    "tokens": found["held_out_tokens"],
   }
 
 
 def peer(folder: pathlib.Path) -> dict[str, Callable]:
-  """transformers' decoding of the same folder, if it is installed."""
+  """transformers' decoding of the same folder on a CPU, if it is installed."""
+  if jax.default_backend() != "cpu":  # torch would still use the CPU
+    return {}
   try:
     from experiments.measure import peer as peer_lib
   except ImportError:

@@ -63,16 +63,23 @@ def commonest(batches: list[batch_lib.Batch], size: int) -> np.ndarray:
 def train(
   net: model.Model,
   batches: list[batch_lib.Batch],
+  ids: np.ndarray,
   scale: scales.Scale,
   seed: int,
 ) -> tuple[model.Model, list[dict]]:
   """Trains heads 2..N of `net` on batches from `windows`.
 
+  Args:
+    net: the model.
+    batches: of a corpus.
+    ids: what the heads learn to predict, ascending; see `commonest`.
+    scale: how long, how fast.
+    seed: order of the batches.
+
   Returns:
     The model with its new heads, and a row for every tenth of the training:
     step, and nats per token of each head.
   """
-  ids = commonest(batches, scale.draft_vocab)
   small = surgery.cut_vocab(net, ids)
   steps = scale.epochs * len(batches)
   cfg = config.Config().replace(
