@@ -50,7 +50,9 @@ def main(_: list[str]) -> None:
     shape = folders.settings(_MODEL.value)[0].model
     cfg = dataclasses.replace(cfg, model=shape)
     # What the config says of its own model's heads.
-    cfg = cfg.replace(train={"head_weights": ()}, decode={"heads": 0}).check()
+    of_heads = {"head_weights": (), "head_stages": (), "head_change": "step"}
+    of_heads |= {"detach": 0}
+    cfg = cfg.replace(train=of_heads, decode={"heads": 0}).check()
   compiler = _compiler_options(_OPTIONS.value)
   if _JSON.value:
     options.make_room(_JSON.value)

@@ -45,7 +45,7 @@ def main(_: list[str]) -> None:
   state = loop.fit(start.cfg, _WORKDIR.value, profile=profile, init=start.init)
   text = ""
   if int(state.step) == start.cfg.train.steps and jax.process_index() == 0:
-    text = program.next_commands(_WORKDIR.value, start.cfg.model.n_future)
+    text = program.next_commands(_WORKDIR.value, start.cfg.model.drafting)
   # Also without a text: what the run printed may not be written yet.
   terminal.print_if_possible(text)
 

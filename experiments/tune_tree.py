@@ -28,7 +28,7 @@ def main(_: list[str]) -> None:
   """Checks the flags, then measures acceptance and writes the best trees."""
   sizes = _sizes(_SIZES.value)
   cfg, codec = folders.settings(_WORKDIR.value)
-  if cfg.model.n_future < 2:
+  if cfg.model.drafting < 2:
     raise ValueError(f"{_WORKDIR.value} has one head: nothing drafts")
   new = cfg.data.seq_len - _PROMPT_LEN.value
   if new < 1:

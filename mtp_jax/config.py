@@ -12,7 +12,7 @@ import pathlib
 import typing
 from collections.abc import Iterator
 
-from mtp_jax import fields, sections
+from mtp_jax import fields, head_checks, sections
 
 # Format of config.json and of checkpoint records; a file without a number has
 # format 1. A change that this version would misread needs the next number.
@@ -23,6 +23,7 @@ Model, Data, Optim = sections.Model, sections.Data, sections.Optim
 Mesh, Train, Decode = sections.Mesh, sections.Train, sections.Decode
 HEAD_KINDS, ATTENTION = sections.HEAD_KINDS, sections.ATTENTION
 OPTIMISERS, LOSSES = sections.OPTIMISERS, sections.LOSSES
+HEAD_CHANGES = sections.HEAD_CHANGES
 REMAT_POLICIES, SOURCES = sections.REMAT_POLICIES, sections.SOURCES
 ROPE_SCALING, FREEZE = sections.ROPE_SCALING, sections.FREEZE
 
@@ -74,17 +75,19 @@ class Config:
     fields.divides(
       "data.batch", self.data.batch, "train.accumulate", self.train.accumulate
     )
-    weights, n = self.train.head_weights, self.model.n_future
-    if weights and len(weights) != n:
-      raise ValueError(
-        f"train.head_weights has {len(weights)} entries for model.n_future={n}"
-        ": give one weight per head, or --config.train.head_weights=() for "
-        "equal ones"
-      )
+    n, train = self.model.n_future, self.train
+    stages = len(train.head_stages) + 1
+    head_checks.for_heads(n, train.head_weights, stages, train.detach)
     if self.decode.heads > n:
       raise ValueError(
         f"decode.heads={self.decode.heads} but model.n_future={n}: use at most "
         "the heads that the model has"
+      )
+    if self.decode.heads > self.model.drafting:
+      raise ValueError(
+        f"decode.heads={self.decode.heads} but model.offsets is "
+        f"{self.model.offsets}: only the {self.model.drafting} before its "
+        "first gap can draft; use at most so many"
       )
     if self.optim.warmup >= self.train.steps:
       raise ValueError(

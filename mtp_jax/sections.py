@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 import typing
 
-from mtp_jax import fields
+from mtp_jax import fields, head_checks
 
 # Kind of head -> transformer layers of one head, which count among `layers`.
 # What else distinguishes the kinds is in `model.heads.kinds`.
@@ -22,6 +22,7 @@ HEAD_KINDS = {
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 ROPE_SCALING = ("none", "linear", "dynamic", "llama3", "yarn")
 OPTIMISERS = ("adamw", "muon")
+HEAD_CHANGES = ("step", "linear")
 LOSSES = ("serial", "checkpointed", "formula")
 FREEZE = ("none", "trunk")
 REMAT_POLICIES = ("none", "dots", "full")
@@ -68,6 +69,9 @@ class Model:
   sliding_window: int = 0  # tokens attended to, the own included; 0: all
   n_future: int = 4  # N: future tokens predicted, the paper's n
   head: str = "parallel"  # one of HEAD_KINDS
+  # How many tokens ahead each head predicts, head 1 the next one; empty: 1 to
+  # N. Leaps such as (1, 3, 5, 7): see `drafting`.
+  offsets: tuple[int, ...] = ()
   rope_theta: float = 10_000.0
   rope_scaling: str = "none"  # one of ROPE_SCALING; see `model.rotary`
   rope_factor: float = 1.0  # how much longer scaling makes the context
@@ -98,11 +102,34 @@ class Model:
     """Layers of the trunk: `layers` - `head_layers` + `extra_layers`."""
     return self.layers - self.head_layers + self.extra_layers
 
+  @property
+  def distances(self) -> tuple[int, ...]:
+    """How many tokens ahead heads 1 to N predict."""
+    return self.offsets or tuple(range(1, self.n_future + 1))
+
+  @property
+  def reach(self) -> int:
+    """Tokens after a window that the furthest head's targets need."""
+    return self.distances[-1]
+
+  @property
+  def drafting(self) -> int:
+    """Heads that can draft: those before the first gap of `offsets`.
+
+    Heads 1 to k draft the next k tokens, of which none may be missing. Of
+    heads with offsets (1, 2, 5) two can, of (1, 3, 5, 7) one.
+    """
+    return sum(d == i for i, d in enumerate(self.distances, 1))
+
   def with_heads(self, n_future: int) -> typing.Self:
     """The same trunk under another number of heads."""
     more = n_future - self.n_future
-    layers = self.layers + more * HEAD_KINDS[self.head]
-    return dataclasses.replace(self, n_future=n_future, layers=layers)
+    return dataclasses.replace(
+      self,
+      n_future=n_future,
+      layers=self.layers + more * HEAD_KINDS[self.head],
+      offsets=self.offsets[:n_future],
+    )
 
   def check(self) -> typing.Self:
     """See `Config.check`."""
@@ -127,6 +154,9 @@ class Model:
         f"{given} gives an odd number of channels; rotary embeddings need pairs"
       )
     self._check_rope()
+    head_checks.offsets(self.offsets, self.n_future)
+    if self.offsets and self.drafting == self.n_future:  # as if not given
+      checked = dataclasses.replace(checked, offsets=())
     if self.trunk_layers < 1:
       raise ValueError(
         f"model.layers {self.layers} leaves {self.trunk_layers} trunk layers "
@@ -287,7 +317,16 @@ class Train:
   accumulate: int = 1  # microbatches per step
   loss: str = "serial"  # one of LOSSES
   loss_block: int = _free(256)  # positions whose logits exist at once
-  head_weights: tuple[float, ...] = ()  # one per head; empty: all 1
+  # One per head; empty: all 1. With `head_stages`, one per head for each stage,
+  # the first stage's first. See `train.head_weights`.
+  head_weights: tuple[float, ...] = ()
+  # Where the second, third, ... stage begins, as a share of `steps`.
+  head_stages: tuple[float, ...] = ()
+  # One of HEAD_CHANGES. 'linear': weights move evenly towards the next stage's,
+  # which they have where it begins.
+  head_change: str = "step"
+  # Heads from this one on send no gradient into the trunk; 0: all do.
+  detach: int = 0
   # One of FREEZE. 'trunk': only heads 2..N are trained, so that every text of
   # head 1 stays the same.
   freeze: str = "none"
@@ -304,20 +343,14 @@ class Train:
     """See `Config.check`."""
     checked = fields.check(
       self,
-      zero=("sample_tokens", "seed"),
+      zero=("sample_tokens", "seed", "detach"),
       most={"seed": 2**32 - 1},  # jax.random.key drops higher bits
     )
     fields.one_of("train.loss", self.loss, LOSSES)
     fields.one_of("train.freeze", self.freeze, FREEZE)
-    if any(weight < 0 for weight in self.head_weights):
-      raise ValueError(
-        f"train.head_weights is {self.head_weights}; no weight may be negative"
-      )
-    if self.head_weights and not any(self.head_weights):
-      raise ValueError(
-        f"train.head_weights is {self.head_weights}; with every weight 0 "
-        "nothing is learned: give at least one a positive weight"
-      )
+    fields.one_of("train.head_change", self.head_change, HEAD_CHANGES)
+    head_checks.weights(self.head_weights, self.head_stages, self.head_change)
+    head_checks.detach(self.detach, self.freeze)
     return checked
 
 

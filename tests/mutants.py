@@ -59,6 +59,42 @@ MUTANTS = [
     "test_sandbox.py::test_a_verdict_needs_the_nonce",
   ),
   Mutant(
+    "a stage of head weights begins a step late",
+    "mtp_jax/train/head_weights.py",
+    "stage = (step >= begins[1:]).sum()",
+    "stage = (step > begins[1:]).sum()",
+    "test_head_settings.py::test_stages_begin_where_they_say",
+  ),
+  Mutant(
+    "heads that are held back teach the trunk in the serial loss",
+    "mtp_jax/loss/heads.py",
+    "z, token = heads.trunk_read(here, i), heads.tokens_read(here, i)",
+    "token = heads.tokens_read(here, i)",
+    "test_head_settings.py"
+    "::test_heads_that_are_held_back_teach_the_trunk_nothing",
+  ),
+  Mutant(
+    "a head behind a gap counts as one that drafts",
+    "mtp_jax/evaluate/heads.py",
+    "drafting = slice(net.cfg.drafting)",
+    "drafting = slice(None)",
+    "test_head_settings.py::test_leaps_are_measured_as_the_heads_they_are",
+  ),
+  Mutant(
+    "a consequence counts as uncertain behind its choice too",
+    "mtp_jax/tasks/choice_points.py",
+    "(place > 0) & before",
+    "(place > 0)",
+    "test_choice_points.py::test_a_choice_point_has_the_papers_number_of_terms",
+  ),
+  Mutant(
+    "star graphs whose goal is always on the arm that is listed first",
+    "mtp_jax/tasks/star_graph.py",
+    "shuffled = rng.random(edges.shape[:2]).argsort(1)",
+    "shuffled = np.tile(np.arange(edges.shape[1]), (count, 1))",
+    "test_star_graph.py::test_documents_are_star_graphs",
+  ),
+  Mutant(
     "under a frozen trunk heads learn their neighbours' targets",
     "mtp_jax/loss/batch.py",
     "total, nll = part(rest, of_rest, slice(1, None))",
@@ -96,8 +132,8 @@ MUTANTS = [
   Mutant(
     "targets off by one",
     "mtp_jax/loss/batch.py",
-    "there = slice(1 + i, 1 + i + T)",
-    "there = slice(i, i + T)",
+    "there = slice(distance, distance + T)",
+    "there = slice(distance - 1, distance - 1 + T)",
     "test_loss.py::test_future_targets_against_loops",
   ),
   Mutant(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.claims.planning import report
+from experiments.claims.planning import report, scales
 from experiments.measure import sweep
 from mtp_jax import loss, tokenizer
 from mtp_jax.decode import generate, layout
@@ -91,6 +91,14 @@ def test_shapes_that_ask_nothing_are_refused():
     star_graph.Shape(9, 9)
   with pytest.raises(ValueError, match="10 nodes, and 9 names"):
     dataclasses.replace(SHAPE, names=9)
+
+
+@pytest.mark.parametrize("scale", scales.SCALES.values(), ids=scales.SCALES)
+def test_every_n_has_the_same_trunk(scale):
+  for graph in scale.graphs:
+    shapes = [scale.config(graph, n, 0).model for n in scale.heads]
+    assert {shape.trunk_layers for shape in shapes} == {scale.trunk}
+    assert [shape.head_layers for shape in shapes] == list(scale.heads)
 
 
 def test_the_claim_at_scale_test(tmp_path, call):

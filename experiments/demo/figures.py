@@ -15,7 +15,7 @@ def score(net, cfg, held, batches: int) -> dict:
   shape = dict(
     batch=cfg.data.batch,
     seq_len=cfg.data.seq_len,
-    n_future=cfg.model.n_future,
+    n_future=cfg.model.reach,
     seed=1,
   )
   found = head_measures.measure(
@@ -34,7 +34,7 @@ def decode(
   net, decoder, codec, prompts, *, new: int, repeats: int
 ) -> list[dict]:
   """One entry per number of heads: tokens, passes, seconds, agreement."""
-  counts = range(1, net.cfg.n_future + 1)
+  counts = range(1, net.cfg.drafting + 1)
 
   def generate(heads):
     return [

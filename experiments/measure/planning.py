@@ -67,7 +67,7 @@ def training(
   state = step_lib.abstract_state(cfg, mesh)
   batch = batch_lib.abstract(
     cfg.data.batch,
-    cfg.data.seq_len + cfg.model.n_future,
+    cfg.data.seq_len + cfg.model.reach,
     sharding.batch_sharding(mesh),
   )
   compiled = aot.compile_program(
@@ -122,7 +122,7 @@ def decoding(
       "axis 'data'"
     )
   if tree is None:
-    tree = tree_lib.chain(cfg.decode.heads or cfg.model.n_future)
+    tree = tree_lib.chain(cfg.decode.heads or cfg.model.drafting)
   decoder = jax.eval_shape(
     lambda key: layout.lay_out(model.Model(cfg.model, key), on="tpu"),
     jax.random.key(0),

@@ -11,12 +11,13 @@ from typing import Any
 
 import mtp_jax
 from experiments.measure import study, sweep
-from mtp_jax import config
+from mtp_jax import config, tokenizer
+from mtp_jax.data import pipeline
+from mtp_jax.evaluate import heads as head_measures
+from mtp_jax.model import surgery
 
 Changes = Mapping[str, Mapping[str, Any]]  # section -> field -> value
 
-# Parallel heads over a trunk that keeps its layers, whatever the number of
-# heads, have the field `layers` set by the claim (`layers_of`).
 SIZES: dict[str, Changes] = {
   "test": {
     "model": {"width": 16, "mlp": 24, "attn_heads": 2, "kv_heads": 2},
@@ -24,8 +25,6 @@ SIZES: dict[str, Changes] = {
     "train": {"steps": 4, "eval_batches": 2},
     "optim": {"peak": 5e-3, "adam_ratio": 6.0, "warmup": 1},
   },
-  # A thousandth of the paper's tokens of 0.3B models, at a thousandth of their
-  # parameters: see the claims for the factors.
   "cpu": {
     "model": {"width": 96, "mlp": 256, "attn_heads": 2, "kv_heads": 2},
     "data": {
@@ -34,7 +33,7 @@ SIZES: dict[str, Changes] = {
       "max_bytes": 30_000_000,
       "held_out": 0.1,
     },
-    "train": {"steps": 1500, "eval_batches": 48},
+    "train": {"steps": 600, "eval_batches": 32},
     "optim": {"peak": 5e-3, "adam_ratio": 6.0, "warmup": 100},
   },
   "gpu": {
@@ -78,9 +77,20 @@ def make(size: str, *changes: Changes, seed: int = 0) -> config.Config:
 
 
 def run(
-  claim: str, name: str, size: str, *changes: Changes, seed: int = 0
+  claim: str,
+  name: str,
+  size: str,
+  *changes: Changes,
+  seed: int = 0,
+  heads: tuple[int, ...] = (),
 ) -> sweep.Run:
-  """A run of `sweep` that trains `make(size, *changes, seed=seed)`."""
+  """A run of `sweep` that trains `make(size, *changes, seed=seed)`.
+
+  Args:
+    claim, name, seed: of the run.
+    size, changes: of `make`.
+    heads: numbers k of heads, for the tokens per forward with the first k.
+  """
   cfg = make(size, *changes, seed=seed)
   overrides = {"size": size} | {
     f"{section}.{field}": value
@@ -89,17 +99,24 @@ def run(
     for field, value in values.items()
   }
   return sweep.Run(
-    claim, name, overrides, seed, lambda folder: figures(cfg, folder)
+    claim, name, overrides, seed, lambda folder: figures(cfg, folder, heads)
   )
 
 
-def figures(cfg: config.Config, folder: pathlib.Path) -> Iterator[sweep.Figure]:
+def figures(
+  cfg: config.Config, folder: pathlib.Path, heads: tuple[int, ...] = ()
+) -> Iterator[sweep.Figure]:
   """Trains a model in `folder`, or resumes there; its held-out figures.
+
+  Args:
+    cfg: the run's settings.
+    folder: of the run.
+    heads: see `run`.
 
   Yields:
     At each evaluation, of the held-out files: `bits_per_byte_1`, ...,
     `accuracy_1`, ... of heads, and `tokens_per_forward_greedy`, as
-    `evaluate.heads` defines them.
+    `evaluate.heads` defines them. In the end `tokens per forward k=...`.
 
   Raises:
     RuntimeError: the run has no evaluation, or was stopped by a signal.
@@ -115,3 +132,19 @@ def figures(cfg: config.Config, folder: pathlib.Path) -> Iterator[sweep.Figure]:
     for metric, value in row.items():
       if metric.startswith(wanted):
         yield sweep.Figure(int(row["step"]), metric, float(value))
+  for k in heads:
+    few = surgery.drop_heads(state.model, k)
+    measured = head_measures.measure(few, _held_out(cfg, k))
+    yield sweep.Figure(
+      cfg.train.steps, f"tokens per forward k={k}", measured["greedy"]
+    )
+
+
+def _held_out(cfg, n_future):
+  """Batches of the held-out files, for a model of so many heads."""
+  codec = tokenizer.load(cfg.data.tokenizer)
+  _, held = pipeline.pack(cfg.data, codec)
+  shape = dict(batch=cfg.data.batch, seq_len=cfg.data.seq_len)
+  shape |= dict(n_future=n_future, seed=0)
+  count = cfg.train.eval_batches
+  return (pipeline.batch_at(held, i, **shape) for i in range(count))

@@ -58,7 +58,7 @@ def settings(
 
 def batch_of(cfg: config.Config) -> batch_lib.Batch:
   """Shapes of a step's batch."""
-  length = cfg.data.seq_len + cfg.model.n_future
+  length = cfg.data.seq_len + cfg.model.reach
   return batch_lib.abstract(cfg.data.batch, length)
 
 

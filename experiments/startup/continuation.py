@@ -225,7 +225,7 @@ def _settings(request: Request, cfg, codec, rule, tree) -> dict:
   )
   heads = cfg.decode.heads if request.heads is None else request.heads
   max_new = cfg.decode.max_new if request.max_new is None else request.max_new
-  tree = tree or heads or cfg.model.n_future
+  tree = tree or heads or cfg.model.drafting
   samples = checks.integer("num_samples", request.num_samples, 1)
   settings = {
     "max_new": max_new,

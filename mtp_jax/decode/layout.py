@@ -16,7 +16,7 @@ from mtp_jax import sharding
 from mtp_jax.decode import cache as cache_lib
 from mtp_jax.decode import checks, cpu, int8
 from mtp_jax.decode import decoder as decoder_lib
-from mtp_jax.model import heads, model
+from mtp_jax.model import heads, model, surgery
 
 
 def lay_out(
@@ -33,7 +33,8 @@ def lay_out(
   Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU large
   matrices are transposed (`cpu.Matrix`), except int8 ones and on a mesh. In a
   float32 model the embedding, and the unembedding if not transposed, are shared
-  with `net`; the layers are copies.
+  with `net`; the layers are copies. Heads behind a gap of `cfg.offsets` are
+  left out: drafts are a text without gaps.
 
   Example, with the run that the example of `mtp_jax.fit` trains:
     >>> import mtp_jax
@@ -88,6 +89,10 @@ def lay_out(
     )
   if draft_dtype == "int8" and mesh is not None:
     raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
+
+  if cfg.drafting < cfg.n_future:
+    net = surgery.drop_heads(net, cfg.drafting)
+    cfg = net.cfg
 
   def cast(p):
     return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p

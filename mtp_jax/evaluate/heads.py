@@ -78,7 +78,8 @@ def score(
   A draft of head i at t is accepted where it is head 1's own first choice at
   t+i-1 (greedy), or with probability sum_x min(p_1(x), p_i(x)) (sampled at
   temperature 1, as lossless speculative sampling accepts; the path before it
-  is taken to be the text's). A stretch of tokens of weight 0 is a prompt: no
+  is taken to be the text's). Heads behind a gap of `offsets` draft nothing, but
+  have a loss. A stretch of tokens of weight 0 is a prompt: no
   pass drafts in it, and the next one begins at its last token.
 
   Heads run one after another. Head 1's states stay, and its logits are computed
@@ -99,21 +100,23 @@ def score(
   Raises:
     ValueError: windows shorter than N.
   """
-  N = net.cfg.n_future
-  T = batch.tokens.shape[1] - N
-  if T < N:
+  N, reach = net.cfg.n_future, net.cfg.reach
+  T = batch.tokens.shape[1] - reach
+  if T < reach:
     raise ValueError(
-      f"evaluation needs windows of at least {N} tokens for {N} heads, not "
+      f"evaluation needs windows of at least {reach} tokens for {N} heads, not "
       f"{T}: raise data.seq_len or lower model.n_future"
     )
-  targets = loss.future_targets(batch, N)
+  targets = loss.future_targets(batch, N, net.cfg.offsets)
   inputs = net.read(batch.tokens, batch.segments, kernel=kernel)
   per_head = _per_head(net, inputs, targets, block)
   sums = {name: per_head[name] for name in ("nats", "hits")}
   sums["targets"] = targets.weights()
-  inside, starts, counted = _places(batch, targets)
+  drafting = slice(net.cfg.drafting)
+  drafted = jax.tree.map(lambda a: a[drafting], targets)
+  inside, starts, counted = _places(batch, drafted)
   for name in ("greedy", "sampled"):
-    accept = (per_head[name] * inside)[1:]
+    accept = (per_head[name][drafting] * inside)[1:]
     passes, tokens = expected_passes(accept, starts, counted)
     sums[f"{name}_tokens"], sums[f"{name}_passes"] = tokens, passes
   return jax.tree.map(lambda x: x.astype(jnp.float32), sums)
@@ -127,9 +130,9 @@ def _per_head(net, inputs, targets, block):
     greedy, sampled: [N, B, T] whether head 1 accepts the draft that the head
       makes at t, and with which probability.
   """
-  N = net.cfg.n_future
   B, T = inputs.z.shape[:2]
-  first = jnp.pad(net.heads.first(inputs), ((0, 0), (0, N - 1), (0, 0)))
+  ahead = net.cfg.reach - 1
+  first = jnp.pad(net.heads.first(inputs), ((0, 0), (0, ahead), (0, 0)))
   own_unembed = net.heads.own_unembed
   verifier = net.heads.unembed[...] if own_unembed is None else own_unembed[0]
 
@@ -164,7 +167,9 @@ def _per_head(net, inputs, targets, block):
       sums[name] = jnp.moveaxis(per_block[name], 0, 1).reshape(B, -1)[:, :T]
     return sums
 
-  return net.heads.one_by_one(one_head, inputs, (jnp.arange(N), targets))
+  # Head 1 verifies a draft where it predicts the same token.
+  places = jnp.array(net.cfg.distances) - 1
+  return net.heads.one_by_one(one_head, inputs, (places, targets))
 
 
 def _places(batch, targets):

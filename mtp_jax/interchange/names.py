@@ -182,6 +182,8 @@ def check_kind(cfg: config.Model) -> None:
     fault = "its head 1 reads the other heads"
   elif kind.reads_tokens:
     fault = "its heads read tokens"
+  elif cfg.offsets:
+    fault = f"its heads leap, by model.offsets {cfg.offsets}"
   if fault:
     raise ValueError(
       f"model.head {cfg.head!r} cannot be written in another format: {fault}"

@@ -14,7 +14,9 @@ from mtp_jax.model import heads as heads_lib
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How a loss is computed. None of it changes the result beyond rounding.
+  """How a loss is computed.
+
+  Only `detach` changes the result beyond rounding, and that the gradient alone.
 
   Attributes:
     implementation: a key of IMPLEMENTATIONS.
@@ -23,6 +25,8 @@ class Settings:
       z's width as FSDP splits the parameters', and sum every block's logits
       over all devices.
     kernel: of the attention, see `layers.training_context`.
+    detach: heads from this one on (from 1) send no gradient into the trunk;
+      0: all do.
   """
 
   implementation: str = "serial"
@@ -30,30 +34,34 @@ class Settings:
   shards: int = 1
   rows: jax.sharding.NamedSharding | None = None
   kernel: attention.Kernel = attention.xla
+  detach: int = 0
 
 
 def future_targets(
-  batch: batch_lib.Batch, n_future: int
+  batch: batch_lib.Batch, n_future: int, offsets: tuple[int, ...] = ()
 ) -> cross_entropy.Targets:
   """Targets of every head: row i holds token t+1+i, or -1, and its weight.
 
   Args:
-    batch: windows of T+N tokens.
+    batch: windows of T+N tokens; with `offsets`, of T and the last of them.
     n_future: N.
+    offsets: how many tokens ahead each head predicts (`config.Model.offsets`),
+      in place of 1 to N.
 
   Returns:
-    tokens [N, B, T] int32, -1 where t and t+1+i are not in the same document;
-    weight [N, B, T] float32.
+    tokens [N, B, T] int32, -1 where t and its target are not in the same
+    document; weight [N, B, T] float32.
 
   Raises:
     ValueError: windows too short for N, or arrays of different shapes.
   """
   tokens, segments, weight = batch.tokens, batch.segments, batch.weight
-  T = tokens.shape[1] - n_future
+  distances = offsets or range(1, n_future + 1)
+  T = tokens.shape[1] - distances[-1]
   if T < 1:
     raise ValueError(
-      f"windows of {tokens.shape[1]} tokens hold no position for {n_future} "
-      "future tokens"
+      f"windows of {tokens.shape[1]} tokens hold no position for "
+      f"{distances[-1]} future tokens"
     )
   for name in ("segments", "weight"):
     shape = getattr(batch, name).shape
@@ -61,12 +69,12 @@ def future_targets(
       raise ValueError(f"{name} {shape}, but tokens {tokens.shape}")
   here = segments[:, :T]
 
-  def one(i):
-    there = slice(1 + i, 1 + i + T)
+  def one(distance):
+    there = slice(distance, distance + T)
     inside = (segments[:, there] == here) & (here > 0)
     return jnp.where(inside, tokens[:, there], -1), weight[:, there]
 
-  rows = zip(*(one(i) for i in range(n_future)), strict=True)
+  rows = zip(*map(one, distances), strict=True)
   return cross_entropy.Targets(*map(jnp.stack, rows))
 
 
@@ -168,6 +176,14 @@ def _read(net, batch, settings):
   inputs = net.read(
     batch.tokens, batch.segments, kernel=settings.kernel, z=batch.z
   )
+  if settings.detach:
+    if net.heads.order is not None:
+      raise ValueError(
+        f"detach={settings.detach} with {net.cfg.head} heads, which read each "
+        "other: choose a kind of head that reads the trunk alone"
+      )
+    sends = jnp.arange(1, net.cfg.n_future + 1) < settings.detach
+    inputs = inputs._replace(sends=sends)
   if settings.rows is None:
     return inputs
   z, embedded = jax.lax.with_sharding_constraint(

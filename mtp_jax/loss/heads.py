@@ -151,7 +151,8 @@ def _serial_bwd(block, shards, saved, cotangents):
   d_heads, (d_z, d_embedded) = jax.tree.map(
     lambda d: (g * d).astype(d.dtype), (d_heads, d_read)
   )
-  return d_heads, heads_lib.Inputs(d_z, None, d_embedded), None, g * nll
+  d_inputs = heads_lib.Inputs(d_z, None, d_embedded, None)
+  return d_heads, d_inputs, None, g * nll
 
 
 _serial.defvjp(_serial_fwd, _serial_bwd)
@@ -165,7 +166,8 @@ def _independent(block, shards, heads, inputs, targets, scale):
 
   def hidden_state(layer, norm, read, i):
     z, embedded = read
-    token = heads.tokens_read(inputs._replace(embedded=embedded), i)
+    here = inputs._replace(z=z, embedded=embedded)
+    z, token = heads.trunk_read(here, i), heads.tokens_read(here, i)
     # Without cfg.remat: the gradient is taken at once, so no activation waits.
     x = heads.apply(layer, z, inputs.ctx, *token)
     return layers.rms_norm(x, norm, heads.cfg.norm_eps)

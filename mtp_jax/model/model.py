@@ -64,12 +64,13 @@ class Model(nnx.Module):
       tokens: [B, T'] int32. T' may be T; where the heads read tokens, it is at
         least T+N-1: head i reads token t+i-1.
       segments: [B, T'] int32 document numbers.
-      length: T; None: T' - N, of windows that carry the targets of all heads.
+      length: T; None: of windows that carry the targets of all heads, T' - N
+        without `cfg.offsets`.
       kernel: of the attention, see `layers.training_context`.
       z: [B, T, D] trunk output of an earlier pass; None: the trunk runs.
     """
     N = self.cfg.n_future
-    T = tokens.shape[1] - N if length is None else length
+    T = tokens.shape[1] - self.cfg.reach if length is None else length
     ctx = layers.training_context(segments[:, :T], self.cfg, kernel)
     z = self.run_trunk(tokens[:, :T], ctx) if z is None else z
     z, embedded = z.astype(self.cfg.dtype), None
@@ -87,8 +88,9 @@ class Model(nnx.Module):
       segments: document numbers of the tokens, int32; None: one document.
 
     Returns:
-      float32 [N, B, T, V]: row i scores token t+1+i. This is the naive form
-      that keeps all logits alive; training uses `loss`, decoding `decode`.
+      float32 [N, B, T, V]: row i scores token t+1+i, or what `cfg.offsets`
+      says. This is the naive form that keeps all logits alive; training uses
+      `loss`, decoding `decode`.
     """
     segments = jnp.ones_like(tokens) if segments is None else segments
     ahead = (self.cfg.n_future - 1) * self.heads.kind.reads_tokens

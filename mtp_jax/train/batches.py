@@ -63,7 +63,7 @@ class Batches:
     return dict(
       batch=batch,
       seq_len=self._cfg.data.seq_len,
-      n_future=self._cfg.model.n_future,
+      n_future=self._cfg.model.reach,
       shard=self._shard,
       shards=self._shards,
     )

@@ -27,7 +27,7 @@ def check(
     net: the model, abstract.
   """
   rows = cfg.data.batch // cfg.train.accumulate
-  length = cfg.data.seq_len + cfg.model.n_future
+  length = cfg.data.seq_len + cfg.model.reach
   kernel = step_lib.attention_kernel(cfg.model, mesh)
   score = functools.partial(head_measures.score, kernel=kernel)
   jax.eval_shape(score, net, batch_lib.abstract(rows, length))
@@ -142,7 +142,7 @@ class Evaluations:
     written = generate.generate(
       layout.lay_out(net, self._codec.vocab),
       [prompt],
-      heads=self._cfg.decode.heads or self._cfg.model.n_future,
+      heads=self._cfg.decode.heads or self._cfg.model.drafting,
       max_new=self._cfg.train.sample_tokens,
       stop=self._codec.ends,
     )

@@ -11,6 +11,7 @@ import optax
 from mtp_jax import config, loss, sharding
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.model import attention, model, surgery
+from mtp_jax.train import head_weights as weights_lib
 from mtp_jax.train import optim
 
 
@@ -111,10 +112,10 @@ def train_step(
       "the batch has z, so the trunk would learn nothing: set "
       "train.freeze='trunk'"
     )
-  targets = loss.future_targets(batch, N)
+  targets = loss.future_targets(batch, N, cfg.model.offsets)
   weight_sums = targets.weights()
   weight_sums = jnp.where(weight_sums > 0, weight_sums, 1.0)  # a divisor
-  head_weights = jnp.array(cfg.train.head_weights or (1.0,) * N, jnp.float32)
+  head_weights = weights_lib.at(cfg.train, N, state.step)
   scale = head_weights / weight_sums[0]
   settings = loss.Settings(
     implementation=cfg.train.loss,
@@ -122,6 +123,7 @@ def train_step(
     shards=mesh.shape["data"],
     rows=sharding.batch_sharding(mesh),
     kernel=attention_kernel(cfg.model, mesh),
+    detach=cfg.train.detach,
   )
 
   trained = _trained(cfg, state.model)
@@ -253,4 +255,9 @@ def _state(cfg, net):
 
 def _trained(cfg, net):
   """The part of a model that gradient and optimiser see."""
+  if cfg.train.detach and net.heads.order is not None:
+    raise ValueError(
+      f"train.detach is {cfg.train.detach}, but {cfg.model.head} heads read "
+      "each other: choose a model.head that reads the trunk alone"
+    )
   return surgery.trainable(net) if cfg.train.freeze == "trunk" else net

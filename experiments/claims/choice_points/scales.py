@@ -56,7 +56,7 @@ SCALES = {
   "cpu": Scale(
     choice_points.Language(letters=8, tail=7, blocks=8),
     heads=(1, 2, 4, 8),
-    seeds=(0, 1, 2),
+    seeds=(0, 1),
     width=32,
     batch=16,
     steps=(0, 30, 300),

@@ -19,6 +19,7 @@ class Inputs(NamedTuple):
   ctx: layers.Context  # that the trunk ran in
   # [B, T+N-1, D] embeddings of the windows' tokens; None: the kind reads none.
   embedded: jax.Array | None = None
+  sends: jax.Array | None = None  # [N] bool: gradients reach z; None: all do
 
 
 class Own(NamedTuple):
@@ -46,6 +47,11 @@ class Heads(nnx.Module):
     D, V, N = cfg.width, cfg.vocab, cfg.n_future
     k_layers, k_unembed = jax.random.split(key)
     self.cfg = cfg
+    if self.kind.reads_tokens and cfg.offsets:
+      raise ValueError(
+        f"model.offsets is {cfg.offsets}, but {cfg.head} heads read the tokens "
+        "before their targets: leave it out"
+      )
 
     def unembedding(key):
       return layers.param(key, (D, V), ("embed", "vocab"), D)
@@ -92,14 +98,19 @@ class Heads(nnx.Module):
 
     All heads' states are alive at once; `one_by_one` avoids that.
     """
-    N, z = self.cfg.n_future, inputs.z
+    N = self.cfg.n_future
 
     def one(xs):
       layer, i = xs
-      return self.run(layer, z, inputs.ctx, *self.tokens_read(inputs, i))
+      z, read = self.trunk_read(inputs, i), self.tokens_read(inputs, i)
+      return self.run(layer, z, inputs.ctx, *read)
 
     if self.layers is None:
-      hidden = jnp.broadcast_to(z, (N, *z.shape))
+      z = inputs.z
+      if inputs.sends is None:
+        hidden = jnp.broadcast_to(z, (N, *z.shape))
+      else:
+        hidden = jnp.stack([self.trunk_read(inputs, i) for i in range(N)])
     elif self.order is None:
       # Not `vmap`: cuDNN's attention cannot be mapped with documents' mask.
       hidden = jax.lax.map(one, (self.layers, jnp.arange(N)))
@@ -138,7 +149,8 @@ class Heads(nnx.Module):
     def one(state, xs):
       layer, own, i, x = xs
       read = self.tokens_read(inputs, i)
-      state = self.run(layer, state if chain else inputs.z, inputs.ctx, *read)
+      z = state if chain else self.trunk_read(inputs, i)
+      state = self.run(layer, z, inputs.ctx, *read)
       unembed = self.unembed[...] if own is None else own
       found = fun(self.normalise(state), unembed, x)
       return state if chain else None, found
@@ -169,6 +181,16 @@ class Heads(nnx.Module):
     if layer is None:
       return x
     return layer(layer.join(x, *read) if read else x, ctx)
+
+  def trunk_read(self, inputs: Inputs, i: int | jax.Array) -> jax.Array:
+    """z [B, T, D] as head i (from 0) reads it, which may hold gradients back.
+
+    A head of a chain reads another head's state instead.
+    """
+    if inputs.sends is None:
+      return inputs.z
+    held_back = jax.lax.stop_gradient(inputs.z)
+    return jnp.where(inputs.sends[i], inputs.z, held_back)
 
   def tokens_read(self, inputs: Inputs, i: int | jax.Array) -> tuple:
     """The embeddings [B, T, D] that head i (from 0) reads, in a tuple of one.

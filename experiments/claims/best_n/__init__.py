@@ -1,0 +1,1 @@
+"""Which number of heads is best."""

@@ -1,0 +1,13 @@
+"""Which number of heads is best for head 1, at equal total layers.
+
+  python -m experiments.claims.best_n --scale=cpu --output=runs/best_n
+
+Trains a small model for each number of heads and seed.
+Runs that are finished are not repeated.
+"""
+
+from experiments.claims import byte_sweeps
+from experiments.claims.best_n import scales
+
+if __name__ == "__main__":
+  byte_sweeps.start(scales.runs)

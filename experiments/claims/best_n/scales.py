@@ -1,0 +1,22 @@
+"""Numbers of heads at equal total layers, and their runs at each scale."""
+
+from experiments.measure import python_models, sweep
+
+HEADS = {"test": (1, 2), "cpu": (1, 2, 4, 6), "gpu": (1, 2, 4, 6, 8)}
+SEEDS = {"test": (0,), "cpu": (0,), "gpu": (0, 1, 2)}
+LAYERS = {"test": 3, "cpu": 7, "gpu": 12}  # L, heads included
+
+
+def runs(scale: str) -> list[sweep.Run]:
+  """The runs of a scale: n parallel heads leave L - n layers to the trunk."""
+  return [
+    python_models.run(
+      "best_n",
+      f"n={n}",
+      scale,
+      {"model": {"n_future": n, "layers": LAYERS[scale]}},
+      seed=seed,
+    )
+    for seed in SEEDS[scale]
+    for n in HEADS[scale]
+  ]

@@ -1,0 +1,1 @@
+"""Byte models: several heads at equal data."""

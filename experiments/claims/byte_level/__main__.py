@@ -1,0 +1,13 @@
+"""Byte models of 1 to 32 heads at equal data, and what their heads save.
+
+  python -m experiments.claims.byte_level --scale=cpu --output=runs/byte_level
+
+Trains a small model for each number of heads and seed.
+Runs that are finished are not repeated.
+"""
+
+from experiments.claims import byte_sweeps
+from experiments.claims.byte_level import scales
+
+if __name__ == "__main__":
+  byte_sweeps.start(scales.runs)

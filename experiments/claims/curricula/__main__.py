@@ -1,0 +1,13 @@
+"""Curricula of head weights, leaps and held-back heads, beside the plain sum.
+
+  python -m experiments.claims.curricula --scale=cpu --output=runs/curricula
+
+Trains a small model for each (`scales.CURRICULA`) and seed.
+Runs that are finished are not repeated.
+"""
+
+from experiments.claims import byte_sweeps
+from experiments.claims.curricula import scales
+
+if __name__ == "__main__":
+  byte_sweeps.start(scales.runs)

@@ -1,0 +1,1 @@
+"""Several epochs over one corpus."""

@@ -1,0 +1,13 @@
+"""Whether what several heads give head 1 shrinks when data repeat.
+
+  python -m experiments.claims.epochs --scale=cpu --output=runs/epochs
+
+Trains small models of 1 and 4 heads for 1 and 4 epochs of one corpus.
+Runs that are finished are not repeated.
+"""
+
+from experiments.claims import byte_sweeps
+from experiments.claims.epochs import scales
+
+if __name__ == "__main__":
+  byte_sweeps.start(scales.runs)

@@ -1,0 +1,26 @@
+"""The rows of the paper's table S4, and their runs at each scale."""
+
+from experiments.measure import python_models, sweep
+
+SEEDS = {"test": (0,), "cpu": (0,), "gpu": (0, 1, 2)}
+LAYERS = {"test": 5, "cpu": 6, "gpu": 12}  # L, heads included
+ROWS = {
+  "n=1": {"n_future": 1},
+  "linear": {"head": "linear"},
+  "anticausal": {"head": "anticausal"},
+  "causal": {"head": "causal"},
+  "parallel": {},
+  "parallel, 3 layers more": {"extra_layers": 3},
+}
+
+
+def runs(scale: str) -> list[sweep.Run]:
+  """The runs of a scale; n=4 unless said."""
+  shape = {"n_future": 4, "layers": LAYERS[scale]}
+  return [
+    python_models.run(
+      "head_kinds", name, scale, {"model": shape | row}, seed=seed
+    )
+    for seed in SEEDS[scale]
+    for name, row in ROWS.items()
+  ]

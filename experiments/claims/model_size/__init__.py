@@ -1,0 +1,1 @@
+"""Larger models, and what several heads give them."""

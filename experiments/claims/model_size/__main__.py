@@ -1,0 +1,13 @@
+"""Whether larger models gain more from several heads.
+
+  python -m experiments.claims.model_size --scale=cpu --output=runs/model_size
+
+Trains models of several widths with 1, 2 and 4 heads.
+Runs that are finished are not repeated.
+"""
+
+from experiments.claims import byte_sweeps
+from experiments.claims.model_size import scales
+
+if __name__ == "__main__":
+  byte_sweeps.start(scales.runs)

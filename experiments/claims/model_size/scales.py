@@ -1,0 +1,31 @@
+"""Widths and numbers of heads, and their runs at each scale."""
+
+from experiments.measure import python_models, sweep
+
+SEEDS = {"test": (0,), "cpu": (0,), "gpu": (0, 1)}
+WIDTHS = {"test": (16,), "cpu": (48, 96), "gpu": (128, 256, 512, 1024)}
+HEADS = {"test": (1, 2), "cpu": (1, 4), "gpu": (1, 2, 4)}
+LAYERS = {"test": 3, "cpu": 6, "gpu": 12}  # L, heads included
+
+
+def runs(scale: str) -> list[sweep.Run]:
+  """The runs of a scale, all of as many steps on the same data."""
+  return [
+    python_models.run(
+      "model_size",
+      f"width {width}, n={n}",
+      scale,
+      {
+        "model": {
+          "width": width,
+          "mlp": 3 * width,
+          "n_future": n,
+          "layers": LAYERS[scale],
+        }
+      },
+      seed=seed,
+    )
+    for seed in SEEDS[scale]
+    for width in WIDTHS[scale]
+    for n in HEADS[scale]
+  ]

@@ -1,0 +1,62 @@
+"""Claims that compare small models of Python files."""
+
+import dataclasses
+import importlib
+
+import pytest
+
+from experiments.claims import byte_sweeps
+from experiments.claims.byte_level import report, scales
+from experiments.claims.curricula import scales as curricula
+from experiments.measure import python_models, sweep
+
+CLAIMS = (
+  *("best_n", "byte_level", "curricula", "epochs", "head_kinds", "model_size"),
+)
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("scale", python_models.SIZES)
+def test_every_run_is_a_config(claim, scale):
+  """Its settings are valid, and no two runs have one name."""
+  module = importlib.import_module(f"experiments.claims.{claim}.scales")
+  runs = module.runs(scale)
+  assert len({(run.name, run.seed) for run in runs}) == len(runs)
+  assert {run.claim for run in runs} == {claim}
+  for run in runs:
+    assert run.overrides["size"] == scale
+
+
+def test_runs_differ_in_what_they_say():
+  cfg = python_models.make("cpu", {"model": {"n_future": 2}}, seed=3)
+  other = python_models.make("cpu", {"model": {"n_future": 2}})
+  assert (cfg.train.seed, cfg.data.seed) == (3, 3)
+  assert dataclasses.replace(cfg, train=other.train, data=other.data) == other
+  assert cfg.data.seq_len == 128 and cfg.train.sample_tokens == 0
+  run = python_models.run("x", "n", "cpu", {"model": {"width": 48}}, seed=1)
+  assert run.overrides == {"size": "cpu", "model.width": 48}
+
+
+def test_forward_and_reverse_are_mirrored():
+  def stages(name):
+    weights = curricula.CURRICULA[name]["train"]["head_weights"]
+    return [sum(weights[i : i + 4]) for i in range(0, 16, 4)]
+
+  assert stages("forward") == [1, 2, 3, 4] == stages("reverse")[::-1]
+
+
+def test_a_claim_at_scale_test(tmp_path, call):
+  module = "experiments.claims.byte_level"
+  code, out, err = call("--scale=test", f"--output={tmp_path}", module=module)
+  assert code == 0 and "2 runs done" in out, out + err
+  rows = sweep.read(tmp_path)
+  assert {row.run for row in rows} == {f"n={n}" for n in scales.HEADS["test"]}
+  last = {(row.run, row.metric): row.value for row in byte_sweeps.final(rows)}
+  assert 7 < last["n=1", "bits_per_byte_1"] < 9
+  # All heads at once, and by k: the same measure on the same text.
+  assert last["n=2", "tokens per forward k=2"] == pytest.approx(
+    last["n=2", byte_sweeps.SPEED], rel=1e-6
+  )
+  text = report.redraw(tmp_path)
+  assert byte_sweeps.table(rows) in out and "| n=2 |" in text
+  assert (tmp_path / "byte_level_loss.png").stat().st_size > 1000
