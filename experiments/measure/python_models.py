@@ -33,7 +33,7 @@ SIZES: dict[str, Changes] = {
       "max_bytes": 30_000_000,
       "held_out": 0.1,
     },
-    "train": {"steps": 600, "eval_batches": 32},
+    "train": {"steps": 400, "eval_batches": 32},
     "optim": {"peak": 5e-3, "adam_ratio": 6.0, "warmup": 100},
   },
   "gpu": {

@@ -6,7 +6,7 @@ All have four heads, each with its own unembedding, over one trunk.
 from experiments.measure import python_models, sweep
 
 SEEDS = {"test": (0,), "cpu": (0, 1), "gpu": (0, 1, 2)}
-STEPS = {"test": 4, "cpu": 600, "gpu": 1500}
+STEPS = {"test": 4, "cpu": 400, "gpu": 1500}
 _QUARTERS = (0.25, 0.5, 0.75)
 _FORWARD = (1, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1)
 _REVERSE = (1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0, 0)
