@@ -119,11 +119,12 @@ def figures(
     `evaluate.heads` defines them. In the end `tokens per forward k=...`.
 
   Raises:
-    RuntimeError: the run has no evaluation, or was stopped by a signal.
+    RuntimeError: the run has no evaluation.
+    KeyboardInterrupt: a signal stopped the run, so that the sweep ends too.
   """
   state = mtp_jax.fit(cfg, folder)
   if int(state.step) < cfg.train.steps:
-    raise RuntimeError(f"stopped at step {int(state.step)}")
+    raise KeyboardInterrupt
   rows = study.read_csv(folder / "held_out.csv")
   if not rows:
     raise RuntimeError(f"{folder} has no evaluation: see its log.txt")

@@ -27,7 +27,10 @@ def tables(rows: Sequence[sweep.Row]) -> str:
 
 def _lines(rows, wanted):
   kept = [row for row in rows if wanted(row)]
-  return plots.group(kept, lambda row: row.metric, lambda row: row.run)
+  # A bar in a cell of a Markdown table ends it.
+  return plots.group(
+    kept, lambda row: row.metric.replace("|", r"\|"), lambda row: row.run
+  )
 
 
 def redraw(results: pathlib.Path) -> str:
