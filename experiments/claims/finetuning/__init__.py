@@ -1,0 +1,1 @@
+"""Finetuning a model of four heads, with four or with the first alone."""
