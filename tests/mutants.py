@@ -461,6 +461,13 @@ MUTANTS = [
     "test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read",
   ),
   Mutant(
+    "a word of ROUGE-Lsum counts more often than both texts have it",
+    "mtp_jax/evaluate/rouge.py",
+    "counts[line[i]] -= 1",
+    "counts[line[i]] -= 0",
+    "test_summaries.py::test_rouge_equals_rouge_score",
+  ),
+  Mutant(
     "the last token of a prompt is learnt",
     "mtp_jax/data/pack.py",
     "return ids, len(text), len(ids) - len(parts[-1]) - 1",

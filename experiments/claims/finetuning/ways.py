@@ -31,7 +31,7 @@ def pretrain(
       remat="full",
     ),
     data=config.Data(
-      seq_len=384, batch=batch, max_bytes=max_bytes, held_out=0.1
+      seq_len=256, batch=batch, max_bytes=max_bytes, held_out=0.1
     ),
     optim=config.Optim(
       kind="muon", peak=5e-3, adam_ratio=6.0, decay=0.3, warmup=100
