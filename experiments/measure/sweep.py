@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 import mtp_jax
 from experiments.measure import study
 from mtp_jax import config
@@ -146,6 +148,13 @@ def run(
   return outcome
 
 
+def keep_programs(folder: pathlib.Path) -> None:
+  """Keeps what JAX compiles for the next start, unless it is told where."""
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 def train(
   cfg: config.Config,
   folder: pathlib.Path,
@@ -168,19 +177,33 @@ def train(
   return state.model
 
 
-def read(folder: pathlib.Path) -> list[Row]:
-  """The rows of `folder`/sweep.csv; none where there is no file.
+def read(path: pathlib.Path) -> list[Row]:
+  """The rows of a sweep's CSV file; none where there is no file.
 
   A line that was cut by a kill is left out.
+
+  Args:
+    path: the file, or a folder with sweep.csv.
   """
   rows = []
-  for row in study.read_csv(folder / FILE):
+  for row in study.read_csv(path / FILE if path.is_dir() else path):
     if None in row.values() or not row["commit"]:
       continue
     row["overrides"] = json.loads(row["overrides"])
     row |= {name: int(row[name]) for name in ("seed", "step")}
     rows.append(Row(**row | {"value": float(row["value"])}))
   return rows
+
+
+def origin(rows: Sequence[Row]) -> str:
+  """One line for a README: hardware, date, versions, commit, time in all."""
+  parts = [
+    "; ".join(dict.fromkeys(getattr(row, name) for row in rows))
+    for name in ("hardware", "date", "versions", "commit")
+  ]
+  seconds = sum(row.value for row in rows if row.metric == _LAST)
+  seeds = ", ".join(map(str, sorted({row.seed for row in rows})))
+  return f"{', '.join(parts)}; seeds {seeds}; {seconds / 60:.1f} minutes in all"
 
 
 def _measure(one, folder, constant):

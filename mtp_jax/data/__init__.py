@@ -7,6 +7,7 @@ pack         a corpus as arrays of tokens, cached on disk
 cache_entry  the files of one cached corpus, with checksums
 blocks       arrays on disk that are verified when they are read
 batch        what a step trains on
+rows         short documents, whole, in rows of one length
 packed       windows and excerpts of a packed split
 pipeline     shuffled batches, a pure function of (seed, step, shard)
 """

@@ -1,6 +1,11 @@
 """Tasks: the documents of each, and its measure.
 
-pairs      prompts and answers as a file to finetune on
-summaries  texts and their summaries: the paper's sets, and two built in
-man_pages  manual pages as text
+arithmetic     polynomials over F_7 modulo X^5
+induction      a name that a story has mentioned is known again
+stories        children's stories, in which a name is two tokens
+star_graph     the path from a centre to a goal
+choice_points  a language whose choice points are known
+pairs          prompts and answers as a file to finetune on
+summaries      texts and their summaries: the paper's sets, and two built in
+man_pages      manual pages as text
 """

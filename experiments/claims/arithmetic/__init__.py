@@ -1,0 +1,1 @@
+"""Multi-token prediction and arithmetic of polynomials (paper, 4.2)."""

@@ -1,0 +1,139 @@
+"""The runs of the sweep: each trains a model, and tests its head 1."""
+
+import functools
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from experiments.claims.arithmetic import scales
+from experiments.measure import device_loop, sweep
+from mtp_jax import config
+from mtp_jax.data import batch as batch_lib
+from mtp_jax.tasks import arithmetic
+
+CLAIM = "arithmetic"
+
+
+def runs(scale: scales.Scale) -> list[sweep.Run]:
+  """The sweep, what is worth most first."""
+  first = next(iter(scale.shapes))
+  settings = [(size, scale.pauses[0]) for size in scale.shapes]
+  settings += [(first, pauses) for pauses in scale.pauses[1:]]
+  return [
+    _run(scale, size, n, pauses, seed)
+    for size, pauses in settings
+    for seed in range(scale.seeds)
+    for n in scale.futures
+  ]
+
+
+def _run(scale, size, n, pauses, seed):
+  name = f"{size} n={n}" + f" pauses={pauses}" * (pauses > 0)
+  cfg = scale.config(size, n, seed)
+  overrides = {
+    "size": size,
+    "n": n,
+    "pauses": pauses,
+    "width": cfg.model.width,
+    "layers": cfg.model.layers,
+    "batch": cfg.data.batch,
+    "seq_len": cfg.data.seq_len,
+    "steps": cfg.train.steps,
+    "peak": cfg.optim.peak,
+    "trained": scale.trained,
+    "expressions": scale.expressions,
+    "answers_only": scale.answers_only,
+  }
+  measure = functools.partial(_measure, cfg, scale, pauses)
+  return sweep.Run(CLAIM, name, overrides, seed, measure)
+
+
+def _measure(
+  cfg: config.Config,
+  scale: scales.Scale,
+  pauses: int,
+  folder: pathlib.Path,
+) -> Iterator[sweep.Figure]:
+  """Trains, and yields exact match by number of operations on the way."""
+  del folder
+  every = scale.steps // scale.per_call // scale.evaluations
+  test = _test(scale.tested, scale.expressions)
+  operations = np.repeat(np.arange(1, scale.tested + 1), scale.expressions)
+  order = np.random.default_rng((3, cfg.train.seed)).permutation(
+    scale.steps // scale.per_call
+  )
+
+  def chunk_of(call):
+    T, N = cfg.data.seq_len, cfg.model.n_future
+    chunk = rows(
+      scale.trained,
+      pauses,
+      scale.answers_only,
+      T,
+      max(scale.futures),
+      scale.per_call * cfg.data.batch,
+      int(order[call]),
+    )
+    return jax.tree.map(lambda a: a[:, : T + N], chunk)
+
+  for p in device_loop.train(cfg, chunk_of, steps_per_call=scale.per_call):
+    calls = p.step // scale.per_call
+    for i, nats in enumerate(p.nats, 1):
+      yield sweep.Figure(p.step, f"nats head={i}", nats)
+    if calls % every:
+      continue
+    begin = time.monotonic()
+    hits = arithmetic.exact_match(p.net, test, pauses, rows=scale.rows)
+    for m in range(1, scale.tested + 1):
+      right = hits[operations == m].mean()
+      yield sweep.Figure(p.step, f"exact_match m={m}", right)
+    print(f"step {p.step}: {hits.mean():.3f} in {time.monotonic() - begin:.1f}")
+    if p.seconds:
+      speed = p.tokens / p.seconds
+      yield sweep.Figure(p.step, "tokens_per_second", speed)
+
+
+@functools.cache
+def _test(tested: int, expressions: int) -> arithmetic.Expressions:
+  """The fixed test expressions, those of m = 1 first."""
+  operations = np.repeat(np.arange(1, tested + 1), expressions)
+  return arithmetic.draw(np.random.default_rng(1), operations)
+
+
+# All runs read the same expressions, which are drawn once.
+@functools.lru_cache(maxsize=64)
+def rows(
+  trained: int,
+  pauses: int,
+  answers_only: bool,
+  seq_len: int,
+  most: int,
+  count: int,
+  chunk: int,
+) -> batch_lib.Batch:
+  """`count` rows of T + `most` tokens, of expressions of 1 to `trained`.
+
+  At no more than three quarters binary operations an expression of m
+  operations has 5 + 6.75 m characters on average.
+  """
+  random = np.random.default_rng((2, chunk))
+  mean = 5 + 6.75 * (1 + trained) / 2 + pauses + arithmetic.FRAME
+  # Rows are not full, so these would be enough without the spare ones.
+  some = int(1.1 * count * seq_len / mean) + 10
+  found = arithmetic.draw(random, random.integers(1, trained + 1, some))
+  packed = arithmetic.pack(
+    found,
+    pauses,
+    seq_len=seq_len,
+    n_future=most,
+    answers_only=answers_only,
+  )
+  return jax.tree.map(lambda a: _small(a[:count]), packed)
+
+
+def _small(values):
+  """In integers of two bytes: these are kept for all runs."""
+  return values.astype(np.int16)

@@ -1,0 +1,41 @@
+"""Do models of two future tokens learn induction better?
+
+  python -m experiments.claims.induction --scale=cpu --output=runs/induction
+
+The folder takes sweep.csv, a row per figure, and the plots. The same command
+goes on where it was stopped. `--stories` and `--tokenizer` take another corpus
+than the built-in stories.
+"""
+
+from absl import flags
+
+from experiments.claims.induction import report, scales, training
+from experiments.measure import sweep
+from experiments.startup import options, program
+
+_SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
+_OUTPUT = options.define_output("Folder that takes everything.")
+_MINUTES = options.define_minutes()
+_STORIES = options.define_path(
+  "stories", None, "Stories: a folder of texts, or a JSONL or ArrayRecord file."
+)
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "That of --stories.")
+
+
+def main(_: list[str]) -> None:
+  """Trains and tests, then draws."""
+  if bool(_STORIES.value) != bool(_TOKENIZER.value):
+    raise ValueError("--stories and --tokenizer need each other: give both")
+  folder = _OUTPUT.value
+  sweep.keep_programs(folder)
+  scale = scales.SCALES[_SCALE.value]
+  runs = training.runs(scale, _STORIES.value, _TOKENIZER.value)
+  outcome = sweep.run(runs, folder, _MINUTES.value)
+  print(outcome)
+  print(report.redraw(folder))
+  if outcome.failed:
+    raise ValueError(f"{len(outcome.failed)} runs failed; see above")
+
+
+if __name__ == "__main__":
+  program.start(main)

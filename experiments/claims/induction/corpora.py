@@ -1,0 +1,102 @@
+"""What models read, and the stories that they are tested on."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import numpy as np
+
+from mtp_jax import config
+from mtp_jax import tokenizer as tokenizer_lib
+from mtp_jax.data import batch as batch_lib
+from mtp_jax.data import pipeline
+from mtp_jax.tasks import induction, stories
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Rows to train on, and stories whose characters are renamed.
+
+  Attributes:
+    rows: [R, T+N] of the largest N.
+    test: the stories of the measure.
+    vocab: ids.
+  """
+
+  rows: batch_lib.Batch
+  test: stories.Stories
+  vocab: int
+
+
+@functools.lru_cache(maxsize=4)
+def written(
+  tokens: int, test: int, names: int, books: float, seq_len: int, most: int
+) -> Corpus:
+  """The built-in stories, and beside them "books" with more characters.
+
+  Books stand for the paper's second corpus (figure S14): longer documents in
+  which five to seven characters have any of the names that tests do not have,
+  so that hardly a name is worth remembering beyond its document. Test names
+  are in neither corpus.
+
+  Args:
+    tokens: about how many in all.
+    test: stories to test on.
+    names: in the training stories.
+    books: the share of tokens that are of books.
+    seq_len: T.
+    most: the largest N.
+  """
+  random = np.random.default_rng(4)
+  every = stories.names(random, len(stories.BEGINNINGS) * len(stories.ENDINGS))
+  pool, rest = every[:names], every[names:]
+  new, others = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+  tested = stories.write(random, test, new)
+  parts = []
+  for share, cast, settings in (
+    (1 - books, pool, {}),
+    (books, others, {"events": (12, 16), "visitors": 5}),
+  ):
+    sentences = 13 if not settings else 19  # fewer than these on average
+    count = round(share * tokens / (10 * sentences))
+    if count:
+      some = stories.write(random, count, cast, **settings)
+      parts.append(induction.pack(some, seq_len=seq_len, n_future=most))
+  rows = jax.tree.map(lambda *a: np.concatenate(a), *parts)
+  return Corpus(rows, tested, len(stories.vocabulary()))
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(
+  path: pathlib.Path, tokenizer: str, test: int, seq_len: int, most: int
+) -> Corpus:
+  """A corpus of stories in a file: a folder of texts, JSONL or ArrayRecord.
+
+  Test stories are the held-out documents, with characters renamed to random
+  names of two tokens, as in the paper.
+  """
+  kinds = {".jsonl": "jsonl", ".array_record": "array_record"}
+  data = config.Data(
+    source=kinds.get(path.suffix, "text"),
+    path=str(path),
+    tokenizer=tokenizer,
+    held_out=0.02,
+  ).check()
+  codec = tokenizer_lib.load(tokenizer)
+  train, held_out = pipeline.pack(data, codec)
+  windows = [
+    train.window(i, seq_len, most) for i in range(train.windows(seq_len))
+  ]
+  random = np.random.default_rng(4)
+  starts = np.append(np.asarray(held_out.starts), len(held_out.tokens))
+  texts = (
+    codec.decode(held_out.tokens[low:high])
+    for low, high in zip(starts[:-1], starts[1:], strict=True)
+  )
+  names = induction.two_token_names(codec, random, 100)
+  tested = induction.renamed(
+    texts, codec, names, random, count=test, seq_len=seq_len
+  )
+  rows = jax.tree.map(lambda *a: np.stack(a), *windows)
+  return Corpus(rows, tested, codec.vocab)

@@ -1,0 +1,111 @@
+"""Many training steps per call equal the steps one by one."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.measure import device_loop
+from mtp_jax import config, sharding
+from mtp_jax.data import batch as batch_lib
+from mtp_jax.evaluate import choices
+from mtp_jax.model import model
+from mtp_jax.train import step as step_lib
+
+CFG = config.Config().replace(
+  model=dict(
+    vocab=31, width=16, mlp=24, layers=3, attn_heads=2, kv_heads=2, n_future=2
+  ),
+  data=dict(batch=3, seq_len=7),
+  optim=dict(warmup=1, peak=1e-2),
+  train=dict(steps=4, seed=5),
+)
+
+
+def rows(call):
+  random = np.random.default_rng(call)
+  tokens = random.integers(0, 31, (6, 9))
+  weight = random.choice([0.0, 0.3, 1.0], tokens.shape)
+  segments = np.sort(random.integers(1, 3, tokens.shape), 1)
+  return batch_lib.Batch(tokens, segments, weight)
+
+
+@pytest.fixture(scope="module")
+def trained():
+  found = []
+  for progress in device_loop.train(CFG, rows, steps_per_call=2):
+    net = jax.tree.map(np.asarray, progress.net)
+    found.append(progress._replace(net=net))
+  return found
+
+
+def test_calls_equal_single_steps(trained):
+  mesh = sharding.make_mesh(config.Mesh(data=1), jax.local_devices()[:1])
+  state, step = step_lib.init_state(CFG, mesh), step_lib.compile_step(CFG, mesh)
+  nats = []
+  for call in range(2):
+    for i in range(2):
+      part = jax.tree.map(lambda a, i=i: a[3 * i : 3 * i + 3], rows(call))
+      part = batch_lib.Batch(
+        part.tokens.astype(np.int32),
+        part.segments.astype(np.int32),
+        part.weight.astype(np.float32),
+      )
+      state, metrics = step(state, part)
+      nats.append(np.asarray(metrics["nats"]))
+  assert [p.step for p in trained] == [2, 4]
+  assert [p.tokens for p in trained] == [0, 2 * 3 * 7]
+  for i, p in enumerate(trained):
+    # One program fuses otherwise than the other: rounding.
+    np.testing.assert_allclose(
+      p.nats, np.mean(nats[2 * i : 2 * i + 2], 0), rtol=1e-5
+    )
+  ours, theirs = jax.tree.leaves(trained[-1].net), jax.tree.leaves(state.model)
+  for a, b in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_seeds_share_a_program():
+  other = CFG.replace(train={"seed": 6})
+  assert device_loop.compiled(CFG, 2) is device_loop.compiled(other, 2)
+
+
+def test_what_it_refuses():
+  with pytest.raises(ValueError, match="4 are not whole calls of 3 steps"):
+    next(device_loop.train(CFG, rows, steps_per_call=3))
+
+  def short(call):
+    return jax.tree.map(lambda a: a[:, :-1], rows(call))
+
+  with pytest.raises(ValueError, match=r"rows \(6, 8\).*asks for \(6, 9\)"):
+    next(device_loop.train(CFG, short, steps_per_call=2))
+
+  def infinite(call):
+    found = rows(call)
+    return batch_lib.Batch(
+      found.tokens, found.segments, np.full_like(found.weight, np.inf)
+    )
+
+  with pytest.raises(FloatingPointError, match="not finite by step 2"):
+    next(device_loop.train(CFG, infinite, steps_per_call=2))
+
+
+@pytest.mark.parametrize("head", ["unembedding", "causal"])
+def test_first_choices_are_those_of_the_logits(head):
+  shape = config.Model(
+    vocab=31,
+    width=16,
+    mlp=24,
+    layers=4,
+    attn_heads=2,
+    kv_heads=2,
+    n_future=3,
+    head=head,
+  )
+  net = model.Model(shape, jax.random.key(1))
+  random = np.random.default_rng(0)
+  tokens = random.integers(0, 31, (2, 8)).astype(np.int32)
+  places = random.integers(0, 8, (2, 5))
+  found = choices.first_choices(net, tokens, places)
+  logits = np.asarray(net(tokens)[0])
+  expected = np.take_along_axis(logits.argmax(-1), places, 1)
+  np.testing.assert_array_equal(found, expected)
