@@ -31,6 +31,20 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
   Mutant(
+    "f(g(X)) is g(f(X))",
+    "mtp_jax/tasks/arithmetic.py",
+    "values.push(some, operation(values.pop(some), right))",
+    "values.push(some, operation(right, values.pop(some)))",
+    "test_arithmetic.py::test_expressions_have_their_operations_and_values",
+  ),
+  Mutant(
+    "a name's first mention counts as well",
+    "mtp_jax/tasks/stories.py",
+    "          if who in seen:\n",
+    "          if True:\n",
+    "test_induction.py::test_mentions_are_those_of_names_met_before",
+  ),
+  Mutant(
     "a run of a sweep that was cut short counts as finished",
     "experiments/measure/sweep.py",
     "finished = {_key(row) for row in rows if row.metric == _LAST}",

@@ -1,0 +1,172 @@
+"""Induction: the stories, the names in them, and the measure."""
+
+import collections
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.claims.induction import corpora, report, scales, training
+from experiments.measure import sweep
+from mtp_jax import config, tokenizer
+from mtp_jax.model import model
+from mtp_jax.tasks import induction, stories
+
+
+@pytest.fixture(scope="module")
+def pools():
+  names = stories.names(np.random.default_rng(0), 3600)
+  return names[:1000], names[1000:]
+
+
+@pytest.fixture(scope="module")
+def written(pools):
+  return stories.write(np.random.default_rng(1), 300, pools[0])
+
+
+def test_names_are_two_tokens(pools):
+  words = stories.vocabulary()
+  assert len(set(words)) == len(words)
+  every = np.concatenate(pools)
+  assert len(np.unique(every, axis=0)) == 3600
+  texts = {stories.read(pair) for pair in every}
+  assert len(texts) == 3600 and not any(" " in text for text in texts)
+  with pytest.raises(ValueError, match="3601 names: there are 3600"):
+    stories.names(np.random.default_rng(0), 3601)
+
+
+def test_mentions_are_those_of_names_met_before(written):
+  """Found again by looking for pairs of halves of names."""
+  ending = len(stories.vocabulary()) - len(stories.ENDINGS)
+  beginning = ending - len(stories.BEGINNINGS)
+  for tokens, length, mentions in zip(
+    written.tokens, written.lengths, written.mentions, strict=True
+  ):
+    text = tokens[:length].tolist()
+    assert text[0] == stories.BOS and text[-1] == stories.EOS
+    assert not tokens[length:].any()
+    seen, again = set(), []
+    for i in range(length - 1):
+      if beginning <= text[i] < ending:
+        assert text[i + 1] >= ending
+        pair = (text[i], text[i + 1])
+        again += [i] * (pair in seen)
+        seen.add(pair)
+    assert mentions[mentions >= 0].tolist() == again
+    assert 2 <= len(seen) <= 3
+    assert all(again.count(i) == 1 for i in again)
+
+
+def test_a_name_is_known_only_by_looking_back(written, pools):
+  """The commonest ending of a beginning in training is mostly wrong."""
+  train = stories.write(np.random.default_rng(2), 2000, pools[0])
+  test = stories.write(np.random.default_rng(3), 200, pools[1])
+  assert (np.unique(train.tokens).size) > 250  # words of all kinds occur
+
+  def pairs(some):
+    rows, columns = np.nonzero(some.mentions >= 0)
+    places = some.mentions[rows, columns]
+    return some.tokens[rows, places], some.tokens[rows, places + 1]
+
+  counts = collections.defaultdict(collections.Counter)
+  for first, second in zip(*pairs(train), strict=True):
+    counts[first][second] += 1
+  right = [
+    counts[first].most_common(1)[0][0] == second
+    for first, second in zip(*pairs(test), strict=True)
+    if first in counts
+  ]
+  assert len(right) > 1500 and np.mean(right) < 0.02
+
+
+def test_accuracy_counts_second_tokens(written):
+  shape = config.Model(
+    vocab=len(stories.vocabulary()),
+    width=16,
+    mlp=24,
+    layers=2,
+    attn_heads=2,
+    kv_heads=2,
+    n_future=1,
+  )
+  net = model.Model(shape, jax.random.key(0))
+  some = stories.Stories(
+    written.tokens[:5].copy(), written.lengths[:5], written.mentions[:5]
+  )
+  rows, columns = np.nonzero(some.mentions >= 0)
+  places = some.mentions[rows, columns]
+  assert induction.accuracy(net, some, rows=2) == 0  # a model of no training
+  # Every third mention ends as the model would end it.
+  read = jax.jit(lambda net, tokens: net(tokens))
+  picked = np.arange(len(rows)) % 3 == 0
+  for i in np.flatnonzero(picked):
+    row, place = rows[i], places[i]
+    logits = read(net, some.tokens[row : row + 1])[0, 0, place]
+    some.tokens[row, place + 1] = logits.argmax()
+  assert induction.accuracy(net, some, rows=2) == picked.mean()
+  none = stories.Stories(some.tokens, some.lengths, some.mentions[:, :0])
+  with pytest.raises(ValueError, match="no name comes twice"):
+    induction.accuracy(net, none)
+
+
+TALE = (
+  'One day Lily met Tom. "Hello, Tom!" said Lily. The day was warm. '
+  "Lily and Tom liked the Day of the Cat. A cat saw Tom."
+)
+
+
+def test_characters_of_a_text():
+  assert induction.characters(TALE) == ["Lily", "Tom"]
+
+
+def test_a_story_of_a_corpus_is_renamed():
+  codec = tokenizer.Bytes()
+  before = len(codec.encode("and"))
+  # Of bytes " X" is two tokens: a space, and a letter.
+  with pytest.raises(ValueError, match="0 names are two tokens"):
+    induction.two_token_names(codec, np.random.default_rng(0), 1)
+  names = ["Q", "Z"]
+  assert all(len(codec.encode(f"and {n}")) == before + 2 for n in names)
+  found = induction.renamed(
+    ["nobody.", TALE], codec, names, np.random.default_rng(0), count=1
+  )
+  (text,) = [codec.decode(found.tokens[0, : found.lengths[0]])]
+  assert not any(name in text for name in ("Lily", "Tom"))
+  spaced = [text.count(f" {n}") for n in names]
+  assert sum(spaced) == 7 and len(found.mentions[0]) == 7 - 2
+  for place in found.mentions[0]:
+    assert codec.decode(found.tokens[0, place : place + 2])[1] in "QZ"
+  with pytest.raises(ValueError, match="1 stories have characters"):
+    induction.renamed([TALE], codec, names, np.random.default_rng(0), count=2)
+
+
+def test_a_corpus_of_stories_and_books():
+  corpus = corpora.written(20_000, 10, 100, 0.5, 512, 2)
+  assert corpus.rows.tokens.shape[1] == 514 and corpus.test.lengths.min() > 50
+  share = corpus.rows.weight.sum() / 20_000
+  assert 0.8 < share < 1.4  # as many tokens as were asked for, about
+  # No row has a name of the tests.
+  tested = {
+    tuple(pair)
+    for row, mentions in zip(
+      corpus.test.tokens, corpus.test.mentions, strict=True
+    )
+    for pair in [row[i : i + 2].tolist() for i in mentions if i >= 0]
+  }
+  rows = corpus.rows.tokens
+  trained = set(zip(rows[:, :-1].flat, rows[:, 1:].flat, strict=True))
+  assert tested and not (tested & trained)
+
+
+def test_the_sweep(tmp_path):
+  runs = training.runs(scales.SCALES["test"])
+  assert [one.name for one in runs] == [
+    *("tiny n=1", "tiny n=2", "tiny n=1 books=0.9", "tiny n=2 books=0.9")
+  ]
+  assert not sweep.run(runs[1:2], tmp_path).failed
+  rows = sweep.read(tmp_path)
+  curve = [r.value for r in rows if r.metric == "accuracy"]
+  (best,) = (r.value for r in rows if r.metric == "best accuracy")
+  assert len(curve) == 2 and best == max(curve)
+  assert "| n=2 |" in report.redraw(tmp_path)
+  assert (tmp_path / "sweep.png").exists()
