@@ -28,13 +28,13 @@ def main(_: list[str]) -> None:
   # Seeds share programs: the second one does not compile.
   jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-  order = itertools.product(scale.seeds, scale.graphs, scale.heads)
+  order = itertools.product(scale.graphs, scale.seeds, scale.heads)
   runs = [run(scale, *values) for values in order]
   print(sweep.run(runs, folder, _MINUTES.value))
   print(report.table(sweep.read(folder)))
 
 
-def run(scale, seed, graph, n) -> sweep.Run:
+def run(scale, graph, seed, n) -> sweep.Run:
   """One run of the sweep."""
   overrides = {
     "scale": _SCALE.value,

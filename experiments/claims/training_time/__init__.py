@@ -1,0 +1,1 @@
+"""What several heads cost in training time."""
