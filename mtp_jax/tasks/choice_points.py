@@ -71,8 +71,8 @@ def draw(
 
   Example:
     >>> rng = np.random.default_rng(0)
-    >>> bytes(draw(Language(3, 3, 4), 1, rng)[0].tolist()).decode()
-    '?cccc!bxxx?bbbb!axxx'
+    >>> bytes(draw(Language(3, 1, 6), 1, rng)[0].tolist()).decode()
+    '?cc!bx?bb!ax?aa!ax'
   """
   letters = np.frombuffer(string.ascii_lowercase.encode(), np.uint8)
   random = letters[
