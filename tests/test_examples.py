@@ -23,6 +23,7 @@ NAMES = [
   "mtp_jax.checkpoint.checkpoints.Checkpoints",
   "mtp_jax.loss.heads.serial",
   "mtp_jax.decode.layout.lay_out",
+  "mtp_jax.decode.layout.limit_drafts",
   "mtp_jax.decode.generate.generate",
   "mtp_jax.decode.serve.generate_all",
   "mtp_jax.decode.stream.stream",
@@ -59,7 +60,8 @@ def failures(tests: list[doctest.DocTest]) -> str:
 
 def test_examples_are_right(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert not failures(examples())
+  report = failures(examples())
+  assert not report, report
 
 
 def test_a_wrong_example_is_reported():
