@@ -167,8 +167,9 @@ def limit_drafts(
     >>> from mtp_jax.decode import layout
     >>> net, _, codec = mtp_jax.load("runs/tiny")
     >>> decoder = layout.limit_drafts(mtp_jax.lay_out(net), range(32, 127))
-    >>> mtp_jax.generate(decoder, [[104, 105]], heads=2, max_new=2).tokens[0].shape
-    (2,)
+    >>> text = mtp_jax.generate(decoder, [[104, 105]], heads=4, max_new=8)
+    >>> text.tokens[0].shape
+    (8,)
   """
   ids = np.unique(np.asarray(ids, np.int64))
   if not len(ids) or ids[0] < 0 or ids[-1] >= decoder.vocab:
