@@ -131,6 +131,61 @@ def test_samples_share_one_reading(mock, monkeypatch):
   assert not np.array_equal(other.tokens[0], got.tokens[0])
 
 
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_a_text_ends_where_the_caller_says(mock, rows):
+  """At the same token in any company, and its row takes the next text."""
+
+  def end(place, tokens):
+    """The first 5 at an even place, unless the prompt is the third."""
+    even = np.flatnonzero(tokens[::2] == 5)
+    return 2 * int(even[0]) + 1 if even.size and place != 2 else None
+
+  got = serve.generate_all(
+    mock, PROMPTS, rows=rows, heads=3, max_new=60, stop=STOP, end=end
+  )
+  ended = 0
+  for place, (prompt, text) in enumerate(zip(PROMPTS, got.texts, strict=True)):
+    whole = mock_text(prompt, 13, 60, STOP)
+    kept = end(place, np.array(whole))
+    ended += kept is not None
+    assert text.tokens.tolist() == whole[:kept]
+    assert text.per_pass.sum() == len(text.tokens) - 1 == len(text.margin) - 1
+  assert 3 < ended < len(PROMPTS)
+
+
+def test_an_ended_text_frees_its_row(monkeypatch):
+  filled, fill = [], serve._fill
+  monkeypatch.setattr(
+    serve, "_fill", lambda *args: filled.append(1) or fill(*args)
+  )
+  endless = Mock(np.ones((1, 900), int), 13, 5)
+  got = serve.generate_all(
+    endless,
+    PROMPTS[:4],
+    rows=1,
+    heads=1,
+    max_new=700,
+    end=lambda _, tokens: 3 if len(tokens) > 3 else None,
+  )
+  assert [len(t) for t in got.tokens] == [3] * 4 and len(filled) == 4
+  assert max(got.passes) == 2
+
+
+def test_what_is_drawn_depends_on_the_number_alone(mock):
+  """So the missing texts can be drawn later."""
+  rule = accept.SpeculativeSampling(sampling.Sampler(temperature=3.0))
+  settings = {"heads": 3, "max_new": 17, "rule": rule, "seed": 3}
+  prompts = PROMPTS[:3]
+  whole = serve.generate_all(mock, prompts, rows=4, samples=4, **settings)
+  some = [[7, 5], [2**31 - 1, 8, 10]]
+  got = serve.generate_all(mock, prompts[1:], rows=2, samples=some, **settings)
+  assert got.tokens[0].tolist() == whole.tokens[7].tolist()
+  assert got.tokens[1].tolist() == whole.tokens[5].tolist()
+  assert [got.tokens[i].tolist() for i in (3, 4)] == [
+    whole.tokens[i].tolist() for i in (8, 10)
+  ]
+
+
 def test_auto_takes_what_choose_finds(mock, monkeypatch):
   asked = {}
 
@@ -153,6 +208,8 @@ def test_auto_takes_what_choose_finds(mock, monkeypatch):
   [
     ({"rows": 0}, "rows=0"),
     ({"samples": 0}, "samples=0"),
+    ({"samples": [[1], [2]]}, "the numbers of 2 prompts' texts; there are 11"),
+    ({"samples": [[2**31]] * 11}, "the number 2147483648"),
     ({"heads": 6}, "heads=6 is outside 1..5"),
     ({"heads": "best"}, "heads='best': give a number, a tree or 'auto'"),
     ({"max_new": 0}, "max_new=0 writes nothing"),

@@ -237,10 +237,13 @@ def finite(texts: Iterable[tuple[int, Text]]) -> None:
     )
 
 
-def text(row: tuple, length: int) -> Text:
-  """The text of one row of `parts`, after a prompt of `length` tokens."""
+def text(row: tuple, length: int, kept: int | None = None) -> Text:
+  """The text of one row of `parts`, after a prompt of `length` tokens.
+
+  With `kept`, its first so many tokens, and the passes that wrote them.
+  """
   tokens, end, counts = row
-  new = slice(length, end)
+  new = slice(length, end if kept is None else length + kept)
   return Text(
     tokens=tokens[new],
     per_pass=np.bincount(counts.written_in[new])[1:],

@@ -19,6 +19,7 @@ from mtp_jax.decode import autotune, checks, generate, interface, loop
 from mtp_jax.decode import prompts as prompts_lib
 
 _READ = 8  # prompts read, and rows refilled, together at most
+_LOOK = 8  # passes between two looks at texts that `end` may end
 
 
 def generate_all(
@@ -26,7 +27,7 @@ def generate_all(
   prompts: Sequence[Sequence[int]],
   *,
   rows: int,
-  samples: int = 1,
+  samples: int | Sequence[Sequence[int]] = 1,
   on_text: Callable[[int, generate.Text], None] | None = None,
   **settings: Any,
 ) -> generate.Result:
@@ -56,15 +57,22 @@ def generate_all(
     decoder: from `mtp_jax.lay_out(model)`.
     prompts: sequences of token ids, of any lengths.
     rows: B, how many are decoded at once.
-    samples: texts per prompt. They share one reading of it.
+    samples: texts per prompt. They share one reading of it. Or, for each
+      prompt, the numbers of its texts, from 0 to 2**31 - 1: what is drawn
+      depends on the seed and on this number alone. The number of text i of
+      `samples` texts per prompt is i.
     on_text: called with (i, text) as texts are finished, in any order; not
       with a text whose logits were not finite.
     **settings: of `interface.check_settings`: heads and max_new; if wanted
       stop, rule and seed. heads='auto' is what `autotune.choose` finds fastest
-      on the first prompts.
+      on the first prompts. And `end`: called with (prompt's place, new tokens
+      [n]) of a text every few passes and when it is finished, it returns how
+      many of these tokens the text is to have, or None if it goes on; such as
+      `stream.ends`. A row whose text ends so takes the next one.
 
   Returns:
-    The texts: text i is sample i % samples of prompt i // samples.
+    The texts, prompt by prompt: with an integer `samples`, text i is sample
+    i % samples of prompt i // samples.
 
   Raises:
     ValueError: as `generate.generate`; rows or samples below 1, or rows
@@ -72,7 +80,8 @@ def generate_all(
       finite in some; names the first.
   """
   rows = checks.integer("rows", rows, 1)
-  samples = checks.integer("samples", samples, 1)
+  numbers = _numbers(samples, len(prompts))
+  end = settings.pop("end", None)
   heads = settings.get("heads")
   auto = isinstance(heads, str) and heads == "auto"
   if isinstance(heads, str) and not auto:
@@ -93,7 +102,7 @@ def generate_all(
     best = autotune.choose(decoder, some, batch=rows, **settings)
     checked = interface.check_settings(decoder, heads=best.tree, **settings)
   texts = {}
-  for i, text in _serve(decoder, prompts, rows, samples, checked):
+  for i, text in _serve(decoder, prompts, rows, numbers, checked, end):
     texts[i] = text
     if on_text is not None and not np.isnan(text.logprob).any():
       on_text(i, text)
@@ -101,17 +110,38 @@ def generate_all(
   return generate.Result([texts[i] for i in range(len(texts))], checked.tree)
 
 
+def _numbers(samples, count) -> list[list[int]]:
+  """The numbers of each prompt's texts, by which they draw."""
+  if not isinstance(samples, Sequence):
+    samples = checks.integer("samples", samples, 1)
+    first = range(0, count * samples, samples)
+    return [[*range(i, i + samples)] for i in first]
+  numbers = [
+    [checks.integer("samples", i, 0) for i in each] for each in samples
+  ]
+  if len(numbers) != count or not all(numbers):
+    raise ValueError(
+      f"samples has the numbers of {sum(map(bool, numbers))} prompts' texts; "
+      f"there are {count} prompts"
+    )
+  if (most := max(map(max, numbers))) >= 2**31:
+    raise ValueError(f"samples has the number {most}, which is above 2**31 - 1")
+  return numbers
+
+
 def _serve(
-  decoder, prompts, rows, samples, settings
+  decoder, prompts, rows, numbers, settings, end
 ) -> Iterator[tuple[int, generate.Text]]:
   tree, rule = settings.tree, settings.rule
+  # Of each text: its prompt's place, and its number.
+  all_texts = [(p, n) for p, some in enumerate(numbers) for n in some]
   width = prompts_lib.width(max(map(len, prompts)))
   size, cache_len = generate.sizes(width, tree, int(settings.max_new), None)
-  groups = _read_all(decoder, prompts, samples, tree, cache_len)
+  groups = _read_all(decoder, prompts, numbers, tree, cache_len)
   prompt, ready = next(groups)
   state = _empty(decoder, settings, prompt, rows, size, cache_len)
-  waiting = len(prompts) * samples  # texts that have not begun
-  texts = [None] * rows  # (number, prompt length) of the one in each row
+  waiting = len(all_texts)  # texts that have not begun
+  texts = [None] * rows  # the one in each row, by its place
   finished = ([], None)  # rows whose copied texts have not been fetched
 
   while True:
@@ -123,46 +153,67 @@ def _serve(
       count = min(len(ready), _READ)
       batch = [(b, *ready.popleft()) for b in free[:count]]
       waiting -= len(batch)
-      for b, number, _ in batch:
-        texts[b] = (number, len(prompts[number // samples]))
+      for b, i, _ in batch:
+        texts[b] = i
       # Padded to a power of two, so that few shapes compile. The padding names
       # a row that does not exist, so its copies are dropped.
       padding = (1 << (len(batch) - 1).bit_length()) - len(batch)
+      batch = [(b, all_texts[i][1], place) for b, i, place in batch]
       batch += [(rows, 0, 0)] * padding
       state = _fill(decoder, settings, state, prompt, np.array(batch).T)
     live = np.array([text is not None for text in texts])
     if live.any():
       state = loop.make_room(decoder, state)
-      state = _decode(decoder, rule, state, live, waiting > 0)
+      look = None if end is None else _LOOK
+      state = _decode(decoder, rule, state, live, waiting > 0, look)
     # While the device decodes: read prompts, return the texts finished before.
     if waiting and not ready:
       prompt = None
       prompt, ready = next(groups)
-    for (i, length), text in zip(
+    for (i, kept), text in zip(
       finished[0], jax.device_get(finished[1]) or [], strict=True
     ):
-      yield i, generate.text(text, length)
+      yield i, generate.text(text, len(prompts[all_texts[i][0]]), kept)
     if not live.any():
       return
-    done = np.flatnonzero(np.asarray(state.done) & live)
-    finished = [texts[b] for b in done], [_take(state, b) for b in done]
+    done, kept = np.asarray(state.done) & live, {}
+    if end is not None:
+      tokens, lengths = jax.device_get((state.tokens, state.length))
+      for b in np.flatnonzero(live):
+        place = all_texts[texts[b]][0]
+        new = tokens[b, len(prompts[place]) : lengths[b]]
+        kept[b] = end(place, new)
+      ended = [b for b, count in kept.items() if count is not None]
+      done[ended] = True
+      if ended:
+        state = dataclasses.replace(state, done=state.done | done)
+    done = np.flatnonzero(done)
+    finished = (
+      [(texts[b], kept.get(b)) for b in done],
+      [_take(state, b) for b in done],
+    )
     for b in done:
       texts[b] = None
 
 
-def _read_all(decoder, prompts, samples, tree, cache_len):
-  """Prompts read together, and a (text number, row) for each of their texts."""
+def _read_all(decoder, prompts, numbers, tree, cache_len):
+  """Prompts read together, and (text's place, row) for each of their texts."""
+  begin = np.cumsum([0, *map(len, numbers)])  # of each prompt's texts
   together = _rounded(min(_READ, len(prompts)), decoder.row_step)
   for first in range(0, len(prompts), together):
     group = prompts[first : first + together]
     padding = [[0]] * (together - len(group))  # one program for all
     tokens, lengths = prompts_lib.pad([*group, *padding], decoder.vocab)
-    numbers = range(first * samples, (first + len(group)) * samples)
+    texts = (
+      (i, row)
+      for row in range(len(group))
+      for i in range(begin[first + row], begin[first + row + 1])
+    )
     yield (
       prompts_lib.read_jit(
         decoder, tokens, lengths, heads=tree.heads, cache_len=cache_len
       ),
-      collections.deque((i, i // samples - first) for i in numbers),
+      collections.deque(texts),
     )
 
 
@@ -219,12 +270,21 @@ def _fill(decoder, settings, state, prompt, batch):
   return dataclasses.replace(state, cache=decoder.grow(state.cache, cache_len))
 
 
-@functools.partial(jax.jit, donate_argnames="state")
-def _decode(decoder, rule, state, live, waiting):
-  """Decodes until a live row is done, or all of them if no prompt waits."""
-  return loop.run(
-    decoder, rule, state, until=lambda s: waiting & (s.done & live).any()
-  )
+@functools.partial(jax.jit, static_argnames="look", donate_argnames="state")
+def _decode(decoder, rule, state, live, waiting, look=None):
+  """Decodes until a live row is done, or all of them if no prompt waits.
+
+  Or until some row has made `look` passes.
+  """
+  before = state.statistics.passes
+
+  def until(state):
+    over = waiting & (state.done & live).any()
+    if look is not None:
+      over |= (state.statistics.passes - before).max() >= look
+    return over
+
+  return loop.run(decoder, rule, state, until=until)
 
 
 @jax.jit

@@ -1,12 +1,14 @@
 """One prompt's texts while they are written, and where strings end them."""
 
+import bisect
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from mtp_jax import tokenizer
 from mtp_jax.decode import generate, interface, loop, prompts
 
 
@@ -114,14 +116,56 @@ def until(parts: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
   text = ""
   for part in parts:
     text += part
-    places = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
-    if places:
-      yield text[: min(places)[1]]
+    if (end := first(text, *stops)) is not None:
+      yield text[:end]
       return
     waits = max((_overlap(text, s) for s in stops), default=0)
     yield text[: len(text) - waits]
     text = text[len(text) - waits :]
   yield text
+
+
+def ends(
+  codec: tokenizer.Tokenizer,
+  prompts: Sequence[Sequence[int]],
+  find: Callable[[int, str], int | None],
+) -> Callable[[int, np.ndarray], int | None]:
+  """The argument `end` of `serve.generate_all`, where strings end texts.
+
+  Args:
+    codec: of the prompts and the texts.
+    prompts: those of the call.
+    find: takes a prompt's place and the text after it; returns where the text
+      ends, in characters, or None.
+
+  Example:
+    >>> from mtp_jax import tokenizer
+    >>> from mtp_jax.decode import stream
+    >>> codec = tokenizer.Bytes()
+    >>> end = stream.ends(
+    ...   codec, [codec.encode("a")], lambda _, text: stream.first(text, "d")
+    ... )
+    >>> end(0, codec.encode("bcde"))
+    3
+  """
+
+  def kept(place, tokens):
+    def ended(count):
+      text = codec.decode(tokens[:count], after=prompts[place])
+      return find(place, text) is not None
+
+    counts = range(1, len(tokens) + 1)
+    if not counts or not ended(counts[-1]):
+      return None
+    return counts[bisect.bisect_left(counts, True, key=ended)]
+
+  return kept
+
+
+def first(text: str, *stops: str) -> int | None:
+  """Where the first of the strings begins, by its end; None: nowhere."""
+  places = [(text.find(s) + len(s), text.find(s)) for s in stops if s in text]
+  return min(places)[1] if places else None
 
 
 def _overlap(text: str, stop: str) -> int:

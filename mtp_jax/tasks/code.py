@@ -1,0 +1,314 @@
+"""Programming problems: the public files, what a model reads, what is tested.
+
+Each file is JSONL, plain or .gz, with the fields of its publication. What a
+problem lacks or has wrong is reported by line; such a problem is left out, and
+counted.
+
+HumanEval (Chen et al. 2021): the model reads `prompt`, without white space at
+its end, whose tokens would cut a word in two (our decision). Texts end before
+the stop sequences of that paper.
+MBPP (Austin et al. 2021): three solved problems come first, tasks 2 to 4, and
+tasks 11 to 510 are tested. Where a file has none of these, none come first and
+all are tested (our decision).
+APPS (Hendrycks et al. 2021): question and answer in that paper's form. Which
+form Gloeckle et al. used is not known.
+CodeContests (Li et al. 2022), which is published as protocol buffers: a JSONL
+of the same fields. The description stands in a docstring; behind it, "# correct
+solution" asks for one, after appendix F of the paper (both our decisions).
+"""
+
+import dataclasses
+import gzip
+import json
+import pathlib
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mtp_jax.decode import stream
+
+Tests = str | tuple[tuple[str, str], ...]  # as `sandbox.Sandbox.check` takes
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A problem: what is read, where the answer ends, how it is tested."""
+
+  name: str
+  prompt: str  # what a model continues
+  before: str  # the program is this, and what the model wrote
+  stops: tuple[str, ...]  # an answer ends before the first of them
+  tests: Tests
+  solution: str | None = None  # known to be right; stands for an answer
+  group: str = ""  # such as the difficulty
+
+  def program(self, answer: str) -> str:
+    """The whole program that an answer makes."""
+    return self.before + answer
+
+  def end(self, text: str, names: Sequence[str] = ()) -> int | None:
+    """Where in `text` the answer ends; None: nowhere yet.
+
+    A stop sequence inside a string of the program is none. One of `names`,
+    those of the tokenizer's special tokens, always is.
+    """
+    ends = [stream.first(text, *names)] if names else []
+    for stop in self.stops:
+      place = text.find(stop)
+      while place >= 0 and inside_string(self.before + text[:place], stop):
+        place = text.find(stop, place + 1)
+      ends.append(place if place >= 0 else None)
+    return min((e for e in ends if e is not None), default=None)
+
+  def number(self, sample: int) -> int:
+    """The number by which a sample draws, whatever other samples there are."""
+    return zlib.crc32(f"{self.name}/{sample}".encode()) & 0x7FFFFFFF
+
+
+def inside_string(source: str, then: str = "") -> bool:
+  """Whether Python source ends inside a string literal.
+
+  Args:
+    source: up to there.
+    then: what follows; a line's end closes all but a triple-quoted string.
+  """
+  quote, i = "", 0
+  while i < len(source):
+    if quote:
+      if source[i] == "\\":
+        i += 1
+      elif source.startswith(quote, i):
+        i += len(quote) - 1
+        quote = ""
+      elif source[i] == "\n" and len(quote) == 1:
+        quote = ""
+    elif source[i] == "#":
+      end = source.find("\n", i)
+      i = len(source) if end < 0 else end
+    elif source[i] in "'\"":
+      triple = source[i] * 3
+      quote = triple if source.startswith(triple, i) else source[i]
+      i += len(quote) - 1
+    i += 1
+  return len(quote) == 3 or (bool(quote) and not then.startswith("\n"))
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+  """A file's sound problems, and what is wrong with the others."""
+
+  problems: list[Problem]
+  bad: list[str]  # a line each, which names the problem
+
+
+def read(task: str, path: str | pathlib.Path, group: str | None = None) -> File:
+  """Reads a task's file.
+
+  Args:
+    task: of `TASKS`.
+    path: JSONL, or .gz of it.
+    group: keep only these problems, such as 'introductory' of APPS.
+
+  Raises:
+    ValueError: an unknown task; the file cannot be read; no problem is sound,
+      or none is of this group.
+  """
+  if task not in TASKS:
+    raise ValueError(f"task {task!r}: choose one of {', '.join(TASKS)}")
+  rows, bad, problems, seen = [], [], [], set()
+  for number, raw in enumerate(_lines(pathlib.Path(path)), 1):
+    try:
+      row = json.loads(raw.decode("utf-8"))
+      if not isinstance(row, dict):
+        raise ValueError("not an object of JSON")
+      rows.append((number, row))
+    except ValueError as error:  # of UTF-8 or of JSON
+      bad.append(f"line {number}: {error}")
+  make, shots = TASKS[task], _shots(task, [row for _, row in rows])
+  for number, row in rows:
+    name = f"line {number}"
+    try:
+      name = f"line {number} ({_name(task, row)})"
+      problem = make(row, shots)
+      if problem is None:
+        continue
+      _check(problem, seen)
+    except KeyError as error:
+      bad.append(f"{name}: the field {error} is missing")
+    except (TypeError, ValueError, AttributeError) as error:
+      bad.append(f"{name}: {error}")
+    else:
+      problems.append(problem)
+  if group is not None:
+    groups = sorted({p.group for p in problems})
+    problems = [p for p in problems if p.group == group]
+    if not problems:
+      raise ValueError(f"{path} has no problem of {group!r}; it has {groups}")
+  if not problems:
+    first = f"; {bad[0]}" if bad else ""
+    raise ValueError(f"{path} has no sound problem of {task}{first}")
+  return File(problems, bad)
+
+
+def _lines(path: pathlib.Path) -> Iterator[bytes]:
+  try:
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+  except (OSError, EOFError, zlib.error) as error:
+    raise ValueError(f"{path} cannot be read: {error}") from error
+  return (line for line in data.split(b"\n") if line.strip())
+
+
+def _check(problem: Problem, seen: set[str]) -> None:
+  """Raises ValueError where a problem could never be solved, or is double."""
+  if problem.name in seen:
+    raise ValueError("the name is that of an earlier problem")
+  if not problem.prompt.strip():
+    raise ValueError("the prompt is empty")
+  if not problem.tests:
+    raise ValueError("it has no tests")
+  if isinstance(problem.tests, str):
+    try:
+      with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compile(problem.tests, "tests", "exec")
+    except (SyntaxError, ValueError) as error:
+      raise ValueError(f"its tests do not compile: {error}") from error
+  elif not all(isinstance(x, str) for pair in problem.tests for x in pair):
+    raise ValueError("an input or output is not a text")
+  seen.add(problem.name)
+
+
+def _name(task: str, row: dict) -> str:
+  field = {"apps": "problem_id", "codecontests": "name"}.get(task, "task_id")
+  if field not in row:
+    raise KeyError(field)
+  return str(row[field])
+
+
+def _humaneval(row: dict, shots: str) -> Problem:
+  return Problem(
+    name=_name("humaneval", row),
+    prompt=row["prompt"].rstrip(),
+    before=row["prompt"],
+    stops=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
+    tests=f"{row['test']}\ncheck({row['entry_point']})\n",
+    solution=row["canonical_solution"],
+  )
+
+
+_SHOTS, _TESTED = range(2, 5), range(11, 511)
+
+
+def _shots(task: str, rows: list[dict]) -> str | None:
+  """The solved problems before every prompt; None: all problems are tested."""
+  if task != "mbpp":
+    return None
+  known = {row.get("task_id"): row for row in rows}
+  if not known.keys() & set(_TESTED) or not known.keys() & set(_SHOTS):
+    return None
+  return "".join(
+    f"{_mbpp_question(known[i])}{known[i]['code']}\n[DONE]\n\n"
+    for i in _SHOTS
+    if i in known
+  )
+
+
+def _mbpp_question(row: dict) -> str:
+  text = row["text"] if "text" in row else row["prompt"]
+  tests = "\n".join(row["test_list"])
+  return (
+    f"You are an expert Python programmer, and here is your task: {text} "
+    f"Your code should pass these tests:\n\n{tests}\n[BEGIN]\n"
+  )
+
+
+def _mbpp(row: dict, shots: str | None) -> Problem | None:
+  if shots is not None and row["task_id"] not in _TESTED:
+    return None
+  # The sanitised file has its imports in a list.
+  before = [row.get("test_setup_code", ""), *row.get("test_imports", [])]
+  return Problem(
+    name=_name("mbpp", row),
+    prompt=f"{shots or ''}{_mbpp_question(row)}",
+    before="",
+    stops=("[DONE]",),
+    tests="\n".join([*filter(None, before), *row["test_list"]]) + "\n"
+    if row["test_list"]
+    else "",
+    solution=row["code"],
+  )
+
+
+# A method of class Solution, or a function. APPS wraps some outputs in a list.
+_CALL = """
+try: _call = Solution().{name}
+except NameError: _call = {name}
+def _plain(x):
+  return [_plain(y) for y in x] if isinstance(x, (list, tuple)) else x
+"""
+
+
+def _apps(row: dict, shots: str | None) -> Problem:
+  cases, solutions = json.loads(row["input_output"]), row["solutions"]
+  solutions = json.loads(solutions) if solutions else []
+  name, starter = cases.get("fn_name"), row.get("starter_code") or ""
+  pairs = list(zip(cases["inputs"], cases["outputs"], strict=True))
+  if name:
+    asserts = (
+      f"_got = _plain(_call(*{args!r}))\n"
+      f"assert _got == {out!r} or [_got] == {out!r}\n"
+      for args, out in pairs
+    )
+    tests = _CALL.format(name=name) + "".join(asserts) if pairs else ""
+  else:
+    tests = tuple((_text(a), _text(b)) for a, b in pairs)
+  kind = "Call-Based" if name else "Standard Input"
+  return Problem(
+    name=_name("apps", row),
+    prompt=f"\nQUESTION:\n{row['question']}\n{starter}\n"
+    f"Use {kind} format\nANSWER:\n",
+    before="",
+    stops=("\nQUESTION:", "\nANSWER:"),
+    tests=tests,
+    solution=solutions[0] if solutions else None,
+    group=row.get("difficulty", ""),
+  )
+
+
+def _text(value: str | list[str]) -> str:
+  """A file's text, which APPS sometimes keeps as a list of lines."""
+  return "\n".join(value) if isinstance(value, list) else value
+
+
+_PYTHON_3 = 3  # of the enumeration of languages in CodeContests
+
+
+def _codecontests(row: dict, shots: str | None) -> Problem:
+  tests = []
+  for kind in ("public_tests", "private_tests", "generated_tests"):
+    if kind == "public_tests" or kind in row:
+      tests += zip(row[kind]["input"], row[kind]["output"], strict=True)
+  known = row.get("solutions", {"language": [], "solution": []})
+  solutions = [
+    text
+    for language, text in zip(known["language"], known["solution"], strict=True)
+    if language in (_PYTHON_3, "PYTHON3")
+  ]
+  return Problem(
+    name=_name("codecontests", row),
+    prompt=f'"""\n{row["description"].strip()}\n"""\n# correct solution\n',
+    before="",
+    stops=('\n"""\n',),
+    tests=tuple(tests),
+    solution=solutions[0] if solutions else None,
+  )
+
+
+TASKS: dict[str, Callable[[dict, Any], Problem | None]] = {
+  "humaneval": _humaneval,
+  "mbpp": _mbpp,
+  "apps": _apps,
+  "codecontests": _codecontests,
+}

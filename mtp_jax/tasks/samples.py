@@ -1,0 +1,273 @@
+"""Answers that a model draws to programming problems, and their verdicts.
+
+Both are kept as JSONL, a line as soon as it is known. What is there is not
+drawn or run again, and what is drawn depends on the seed, the problem's name
+and the sample's number alone: a file that was cut short ends as it would have.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtp_jax import tokenizer
+from mtp_jax.decode import accept, interface, sampling, serve, stream
+from mtp_jax.decode import tree as tree_lib
+from mtp_jax.evaluate import sandbox
+from mtp_jax.tasks import code
+
+EMPTY = "the sample is empty"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How answers are drawn."""
+
+  temperatures: tuple[float, ...]  # 0 is greedy, with one sample
+  count: int  # samples per problem at each temperature above 0
+  max_new: int = 512  # tokens
+  top_p: float | None = None
+  seed: int = 0
+  rows: int = 8  # answers at once
+  heads: int | tree_lib.Tree = 1  # k, or a tree of drafts
+  near_tie: float = 1e-3  # margin of a token that rounding might change
+
+  def check(self) -> None:
+    """Raises ValueError where there is nothing to draw, or twice the same."""
+    if not self.temperatures or min(self.temperatures) < 0:
+      raise ValueError(
+        f"temperatures {self.temperatures}: give some, from 0 on"
+      )
+    if len(set(self.temperatures)) < len(self.temperatures):
+      raise ValueError(f"temperatures {self.temperatures}: one is there twice")
+    if self.count < 1:
+      raise ValueError(f"{self.count} samples: give at least 1")
+    if self.top_p is not None and max(self.temperatures) == 0:
+      raise ValueError("top_p filters what is drawn; greedy draws nothing")
+
+  def samples(self, temperature: float) -> range:
+    """The samples of each problem."""
+    return range(self.count if temperature else 1)
+
+  def rule(self, temperature: float) -> interface.Rule:
+    """How tokens are chosen."""
+    if not temperature:
+      return accept.GREEDY
+    sampler = sampling.Sampler(temperature=temperature, top_p=self.top_p)
+    return accept.SpeculativeSampling(sampler)
+
+
+def draw(
+  decoder: interface.Decoder,
+  codec: tokenizer.Tokenizer,
+  problems: Sequence[code.Problem],
+  settings: Settings,
+  path: pathlib.Path,
+) -> list[dict[str, Any]]:
+  """Draws the answers that a file lacks, and returns all of these problems.
+
+  A problem's samples share one reading of its prompt. An answer ends before a
+  stop sequence (`Problem.end`), and at an end token, while others are written.
+
+  Args:
+    decoder: from `mtp_jax.lay_out(model, codec.vocab)`.
+    codec: the model's.
+    problems: from `code.read`.
+    settings: what to draw.
+    path: JSONL, made if it is missing. A line has the problem's name, the
+      temperature and the sample's number, its completion, `ended` (whether it
+      ended by itself), tokens, their log-probabilities under head 1 at
+      temperature 1 in nats, passes, and near_ties: how many tokens had a rival
+      closer than `settings.near_tie`.
+
+  Raises:
+    ValueError: bad settings; the file has answers of another seed, max_new or
+      top_p.
+  """
+  settings.check()
+  kept = {"seed": settings.seed, "max_new": settings.max_new}
+  kept["top_p"] = settings.top_p
+  rows = read(path)
+  for row in rows:
+    for name, value in kept.items():
+      if row[name] != value:
+        raise ValueError(
+          f"{path} has samples of {name}={row[name]}, and {value} is asked "
+          "for: name another folder"
+        )
+  done = {_key(row) for row in rows}
+  prompts = [_ids(codec, problem.prompt) for problem in problems]
+  names = getattr(codec, "special_names", [])
+  with _appending(path, rows) as write:
+    for temperature in settings.temperatures:
+      missing = [
+        [
+          i
+          for i in settings.samples(temperature)
+          if (p.name, temperature, i) not in done
+        ]
+        for p in problems
+      ]
+      some = [i for i, numbers in enumerate(missing) if numbers]
+      if not some:
+        continue
+      texts = [(i, sample) for i in some for sample in missing[i]]
+
+      def keep(place, text, texts=texts, temperature=temperature):
+        i, sample = texts[place]
+        problem, whole = problems[i], codec.decode(text.tokens, prompts[i])
+        end = problem.end(whole, names)
+        rows.append(
+          {
+            "task_id": problem.name,
+            "temperature": temperature,
+            "sample": sample,
+            **kept,
+            "completion": whole[:end],
+            "ended": end is not None or text.tokens[-1] in codec.ends,
+            "tokens": text.tokens.tolist(),
+            "logprobs": [round(float(x), 6) for x in text.logprob],
+            "passes": len(text.per_pass),
+            "near_ties": int((text.margin < settings.near_tie).sum()),
+          }
+        )
+        write(rows[-1])
+
+      chosen = [prompts[i] for i in some]
+      serve.generate_all(
+        decoder,
+        chosen,
+        rows=settings.rows,
+        samples=[[problems[i].number(n) for n in missing[i]] for i in some],
+        heads=settings.heads,
+        max_new=settings.max_new,
+        stop=codec.ends,
+        rule=settings.rule(temperature),
+        seed=settings.seed,
+        on_text=keep,
+        end=stream.ends(
+          codec,
+          chosen,
+          lambda place, text, some=some: problems[some[place]].end(text, names),
+        ),
+      )
+  wanted = {
+    (p.name, t, i)
+    for p in problems
+    for t in settings.temperatures
+    for i in settings.samples(t)
+  }
+  return sorted((row for row in rows if _key(row) in wanted), key=_key)
+
+
+def judge(
+  box: sandbox.Sandbox,
+  problems: Sequence[code.Problem],
+  rows: Iterable[dict[str, Any]],
+  path: pathlib.Path,
+) -> list[dict[str, Any]]:
+  """Runs the answers that a file has no verdict of; returns their verdicts.
+
+  Args:
+    box: where they run.
+    problems: of the answers.
+    rows: from `draw`.
+    path: JSONL. A line has the key of a sample, passed, error and the backend.
+  """
+  known = {problem.name: problem for problem in problems}
+  rows, verdicts = list(rows), read(path)
+  done = {_key(verdict) for verdict in verdicts}
+  left = [row for row in rows if _key(row) not in done]
+  # Equal answers are run once.
+  jobs = {(r["task_id"], r["completion"]): None for r in left}
+  programs = [job for job in jobs if job[1].strip()]
+  with _appending(path, verdicts) as write:
+    for begin in range(0, len(programs), 64):
+      some = programs[begin : begin + 64]
+      found = box.check_all(
+        [(known[n].program(text), known[n].tests) for n, text in some]
+      )
+      jobs |= dict(zip(some, found, strict=True))
+      for row in left:
+        job = row["task_id"], row["completion"]
+        if job in some:
+          verdicts.append(_verdict(row, jobs[job], box.backend))
+          write(verdicts[-1])
+    for row in left:
+      if not row["completion"].strip():
+        verdict = sandbox.Verdict(False, EMPTY)
+        verdicts.append(_verdict(row, verdict, box.backend))
+        write(verdicts[-1])
+  wanted = {_key(row) for row in rows}
+  return sorted((v for v in verdicts if _key(v) in wanted), key=_key)
+
+
+def check_solutions(
+  box: sandbox.Sandbox, problems: Sequence[code.Problem]
+) -> tuple[list[code.Problem], list[str]]:
+  """The problems whose known solution passes, and a line for each other.
+
+  Those without a solution are not tested. An answer of nothing must fail.
+  """
+  solved = [p for p in problems if p.solution is not None]
+  found = box.check_all(
+    [(p.program(p.solution), p.tests) for p in solved]
+    + [(p.program(""), p.tests) for p in problems]
+  )
+  why = {
+    p.name: f"its own solution fails: {v.error}"
+    for p, v in zip(solved, found, strict=False)
+    if not v.passed
+  }
+  for p, v in zip(problems, found[len(solved) :], strict=True):
+    if v.passed:
+      why.setdefault(p.name, "an empty answer passes")
+  lines = [f"{name}: {reason}" for name, reason in why.items()]
+  return [p for p in problems if p.name not in why], lines
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a file; one that a kill cut is left out."""
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding="utf-8").split("\n")
+  return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+@contextlib.contextmanager
+def _appending(path, rows):
+  """A function that adds a line; the file begins with the sound ones."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f"{path.name}.partial")
+  with partial.open("w", encoding="utf-8") as file:
+    file.writelines(json.dumps(row) + "\n" for row in rows)
+  partial.replace(path)
+  with path.open("a", encoding="utf-8") as file:
+
+    def write(row):
+      file.write(json.dumps(row) + "\n")
+      file.flush()
+
+    yield write
+
+
+def _key(row) -> tuple[str, float, int]:
+  return row["task_id"], row["temperature"], row["sample"]
+
+
+def _verdict(row, verdict, backend) -> dict[str, Any]:
+  key = {name: row[name] for name in ("task_id", "temperature", "sample")}
+  return key | {
+    "passed": verdict.passed,
+    "error": verdict.error,
+    "sandbox": backend,
+  }
+
+
+def _ids(codec, text) -> np.ndarray:
+  ids = np.array([*codec.prefix, *codec.encode(text)], np.int32)
+  return ids if ids.size else np.array([codec.bos], np.int32)

@@ -1,0 +1,255 @@
+"""Problem files: read as they are published, and never silently wrong."""
+
+import gzip
+import json
+import zlib
+
+import pytest
+
+from mtp_jax.tasks import code
+
+HUMANEVAL = {
+  "task_id": "Ours/0",
+  "prompt": 'def twice(x):\n  """Returns 2 x."""\n',
+  "entry_point": "twice",
+  "canonical_solution": "  return 2 * x\n",
+  "test": "def check(candidate):\n  assert candidate(3) == 6\n",
+}
+MBPP = {
+  "task_id": 11,
+  "text": "Write a function that doubles.",
+  "code": "def twice(x):\r\n  return 2 * x",
+  "test_list": ["assert twice(1) == 2", "assert twice(0) == 0"],
+  "test_setup_code": "import math",
+  "challenge_test_list": [],
+}
+APPS = {
+  "problem_id": 7,
+  "question": "Double the number.",
+  "starter_code": "",
+  "difficulty": "introductory",
+  "solutions": json.dumps(["print(2 * int(input()))", "worse"]),
+  "input_output": json.dumps({"inputs": ["1\n", "2\n"], "outputs": ["2", "4"]}),
+}
+CALLED = APPS | {
+  "problem_id": 8,
+  "starter_code": "class Solution:\n  def twice(self, x):",
+  "difficulty": "interview",
+  "solutions": json.dumps(
+    ["class Solution:\n  def twice(self, x): return (2 * x, x)"]
+  ),
+  "input_output": json.dumps(
+    {"fn_name": "twice", "inputs": [[1], [3]], "outputs": [[2, 1], [[6, 3]]]}
+  ),
+}
+CONTESTS = {
+  "name": "7_A. Doubles",
+  "description": "Double it.\n",
+  "public_tests": {"input": ["1\n"], "output": ["2\n"]},
+  "private_tests": {"input": ["2\n"], "output": ["4\n"]},
+  "generated_tests": {"input": [], "output": []},
+  "solutions": {
+    "language": [2, 3],
+    "solution": ["C++", "print(2*int(input()))"],
+  },
+}
+
+
+def write(path, *rows):
+  lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
+  data = b"\n".join(lines) + b"\n"
+  path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+  return path
+
+
+def one(tmp_path, task, *rows):
+  found = code.read(task, write(tmp_path / "p.jsonl", *rows))
+  assert not found.bad
+  return found.problems
+
+
+def test_humaneval(tmp_path):
+  found = code.read("humaneval", write(tmp_path / "p.jsonl.gz", HUMANEVAL))
+  (problem,) = found.problems
+  assert problem.prompt == HUMANEVAL["prompt"].rstrip()
+  assert problem.tests.endswith("\ncheck(twice)\n")
+  space = {}
+  exec(problem.program(problem.solution) + problem.tests, space)
+  assert space["twice"](4) == 8
+
+
+def test_mbpp_has_solved_problems_first(tmp_path):
+  shots = [MBPP | {"task_id": i, "text": f"Shot {i}."} for i in range(1, 6)]
+  (problem,) = one(tmp_path, "mbpp", *shots, MBPP, MBPP | {"task_id": 511})
+  assert problem.name == "11" and problem.tests.startswith("import math\n")
+  for i in (2, 3, 4):
+    assert f"here is your task: Shot {i}. Your code" in problem.prompt
+  assert "Shot 1." not in problem.prompt and "Shot 5." not in problem.prompt
+  assert problem.prompt.count("[DONE]") == 3
+  assert problem.prompt.endswith(
+    "You are an expert Python programmer, and here is your task: Write a "
+    "function that doubles. Your code should pass these tests:\n\n"
+    "assert twice(1) == 2\nassert twice(0) == 0\n[BEGIN]\n"
+  )
+  exec(problem.program(problem.solution) + "\n" + problem.tests, {})
+
+
+def test_mbpp_without_the_published_numbers(tmp_path):
+  problems = one(tmp_path, "mbpp", MBPP | {"task_id": 1})
+  assert len(problems) == 1 and "[DONE]" not in problems[0].prompt
+
+
+def test_apps_by_standard_input(tmp_path):
+  (problem,) = one(tmp_path, "apps", APPS)
+  assert problem.tests == (("1\n", "2"), ("2\n", "4"))
+  assert problem.prompt == (
+    "\nQUESTION:\nDouble the number.\n\nUse Standard Input format\nANSWER:\n"
+  )
+  assert problem.solution == "print(2 * int(input()))"
+
+
+def test_apps_by_call(tmp_path):
+  path = write(tmp_path / "p.jsonl", APPS, CALLED)
+  (problem,) = code.read("apps", path, "interview").problems
+  assert "class Solution:\n  def twice" in problem.prompt
+  assert "Use Call-Based format" in problem.prompt
+  for program in problem.solution, "def twice(x): return [2 * x, x]":
+    exec(program + "\n" + problem.tests, {})
+  with pytest.raises(AssertionError):
+    exec("def twice(x): return x\n" + problem.tests, {})
+  with pytest.raises(ValueError, match="no problem of 'easy'; it has .'inter"):
+    code.read("apps", path, "easy")
+
+
+def test_codecontests(tmp_path):
+  (problem,) = one(tmp_path, "codecontests", CONTESTS)
+  assert problem.tests == (("1\n", "2\n"), ("2\n", "4\n"))
+  assert problem.prompt == '"""\nDouble it.\n"""\n# correct solution\n'
+  assert problem.solution == "print(2*int(input()))"
+
+
+def without(row, name):
+  return {k: v for k, v in row.items() if k != name}
+
+
+@pytest.mark.parametrize(
+  "task, row, words",
+  [
+    ("humaneval", without(HUMANEVAL, "test"), "the field 'test' is missing"),
+    ("humaneval", without(HUMANEVAL, "task_id"), "line 2: the field 'task_id'"),
+    ("humaneval", HUMANEVAL | {"test": "def ("}, "its tests do not compile"),
+    ("humaneval", HUMANEVAL | {"prompt": " \n"}, "the prompt is empty"),
+    (
+      "humaneval",
+      HUMANEVAL | {"prompt": None},
+      r"line 2 \(Ours/0\): 'NoneType'",
+    ),
+    ("humaneval", b'{"task_id": "\xff"}', "line 2: 'utf-8' codec can't decode"),
+    ("humaneval", b'{"task_id": "x', "line 2: Unterminated string"),
+    ("humaneval", b"[1]", "line 2: not an object"),
+    (
+      "humaneval",
+      HUMANEVAL | {"task_id": "good"},
+      "name is that of an earlier",
+    ),
+    ("mbpp", MBPP | {"test_list": []}, "it has no tests"),
+    ("mbpp", without(MBPP, "text"), "the field 'prompt' is missing"),
+    ("apps", APPS | {"input_output": "{}"}, "the field 'inputs' is missing"),
+    ("apps", APPS | {"input_output": ""}, "Expecting value"),
+    (
+      "apps",
+      APPS | {"input_output": '{"inputs": ["1"], "outputs": []}'},
+      "shorter",
+    ),
+    (
+      "apps",
+      APPS | {"input_output": '{"inputs": [], "outputs": []}'},
+      "no tests",
+    ),
+    (
+      "codecontests",
+      CONTESTS | {"public_tests": {"input": [1], "output": [2]}},
+      "an input or output is not a text",
+    ),
+  ],
+)
+def test_a_bad_problem_is_named_and_left_out(tmp_path, task, row, words):
+  first = {
+    "humaneval": HUMANEVAL | {"task_id": "good"},
+    "mbpp": MBPP | {"task_id": 12},
+    "apps": APPS | {"problem_id": "good"},
+    "codecontests": CONTESTS | {"name": "good"},
+  }[task]
+  found = code.read(task, write(tmp_path / "p.jsonl", first, row))
+  assert len(found.problems) == len(found.bad) == 1
+  with pytest.raises(AssertionError, match=words):
+    raise AssertionError(found.bad[0])
+
+
+def test_a_file_without_any_sound_problem(tmp_path):
+  path = write(tmp_path / "p.jsonl", without(HUMANEVAL, "test"))
+  with pytest.raises(ValueError, match="no sound problem of humaneval; line 1"):
+    code.read("humaneval", path)
+  with pytest.raises(ValueError, match="choose one of humaneval, mbpp"):
+    code.read("humanevil", path)
+  with pytest.raises(ValueError, match="cannot be read: .*No such file"):
+    code.read("humaneval", tmp_path / "none.jsonl")
+  (tmp_path / "x.gz").write_bytes(b"not gzip")
+  with pytest.raises(ValueError, match="cannot be read: Not a gzipped file"):
+    code.read("humaneval", tmp_path / "x.gz")
+
+
+@pytest.mark.parametrize(
+  "source, then, inside",
+  [
+    ('"""a', "\ndef", True),
+    ('"""a"""', "\ndef", False),
+    ("'''a\\'''", "\ndef", True),
+    ("x = 'a", "\ndef", False),  # the line's end closes it
+    ("x = 'a", "[DONE]", True),
+    ("x = 'a' # it's", "[DONE]", False),
+    ("x = '\\''", "[DONE]", False),
+    ("x = \"'''\"", "\ndef", False),
+    ("# '''", "\ndef", False),
+    ("x = ''", "[DONE]", False),
+    ('f"""{x}"', "\nif", True),
+    ("", "", False),
+  ],
+)
+def test_inside_string(source, then, inside):
+  assert code.inside_string(source, then) is inside
+
+
+PROBLEM = code.Problem(
+  "p", 'def f():\n  """Doc.', 'def f():\n  """Doc.', ("\ndef", "\nprint"), "f()"
+)
+
+
+@pytest.mark.parametrize(
+  "kept, rest",  # the answer, and what follows it
+  [
+    ('"""\n  return 1\n', None),
+    ('"""\n  return 1', "\ndef g"),
+    ("\ndef in the docstring", None),  # it is open in the prompt
+    ('\ndef in it"""\n  pass', "\nprint("),
+    ('"""\n  x = """\nprint\n"""\n  return x\n', "\nprint(1)"),
+    ('"""\n  return 1', "<|end|>\ndef"),
+    ("", "<|end|>"),  # even in a string
+    ("", None),
+  ],
+)
+def test_where_an_answer_ends(kept, rest):
+  end = None if rest is None else len(kept)
+  assert PROBLEM.end(kept + (rest or ""), ["<|end|>"]) == end
+
+
+def test_a_stop_sequence_of_the_prompt_ends_nothing():
+  problem = code.Problem("p", "x\ndef f", "x\ndef f", ("\ndef",), "f()")
+  assert problem.end("(): pass\n") is None
+
+
+def test_what_a_sample_draws_by_is_its_own():
+  other = code.Problem("q", "", "", (), "f()")
+  numbers = [p.number(i) for p in (PROBLEM, other) for i in range(500)]
+  assert len(set(numbers)) == 1000 and 0 <= min(numbers) <= max(numbers) < 2**31
+  assert PROBLEM.number(3) == zlib.crc32(b"p/3") % 2**31

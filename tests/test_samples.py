@@ -1,0 +1,210 @@
+"""Answers that are drawn: the same whatever was drawn before, then judged."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mtp_jax import tokenizer
+from mtp_jax.decode import layout, serve
+from mtp_jax.evaluate import sandbox
+from mtp_jax.tasks import code, samples
+from tests import parameters
+
+CODEC = tokenizer.Bytes()
+PROBLEMS = [
+  code.Problem(
+    name,
+    f"def {name}(): ",
+    f"def {name}(): ",
+    ("e", "\x80"),
+    f"assert {name}() == 1",
+  )
+  for name in ("f", "g", "h")
+]
+SETTINGS = samples.Settings((0.0, 1.3), 4, max_new=24, rows=3, heads=2, seed=5)
+
+
+@pytest.fixture(scope="module")
+def decoder():
+  return layout.lay_out(parameters.random_model(vocab=259, deviation=0.3))
+
+
+@pytest.fixture(scope="module")
+def drawn(decoder, tmp_path_factory):
+  """(file, answers) of one unbroken call."""
+  path = tmp_path_factory.mktemp("samples") / "samples.jsonl"
+  return path, samples.draw(decoder, CODEC, PROBLEMS, SETTINGS, path)
+
+
+def test_what_is_kept_of_an_answer(drawn):
+  path, rows = drawn
+  assert len(rows) == 3 * (1 + 4)
+  assert sorted(map(str, samples.read(path))) == sorted(map(str, rows))
+  ended = 0
+  for row in rows:
+    text = CODEC.decode(row["tokens"])
+    assert len(row["tokens"]) == len(row["logprobs"]) <= 24
+    assert row["completion"] == text[: code.Problem.end(PROBLEMS[0], text)]
+    assert not {"e", "\x80"} & set(row["completion"])
+    by_itself = "e" in text or "\x80" in text or CODEC.eos in row["tokens"]
+    assert row["ended"] == by_itself
+    ended += by_itself
+    if "e" in text:  # nothing is kept behind the stop
+      assert text.index("e") == len(text) - 1
+    assert by_itself or len(row["tokens"]) == 24
+  assert 0 < ended < len(rows)
+
+
+def test_log_probabilities_are_head_1s(decoder, drawn):
+  _, rows = drawn
+  net = parameters.random_model(vocab=259, deviation=0.3)
+  prompt = [*CODEC.prefix, *CODEC.encode(PROBLEMS[0].prompt)]
+  for row in rows[:2]:
+    text = np.array([*prompt, *row["tokens"]])
+    logits = np.asarray(net(text[None])[0, 0], np.float64)
+    total = np.log(np.exp(logits).sum(-1))
+    places = np.arange(len(prompt) - 1, len(text) - 1)
+    want = logits[places, text[places + 1]] - total[places]
+    np.testing.assert_allclose(row["logprobs"], want, atol=3e-5)
+
+
+def test_nothing_is_drawn_twice_and_all_is_the_same(
+  decoder, drawn, monkeypatch
+):
+  """A file that a kill cut anywhere ends as it would have."""
+  path, rows = drawn
+  lines = path.read_text().splitlines(keepends=True)
+  cut = path.with_name("cut.jsonl")
+  cut.write_text("".join(lines[:4]) + lines[9] + lines[7][:31])
+  asked, generate_all = [], serve.generate_all
+
+  def counted(decoder, prompts, **settings):
+    asked.extend(n for numbers in settings["samples"] for n in numbers)
+    return generate_all(decoder, prompts, **settings)
+
+  monkeypatch.setattr(serve, "generate_all", counted)
+  again = samples.draw(decoder, CODEC, PROBLEMS, SETTINGS, cut)
+  assert len(asked) == len(rows) - 5
+  assert again == rows
+  samples.draw(decoder, CODEC, PROBLEMS, SETTINGS, cut)
+  assert len(asked) == len(rows) - 5  # all were there
+
+
+def test_other_problems_and_counts_change_no_answer(decoder, drawn, tmp_path):
+  _, rows = drawn
+  few = samples.Settings((1.3,), 2, max_new=24, rows=3, heads=2, seed=5)
+  got = samples.draw(decoder, CODEC, PROBLEMS[::-1], few, tmp_path / "x.jsonl")
+  wanted = [row for row in rows if row["temperature"] and row["sample"] < 2]
+  assert [r["completion"] for r in got] == [r["completion"] for r in wanted]
+
+
+def test_answers_of_other_settings_are_not_mixed(decoder, drawn):
+  path, _ = drawn
+  other = samples.Settings((0.0,), 1, max_new=25, seed=5)
+  with pytest.raises(
+    ValueError, match="samples of max_new=24, and 25 is asked"
+  ):
+    samples.draw(decoder, CODEC, PROBLEMS, other, path)
+
+
+@pytest.mark.parametrize(
+  "settings, words",
+  [
+    (samples.Settings((), 1), "give some"),
+    (samples.Settings((-1.0,), 1), "from 0 on"),
+    (samples.Settings((0.2, 0.2), 1), "one is there twice"),
+    (samples.Settings((0.2,), 0), "0 samples"),
+    (samples.Settings((0.0,), 1, top_p=0.5), "greedy draws nothing"),
+  ],
+)
+def test_bad_settings(settings, words):
+  with pytest.raises(ValueError, match=words):
+    settings.check()
+
+
+@pytest.fixture(scope="module")
+def box():
+  try:
+    return sandbox.Sandbox(sandbox.find(), sandbox.Limits(cpu=1, wall=2.0))
+  except ValueError as error:
+    pytest.skip(str(error))
+
+
+def answers(*texts):
+  return [
+    {"task_id": "f", "temperature": 0.8, "sample": i, "completion": text}
+    for i, text in enumerate(texts)
+  ]
+
+
+def test_judged_once_and_an_empty_one_never_passes(box, tmp_path, monkeypatch):
+  path = tmp_path / "verdicts.jsonl"
+  rows = answers("return 1", " \n", "return 2", "return 1", "return (")
+  first = samples.judge(box, PROBLEMS, rows[:2], path)
+  with path.open("a") as file:
+    file.write('{"task_id": "f", "temp')  # a kill
+  run, check_all = [], sandbox.Sandbox.check_all
+  monkeypatch.setattr(
+    sandbox.Sandbox,
+    "check_all",
+    lambda self, jobs: run.extend(jobs) or check_all(self, jobs),
+  )
+  got = samples.judge(box, PROBLEMS, rows, path)
+  assert [v["passed"] for v in got] == [True, False, False, True, False]
+  assert got[:2] == first and got[1]["error"] == samples.EMPTY
+  assert got[4]["error"].startswith("SyntaxError")
+  assert len(run) == 3  # of the three that were left
+  assert samples.judge(box, PROBLEMS, rows, path) == got and len(run) == 3
+  assert got[0]["sandbox"] == box.backend
+
+
+def test_a_solution_that_fails_is_no_problem(box):
+  def problem(name, solution, tests="assert f() == 1"):
+    return code.Problem(name, "p", "def f(): ", (), tests, solution)
+
+  problems = [
+    problem("good", "return 1"),
+    problem("wrong", "return 2"),
+    problem("unknown", None),
+    code.Problem("easy", "p", "def f(): return 1", (), "assert f() == 1", ""),
+  ]
+  sound, lines = samples.check_solutions(box, problems)
+  assert [p.name for p in sound] == ["good", "unknown"]
+  assert lines == [
+    "wrong: its own solution fails: AssertionError: ",
+    "easy: an empty answer passes",
+  ]
+
+
+def test_the_space_before_an_answer_stays(decoder, tmp_path, monkeypatch):
+  """Tokenizers that add a space to every text strip the first one."""
+
+  class Spaced(tokenizer.Bytes):
+    _adds_space = True
+    _pieces = [bytes([i]) for i in range(256)] + [b""] * 3
+
+    def decode_bytes(self, ids, after=()):
+      return tokenizer.Tokenizer.decode_bytes(self, ids, after)
+
+  codec = Spaced()
+  settings = samples.Settings((0.0,), 1, max_new=5)
+  text = np.array([*b" 1\ne"])
+
+  def fake(decoder, prompts, *, on_text, end, **_):
+    from mtp_jax.decode import generate
+
+    kept = end(0, text)
+    scores = np.zeros(kept)
+    on_text(0, generate.Text(text[:kept], np.ones(4), scores, scores + 1, 0, 0))
+
+  monkeypatch.setattr(serve, "generate_all", fake)
+  problem = code.Problem(
+    "f", "def f(): return", "def f(): return", ("\n",), "f()"
+  )
+  (row,) = samples.draw(
+    decoder, codec, [problem], settings, tmp_path / "x.jsonl"
+  )
+  assert row["completion"] == " 1"
+  assert problem.program(row["completion"]) == "def f(): return 1"
+  assert json.loads((tmp_path / "x.jsonl").read_text()) == row
