@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import mtp_jax
+from configs.paper import arithmetic as paper
 from experiments.claims.arithmetic import report, scales, training
 from experiments.measure import sweep
 from mtp_jax import config
@@ -187,7 +188,5 @@ def test_every_run_reads_the_same_expressions():
 
 @pytest.mark.parametrize("size", ["30M", "100M"])
 def test_the_papers_scale_is_its_config(size):
-  from configs.paper import arithmetic as paper
-
   cfg = scales.SCALES["paper"].config(size, 4, 1)
   assert cfg == paper.get_config(f"{size}-n4").replace(train={"seed": 1})

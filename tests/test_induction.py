@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.paper import induction as paper
 from experiments.claims.induction import corpora, report, scales, training
 from experiments.measure import sweep
 from mtp_jax import config, tokenizer
@@ -170,3 +171,10 @@ def test_the_sweep(tmp_path):
   assert len(curve) == 2 and best == max(curve)
   assert "| n=2 |" in report.redraw(tmp_path)
   assert (tmp_path / "sweep.png").exists()
+
+
+@pytest.mark.parametrize("books, end", [(0.0, ""), (0.9, "-books")])
+def test_the_papers_scale_is_its_config(books, end):
+  cfg = scales.SCALES["paper"].config("3M", 2, 1, 311, books)
+  theirs = paper.get_config(f"3M-n2{end}")
+  assert cfg == theirs.replace(model={"vocab": 311}, train={"seed": 1})

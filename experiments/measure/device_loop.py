@@ -8,7 +8,7 @@ import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import NamedTuple
 
@@ -58,9 +58,7 @@ def train(
     raise ValueError(
       f"train.steps {cfg.train.steps} are not whole calls of {K} steps"
     )
-  net = _initial(cfg.model)(jax.random.key(cfg.train.seed))
-  state = step_lib.init_state(cfg, _mesh(), init=net)
-  del net
+  state = _initial_state(cfg)
   call = compiled(cfg, K).result()
   calls = cfg.train.steps // K
   begin, paused = time.monotonic(), 0.0
@@ -84,6 +82,31 @@ def compiled(cfg: config.Config, steps_per_call: int) -> futures.Future:
   Ask for those of a whole sweep at first: they compile side by side.
   """
   return _compiled(cfg.check().replace(train={"seed": 0}), steps_per_call)
+
+
+def evaluate_ahead(
+  cfgs: Iterable[config.Config], evaluate: Callable[[model.Model], object]
+) -> list[threading.Thread]:
+  """Compiles what `evaluate` computes on each config's model, in threads.
+
+  Each calls it with an untrained model, which compiles its beginning too.
+  """
+
+  def work(cfg):
+    evaluate(_initial_state(cfg).model)
+
+  threads = [
+    threading.Thread(target=work, args=(cfg.check(),), daemon=True)
+    for cfg in cfgs
+  ]
+  for thread in threads:
+    thread.start()
+  return threads
+
+
+def _initial_state(cfg):
+  net = _initial(cfg.model)(jax.random.key(cfg.train.seed))
+  return step_lib.init_state(cfg, _mesh(), init=net)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ writes them. Every seed is shown: a mean alone would hide the spread.
 """
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -50,7 +51,8 @@ def curves(
 ) -> None:
   """Draws panels side by side: a line through the means, a dot per seed.
 
-  A name has the same colour in every panel.
+  A name has the same colour in every panel. Without matplotlib nothing is
+  drawn: `make results` does it later.
 
   Args:
     path: of the PNG file.
@@ -58,7 +60,11 @@ def curves(
     labels: of the horizontal and the vertical axis, with units.
     log_x: a logarithmic horizontal axis, which shows only the x that occur.
   """
-  import matplotlib  # not above: tables are wanted where it is missing
+  try:
+    import matplotlib  # not above: tables are wanted where it is missing
+  except ImportError:
+    logging.warning("matplotlib is missing: %s is not drawn", path)
+    return
 
   matplotlib.use("Agg")
   from matplotlib import pyplot

@@ -20,7 +20,9 @@ def main(_: list[str]) -> None:
   """Trains and tests, then draws."""
   folder = _OUTPUT.value
   sweep.keep_programs(folder)
-  runs = training.runs(scales.SCALES[_SCALE.value])
+  scale = scales.SCALES[_SCALE.value]
+  runs = training.runs(scale)
+  training.prepare(scale)
   outcome = sweep.run(runs, folder, _MINUTES.value)
   print(outcome)
   print(report.redraw(folder))

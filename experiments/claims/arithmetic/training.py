@@ -30,6 +30,30 @@ def runs(scale: scales.Scale) -> list[sweep.Run]:
   ]
 
 
+def prepare(scale: scales.Scale) -> None:
+  """Compiles the programs of the first size side by side, on an accelerator.
+
+  A CPU has no processors to spare for it.
+  """
+  if jax.default_backend() == "cpu":
+    return
+  size = next(iter(scale.shapes))
+  cfgs = [scale.config(size, n, 0) for n in scale.futures]
+  for cfg in cfgs:
+    device_loop.compiled(cfg, scale.per_call)
+  test = _test(scale.tested, scale.expressions)
+  some = arithmetic.Expressions(
+    test.text[: scale.rows],
+    test.lengths[: scale.rows],
+    test.values[: scale.rows],
+  )
+
+  def evaluate(net):
+    arithmetic.exact_match(net, some, scale.pauses[0], rows=scale.rows)
+
+  device_loop.evaluate_ahead(cfgs, evaluate)
+
+
 def _run(scale, size, n, pauses, seed):
   name = f"{size} n={n}" + f" pauses={pauses}" * (pauses > 0)
   cfg = scale.config(size, n, seed)

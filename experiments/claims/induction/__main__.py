@@ -30,6 +30,8 @@ def main(_: list[str]) -> None:
   sweep.keep_programs(folder)
   scale = scales.SCALES[_SCALE.value]
   runs = training.runs(scale, _STORIES.value, _TOKENIZER.value)
+  if not _STORIES.value:
+    training.prepare(scale)
   outcome = sweep.run(runs, folder, _MINUTES.value)
   print(outcome)
   print(report.redraw(folder))

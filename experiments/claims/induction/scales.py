@@ -3,6 +3,7 @@
 import dataclasses
 
 from configs import sizes
+from configs.paper import induction as paper
 from mtp_jax import config
 
 
@@ -28,8 +29,11 @@ class Scale:
   evaluations: int  # in equal distances; the best is what counts
   dtype: str = "float32"
 
-  def config(self, size: str, n: int, seed: int, vocab: int) -> config.Config:
-    """The config of one run."""
+  def config(
+    self, size: str, n: int, seed: int, vocab: int, books: float
+  ) -> config.Config:
+    """The config of one run; `vocab` is that of its corpus."""
+    del books
     shape = _SMALL.get(size) or sizes.model(size)
     return config.Config(
       model=dataclasses.replace(
@@ -41,6 +45,18 @@ class Scale:
         steps=self.steps, loss_block=min(self.seq_len, 256), seed=seed
       ),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper(Scale):
+  """The paper's runs: `configs/paper/induction.py`, on our ids."""
+
+  def config(
+    self, size: str, n: int, seed: int, vocab: int, books: float
+  ) -> config.Config:
+    """As in `configs/paper`."""
+    cfg = paper.get_config(f"{size}-n{n}" + "-books" * (books > 0))
+    return cfg.replace(model={"vocab": vocab}, train={"seed": seed})
 
 
 _SMALL = {  # below table S14
@@ -95,10 +111,9 @@ SCALES = {
     evaluations=20,
     dtype="bfloat16",
   ),
-  # Batch, steps, context and learning rate of table S13; stories are ours, or
-  # those of --stories.
-  "paper": Scale(
-    sizes=("1M", "3M", "10M", "30M", "100M", "300M", "1B"),
+  # Stories are ours, or those of --stories.
+  "paper": Paper(
+    sizes=paper.SIZES,
     futures=(1, 2),
     seeds=2,
     books=(0.0, 0.9),

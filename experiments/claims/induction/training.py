@@ -10,7 +10,7 @@ import numpy as np
 from experiments.claims.induction import corpora, scales
 from experiments.measure import device_loop, sweep
 from mtp_jax import config
-from mtp_jax.tasks import induction
+from mtp_jax.tasks import induction, stories
 
 CLAIM = "induction"
 
@@ -29,15 +29,15 @@ def runs(
   """
   found = []
   for books in scale.books[: 1 if path else None]:
-    most = max(scale.futures)
-    shape = scale.seq_len, most
+    source = _source(scale, books)
     if path:
       source = functools.partial(
-        corpora.loaded, path, tokenizer, scale.test, *shape
-      )
-    else:
-      source = functools.partial(
-        corpora.written, scale.tokens, scale.test, scale.names, books, *shape
+        corpora.loaded,
+        path,
+        tokenizer,
+        scale.test,
+        scale.seq_len,
+        max(scale.futures),
       )
     found += [
       _run(scale, size, n, seed, books, source)
@@ -48,7 +48,41 @@ def runs(
   return found
 
 
+def prepare(scale: scales.Scale) -> None:
+  """Compiles the programs of three sizes side by side, on an accelerator.
+
+  A CPU has no processors to spare for it. Of the built-in stories alone: a
+  corpus of one's own is large enough for compilation not to matter.
+  """
+  if jax.default_backend() == "cpu":
+    return
+  vocab = len(stories.vocabulary())
+  cfgs = [
+    scale.config(size, n, 0, vocab, scale.books[0])
+    for size in scale.sizes[:3]
+    for n in scale.futures
+  ]
+  for cfg in cfgs:
+    device_loop.compiled(cfg, scale.per_call)
+  test = _source(scale, scale.books[0])().test
+  some = stories.Stories(test.tokens[:1], test.lengths[:1], test.mentions[:1])
+  device_loop.evaluate_ahead(cfgs, lambda net: induction.accuracy(net, some))
+
+
+def _source(scale, books):
+  return functools.partial(
+    corpora.written,
+    scale.tokens,
+    scale.test,
+    scale.names,
+    books,
+    scale.seq_len,
+    max(scale.futures),
+  )
+
+
 def _run(scale, size, n, seed, books, source):
+  cfg = scale.config(size, n, seed, 2, books)  # but for its vocabulary
   overrides = {
     "size": size,
     "n": n,
@@ -57,30 +91,32 @@ def _run(scale, size, n, seed, books, source):
     "tokens": scale.tokens,
     "names": scale.names,
     "test": scale.test,
-    "batch": scale.batch,
-    "seq_len": scale.seq_len,
-    "steps": scale.steps,
-    "peak": scale.peak,
+    "batch": cfg.data.batch,
+    "seq_len": cfg.data.seq_len,
+    "steps": cfg.train.steps,
+    "peak": cfg.optim.peak,
   }
   name = f"{size} n={n}" + f" books={books:g}" * (books > 0)
-  measure = functools.partial(_measure, scale, size, n, seed, source)
+
+  def configure(vocab):
+    return scale.config(size, n, seed, vocab, books)
+
+  measure = functools.partial(_measure, scale, configure, source)
   return sweep.Run(CLAIM, name, overrides, seed, measure)
 
 
 def _measure(
   scale: scales.Scale,
-  size: str,
-  n: int,
-  seed: int,
+  configure: Callable[[int], config.Config],
   source: Callable[[], corpora.Corpus],
   folder: pathlib.Path,
 ) -> Iterator[sweep.Figure]:
   """Trains, and yields the accuracy on the way and the best one at the end."""
   del folder
   corpus = source()
-  cfg = scale.config(size, n, seed, corpus.vocab)
+  cfg = configure(corpus.vocab)
   rows = functools.partial(_rows, cfg, corpus, scale.per_call)
-  every = scale.steps // scale.per_call // scale.evaluations
+  every = cfg.train.steps // scale.per_call // scale.evaluations
   best = 0.0
   for p in device_loop.train(cfg, rows, steps_per_call=scale.per_call):
     for i, nats in enumerate(p.nats, 1):
