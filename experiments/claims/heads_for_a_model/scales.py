@@ -90,7 +90,7 @@ SCALES = {
   ),
   "gpu": Scale(
     corpora=("files", "written"),
-    train_tokens=5_000_000,
+    train_tokens=4_000_000,
     epochs=2,
     held_tokens=64_000,
     draft_vocab=16_384,
@@ -99,7 +99,7 @@ SCALES = {
     peak=1e-3,
     written_prompt=64,
     written_new=448,
-    written_rows=256,
+    written_rows=512,
     prompts=16,
     prompt_len=64,
     new=128,

@@ -83,9 +83,9 @@ SCALES = {
   ),
   "gpu": Scale(
     graphs=(
-      star_graph.Shape(2, 4, 10),  # that of scale cpu
       star_graph.Shape(2, 5, 20),
       star_graph.Shape(5, 5, 50),
+      star_graph.Shape(2, 4, 10),  # that of scale cpu
     ),
     heads=(1, 4, 8, 2),
     seeds=(0, 1),
