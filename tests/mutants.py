@@ -503,6 +503,13 @@ MUTANTS = [
     "test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read",
   ),
   Mutant(
+    "a shared context is scored too",
+    "mtp_jax/evaluate/likelihood.py",
+    "counted = (jnp.arange(tokens.shape[1]) >= skips[:, None]) & (",
+    "counted = (jnp.arange(tokens.shape[1]) >= 0 * skips[:, None]) & (",
+    "test_likelihood.py::test_equals_whole_passes",
+  ),
+  Mutant(
     "a word of ROUGE-Lsum counts more often than both texts have it",
     "mtp_jax/evaluate/rouge.py",
     "counts[line[i]] -= 1",
