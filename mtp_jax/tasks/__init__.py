@@ -9,5 +9,6 @@ pairs          prompts and answers as a file to finetune on
 summaries      texts and their summaries: the paper's sets, and two built in
 man_pages      manual pages as text
 code           programming problems: the public files
+functions      small generated functions, to learn from and to write
 samples        answers that a model draws to them, and their verdicts
 """
