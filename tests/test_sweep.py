@@ -1,5 +1,6 @@
 """Sweeps: runs that resume, tidy rows, and what is drawn from them."""
 
+import shutil
 import types
 
 import pytest
@@ -163,6 +164,19 @@ def test_a_readme_takes_its_table_again(tmp_path, monkeypatch, capsys):
     )
   with pytest.raises(ValueError, match="needs the lines"):
     claims.put("no marks", "text")
+
+
+def test_tables_are_those_of_the_results(tmp_path, monkeypatch):
+  """`make results` would change no README."""
+  monkeypatch.setattr(plots, "curves", lambda *_, **__: None)
+  for name, module in claims.reports().items():
+    folder = claims.ROOT / name
+    if not any((folder / "results").glob("*.csv")):
+      continue
+    results = tmp_path / name / "results"
+    shutil.copytree(folder / "results", results)
+    page = (folder / "README.md").read_text("utf-8")
+    assert claims.put(page, module.redraw(results)) == page, name
 
 
 def test_every_claim_is_in_the_table():
