@@ -7,7 +7,7 @@ import pytest
 import mtp_jax
 from configs.paper import arithmetic as paper
 from experiments.claims.arithmetic import report, scales, training
-from experiments.measure import sweep
+from experiments.measure import device_loop, sweep
 from mtp_jax import config
 from mtp_jax.model import model
 from mtp_jax.tasks import arithmetic
@@ -179,6 +179,26 @@ def test_the_sweep(tmp_path):
   text = report.redraw(tmp_path)
   assert "| n=2 | 0.0% | 0.0% |" in text
   assert (tmp_path / "sweep.png").exists()
+
+
+def test_an_accelerator_compiles_ahead(monkeypatch):
+  asked = []
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(
+    device_loop, "compiled", lambda cfg, K: asked.append((cfg.model, K))
+  )
+  monkeypatch.setattr(
+    device_loop, "evaluate_ahead", lambda cfgs, evaluate: evaluate("net")
+  )
+  monkeypatch.setattr(
+    arithmetic,
+    "exact_match",
+    lambda net, some, pauses, *, rows: asked.append((net, len(some), rows)),
+  )
+  scale = scales.SCALES["test"]
+  training.prepare(scale)
+  programs = [(scale.config("tiny", n, 0).model, 2) for n in (1, 2)]
+  assert asked == [*programs, ("net", 4, 4)]  # of one pass, of the same shape
 
 
 def test_every_run_reads_the_same_expressions():

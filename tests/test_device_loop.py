@@ -69,6 +69,16 @@ def test_seeds_share_a_program():
   assert device_loop.compiled(CFG, 2) is device_loop.compiled(other, 2)
 
 
+def test_evaluations_are_compiled_on_models_that_begin():
+  found = []
+  (thread,) = device_loop.evaluate_ahead([CFG], found.append)
+  thread.join()
+  mesh = sharding.make_mesh(config.Mesh(data=1), jax.local_devices()[:1])
+  ours, theirs = found[0], step_lib.init_state(CFG, mesh).model
+  for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_what_it_refuses():
   with pytest.raises(ValueError, match="4 are not whole calls of 3 steps"):
     next(device_loop.train(CFG, rows, steps_per_call=3))

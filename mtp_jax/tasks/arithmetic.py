@@ -107,7 +107,7 @@ def draw(
     operations: [count] m of each, at least 0.
 
   Returns:
-    `count` expressions; about ten million characters per second on one core.
+    `count` expressions; six million characters per second or more on one core.
 
   Raises:
     ValueError: a negative number of operations.
