@@ -173,6 +173,29 @@ def test_the_sweep(tmp_path):
   assert (tmp_path / "sweep.png").exists()
 
 
+def test_when_a_run_knew_half_of_the_names():
+  rows = [
+    sweep.Row(
+      "induction",
+      f"1M n={n}",
+      {"n": n, "size": "1M", "books": 0},
+      seed,
+      step,
+      "accuracy",
+      step / 100 / n,
+      *("",) * 4,
+    )
+    for n in (1, 2, 9)
+    for seed in (0, 1)
+    for step in (40, 50, 60, 100)
+  ]
+  found = report.steps_to(rows, 0.5)
+  assert [(line.name, line.points) for line in found] == [
+    ("n=1", {"1M": [50, 50]}),
+    ("n=2", {"1M": [100, 100]}),
+  ]
+
+
 @pytest.mark.parametrize("books, end", [(0.0, ""), (0.9, "-books")])
 def test_the_papers_scale_is_its_config(books, end):
   cfg = scales.SCALES["paper"].config("3M", 2, 1, 311, books)

@@ -20,6 +20,18 @@ def best(rows: list[sweep.Row]) -> list[plots.Line]:
   )
 
 
+def steps_to(rows: list[sweep.Row], share: float) -> list[plots.Line]:
+  """Steps after which a run's accuracy was first `share`: a line per n.
+
+  Runs that never got there are left out.
+  """
+  first = {}
+  for row in rows:
+    if row.metric == "accuracy" and row.value >= share:
+      first.setdefault((row.run, row.seed), row._replace(value=row.step))
+  return plots.group(first.values(), _label, lambda row: row.overrides["size"])
+
+
 def _label(row):
   books = row.overrides["books"]
   return f"n={row.overrides['n']}" + f", {books:.0%} books" * (books > 0)
@@ -49,5 +61,7 @@ def _section(path):
       f"{settings['test']} test stories. {sweep.origin(rows)}.\n",
       "Best accuracy by size: the mean (each seed)\n",
       plots.table(lines, "n", "{:.1%}"),
+      "Training steps until the accuracy was 50 %, of the runs that got there\n",
+      plots.table(steps_to(rows, 0.5), "n", "{:.0f}"),
     ]
   )
