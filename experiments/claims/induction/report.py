@@ -61,7 +61,7 @@ def _section(path):
       f"{settings['test']} test stories. {sweep.origin(rows)}.\n",
       "Best accuracy by size: the mean (each seed)\n",
       plots.table(lines, "n", "{:.1%}"),
-      "Training steps until the accuracy was 50 %, of the runs that got there\n",
+      "Training steps until accuracy was 50 %, of the runs that got there\n",
       plots.table(steps_to(rows, 0.5), "n", "{:.0f}"),
     ]
   )
