@@ -66,6 +66,13 @@ MUTANTS = [
     "test_sandbox.py::test_no_hostile_program_passes",
   ),
   Mutant(
+    "pass@k draws one sample before it begins",
+    "mtp_jax/evaluate/pass_at_k.py",
+    "places = np.arange(k)",
+    "places = np.arange(1, k + 1)",
+    "test_pass_at_k.py::test_equals_all_choices",
+  ),
+  Mutant(
     "a verdict counts without the nonce",
     "mtp_jax/evaluate/sandbox.py",
     'if report["nonce"] == secret["nonce"]:',

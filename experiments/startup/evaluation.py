@@ -1,0 +1,248 @@
+"""Programming problems that a model answers: what `experiments.evaluate` does.
+
+In order: the problems are read and their own solutions tested, the answers
+drawn, the answers run, and the results written.
+"""
+
+import dataclasses
+import html
+import pathlib
+from collections.abc import Sequence
+
+from experiments.measure import study
+from experiments.startup import terminal
+from mtp_jax.decode import layout
+from mtp_jax.evaluate import pass_at_k, sandbox
+from mtp_jax.interchange import folders
+from mtp_jax.tasks import code, functions, samples
+from mtp_jax.train import logs
+
+_FUNCTIONS = 100  # problems of the built-in task
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What to evaluate, and how: the flags of `experiments.evaluate`."""
+
+  workdir: pathlib.Path
+  step: int | None
+  task: str
+  data: pathlib.Path | None
+  output: pathlib.Path
+  group: str | None
+  problems: int | None
+  temperatures: list[str]
+  samples: int
+  k: list[str]
+  top_p: float | None
+  max_new: int
+  rows: int
+  heads: int
+  seed: int
+  allow_unsandboxed_execution: bool
+
+
+def run(request: Request) -> None:
+  """Writes the results into `request.output`, and prints them.
+
+  Raises:
+    ValueError: what the request asks for cannot be done. It is raised before
+      the model is read.
+  """
+  settings, ks = _settings(request), _numbers("k", request.k, int)
+  ks = [k for k in ks if k <= request.samples]
+  if not ks or min(ks) < 1:
+    raise ValueError(
+      f"--k={','.join(request.k)}: none is in 1..{request.samples}, the samples"
+    )
+  backend = sandbox.find(
+    allow_unsandboxed_execution=request.allow_unsandboxed_execution
+  )
+  found = read(request)
+  cfg, _ = folders.settings(request.workdir, request.step)
+  heads = request.heads or cfg.model.n_future
+  if heads > cfg.model.n_future:
+    raise ValueError(f"--heads={heads}: the model has {cfg.model.n_future}")
+  settings = dataclasses.replace(settings, heads=heads)
+  box = sandbox.Sandbox(backend)
+  problems, unsound = samples.check_solutions(box, found.problems)
+  left_out = found.bad + unsound
+  for line in left_out:
+    terminal.note(f"left out: {line}\n")
+  if not problems:
+    raise ValueError("no problem is sound")
+  terminal.note(f"{len(problems)} problems; sandbox: {backend}\n")
+
+  net, _, codec = folders.load(request.workdir, request.step)
+  decoder = layout.lay_out(net, codec.vocab)
+  del net  # the decoder holds copies of its layers
+  folder = request.output
+  path = folder / "samples.jsonl"
+  rows = samples.draw(decoder, codec, problems, settings, path)
+  verdicts = samples.judge(box, problems, rows, folder / "verdicts.jsonl")
+  result = study.provenance(request.seed) | {
+    "task": request.task,
+    "model": str(request.workdir),
+    "sandbox": backend,
+    "problems": len(problems),
+    "left_out": left_out,
+    "samples": len(rows),
+    "empty": sum(not row["completion"].strip() for row in rows),
+    "cut_at_max_new": sum(not row["ended"] for row in rows),
+    "with_a_near_tie": sum(row["near_ties"] > 0 for row in rows),
+    "tokens_per_forward": _tokens_per_forward(rows),
+    "pass_at_k": scores(problems, verdicts, settings, ks),
+  }
+  study.write_json(folder / "results.json", result)
+  logs.write_whole(
+    folder / "report.html", page(request.task, problems, rows, verdicts)
+  )
+  show(result)
+  print(folder / "report.html")
+
+
+def read(request: Request) -> code.File:
+  """The problems that are asked for.
+
+  Raises:
+    ValueError: there are none, or --data is missing or not wanted.
+  """
+  if request.task == "functions":
+    if request.data is not None or request.group is not None:
+      raise ValueError(
+        "--task=functions is built in: leave out --data, --group"
+      )
+    count = request.problems or _FUNCTIONS
+    return code.File(functions.problems(count), [])
+  if request.data is None:
+    raise ValueError(f"--data is required: the file of {request.task}")
+  found = code.read(request.task, request.data, request.group)
+  if request.problems is None:
+    return found
+  count, size = request.problems, len(found.problems)
+  if count > size:
+    raise ValueError(f"--problems={count}: {request.data} has {size}")
+  some = [found.problems[i * size // count] for i in range(count)]
+  return code.File(some, found.bad)
+
+
+def scores(
+  problems: Sequence[code.Problem],
+  verdicts: Sequence[dict],
+  settings: samples.Settings,
+  ks: Sequence[int],
+) -> dict[str, dict[str, dict[str, float]]]:
+  """pass@k by temperature; the oracle is over those above 0."""
+  right = {
+    t: dict.fromkeys((p.name for p in problems), 0)
+    for t in settings.temperatures
+  }
+  for verdict in verdicts:
+    counts = right[verdict["temperature"]]
+    counts[verdict["task_id"]] += verdict["passed"]
+  counts = {t: [*of.values()] for t, of in right.items()}
+  found = {}
+  if 0.0 in counts:
+    found["0"] = pass_at_k.table(1, {0.0: counts.pop(0.0)}, [1])["0"]
+  if counts:
+    found |= pass_at_k.table(settings.count, counts, ks)
+  return {
+    name: {str(k): estimate._asdict() for k, estimate in row.items()}
+    for name, row in found.items()
+  }
+
+
+def show(result: dict) -> None:
+  """Prints the table of pass@k, and what else one has to know of it."""
+  rows = result["pass_at_k"]
+  ks = sorted({int(k) for row in rows.values() for k in row})
+  terminal.show_table(
+    f"{result['task']}: {result['problems']} problems, 90 % intervals",
+    ["temperature", *(f"pass@{k}" for k in ks)],
+    (
+      [name, *(_cell(row.get(str(k))) for k in ks)]
+      for name, row in rows.items()
+    ),
+  )
+  print(
+    f"{result['samples']} answers: {result['empty']} empty, "
+    f"{result['cut_at_max_new']} cut at the most tokens, "
+    f"{result['with_a_near_tie']} with a token that rounding might change; "
+    f"{len(result['left_out'])} problems left out"
+  )
+  if result["sandbox"] == "none":
+    print("the answers ran WITHOUT a sandbox")
+
+
+def page(
+  task: str,
+  problems: Sequence[code.Problem],
+  rows: Sequence[dict],
+  verdicts: Sequence[dict],
+) -> str:
+  """An HTML page: each problem, its answers and their verdicts."""
+  answers = {}
+  for row, verdict in zip(rows, verdicts, strict=True):
+    answers.setdefault(row["task_id"], []).append((row, verdict))
+  parts = [f"<!doctype html><meta charset=utf-8><title>{task}</title>{_STYLE}"]
+  for problem in problems:
+    some = answers.get(problem.name, [])
+    right = sum(verdict["passed"] for _, verdict in some)
+    parts.append(
+      f"<h2>{html.escape(problem.name)}: {right} of {len(some)}</h2>"
+      f"<details><summary>what the model read</summary>"
+      f"<pre>{html.escape(problem.prompt)}</pre></details>"
+    )
+    for row, verdict in some:
+      said = "passed" if verdict["passed"] else html.escape(verdict["error"])
+      kind = "right" if verdict["passed"] else "wrong"
+      parts.append(
+        f"<p class={kind}>temperature {row['temperature']:g}, sample "
+        f"{row['sample']}, {len(row['tokens'])} tokens, "
+        f"{sum(row['logprobs']):.1f} nats: {said}</p>"
+        f"<pre>{html.escape(row['completion'])}</pre>"
+      )
+  return "\n".join(parts) + "\n"
+
+
+_STYLE = (
+  "<style>body{max-width:60em;margin:2em auto;font-family:sans-serif}"
+  "pre{background:#f4f4f4;padding:.5em;overflow:auto}"
+  ".right{color:#060}.wrong{color:#900}</style>"
+)
+
+
+def _settings(request: Request) -> samples.Settings:
+  settings = samples.Settings(
+    temperatures=_numbers("temperatures", request.temperatures, float),
+    count=request.samples,
+    max_new=request.max_new,
+    top_p=request.top_p,
+    seed=request.seed,
+    rows=request.rows,
+  )
+  settings.check()
+  return settings
+
+
+def _numbers(name: str, texts: Sequence[str], kind: type) -> tuple:
+  try:
+    return tuple(kind(text) for text in texts)
+  except ValueError:
+    raise ValueError(
+      f"--{name}={','.join(texts)}: give numbers, such as 0.2,0.8 or 1,10"
+    ) from None
+
+
+def _tokens_per_forward(rows) -> float:
+  """New tokens but each answer's first, over passes; nan without any."""
+  passes = sum(row["passes"] for row in rows)
+  written = sum(len(row["tokens"]) - 1 for row in rows)
+  return written / passes if passes else float("nan")
+
+
+def _cell(estimate) -> str:
+  if estimate is None:
+    return ""
+  low, high = estimate["low"], estimate["high"]
+  return f"{estimate['mean']:.1%} ({low:.1%} to {high:.1%})"

@@ -1,0 +1,151 @@
+"""`experiments.evaluate`, on a tiny model of bytes."""
+
+import dataclasses
+import json
+
+import pytest
+
+import mtp_jax
+from experiments.startup import evaluation
+from mtp_jax import tokenizer
+from mtp_jax.evaluate import sandbox
+from mtp_jax.interchange import folders
+from mtp_jax.tasks import functions, samples
+from tests import parameters
+
+
+@pytest.fixture(scope="module")
+def request_(tmp_path_factory):
+  home = tmp_path_factory.mktemp("evaluate")
+  net = parameters.random_model(vocab=259, n_future=1)
+  mtp_jax.save(net, home / "llama", codec=tokenizer.Bytes())
+  return evaluation.Request(
+    workdir=home / "llama",
+    step=None,
+    task="functions",
+    data=None,
+    output=home / "found",
+    group=None,
+    problems=3,
+    temperatures=["0", "0.8"],
+    samples=2,
+    k=["1", "2", "10"],
+    top_p=None,
+    max_new=6,
+    rows=4,
+    heads=0,
+    seed=3,
+    allow_unsandboxed_execution=False,
+  )
+
+
+@pytest.fixture(scope="module")
+def finished(request_):
+  """(folder, what is right in it): some answers were there before."""
+  try:
+    sandbox.find()
+  except ValueError as error:
+    pytest.skip(str(error))
+  problems = functions.problems(3)
+  known = []
+  for t, sample, text in (0.0, 0, 0), (0.8, 0, 0), (0.8, 1, 1), (0.8, 0, 2):
+    problem = problems[text]
+    known.append(
+      {
+        **{"task_id": problem.name, "temperature": t, "sample": sample},
+        **{"seed": 3, "max_new": 6, "top_p": None, "ended": True},
+        "completion": problem.solution if text != 2 else "  return '<b>'",
+        **{"tokens": [1], "logprobs": [-0.5], "passes": 0, "near_ties": 0},
+      }
+    )
+  request_.output.mkdir()
+  lines = [json.dumps(row) + "\n" for row in known]
+  (request_.output / "samples.jsonl").write_text("".join(lines))
+  evaluation.run(request_)
+  return request_.output, known
+
+
+def test_the_results(finished, request_, capsys):
+  folder, known = finished
+  result = json.loads((folder / "results.json").read_text())
+  rows = samples.read(folder / "samples.jsonl")
+  assert len(rows) == result["samples"] == 3 * (1 + 2)
+  assert all(row in rows for row in known)
+  assert result["problems"] == 3 and result["left_out"] == []
+  verdicts = samples.read(folder / "verdicts.jsonl")
+  assert sum(v["passed"] for v in verdicts) == 3  # the random model wrote none
+  found = result["pass_at_k"]
+  assert found["0"]["1"]["mean"] == pytest.approx(1 / 3)
+  assert found["0.8"]["1"]["mean"] == pytest.approx((1 / 2 + 1 / 2) / 3)
+  assert found["0.8"]["2"]["mean"] == pytest.approx(2 / 3)
+  assert found["oracle"]["2"]["temperature"] == 0.8
+  assert "10" not in found["0.8"]  # of two samples there is no pass@10
+  assert result["cut_at_max_new"] == sum(not row["ended"] for row in rows) > 0
+  page = (folder / "report.html").read_text()
+  assert page.count("<h2>") == 3 and page.count("class=right") == 3
+  assert "return &#x27;&lt;b&gt;&#x27;" in page and "<b>" not in page
+  assert evaluation.show(result) is None
+  out = capsys.readouterr().out
+  assert "9 answers: 0 empty" in out and "without" not in out.lower()
+  evaluation.show(result | {"sandbox": "none"})
+  assert "the answers ran WITHOUT a sandbox" in capsys.readouterr().out
+
+
+def test_again_nothing_is_drawn(finished, request_, monkeypatch):
+  folder, _ = finished
+  before = [
+    (folder / f"{n}.jsonl").read_text() for n in ("samples", "verdicts")
+  ]
+  monkeypatch.delattr(samples.serve, "generate_all")
+  monkeypatch.setattr(samples, "check_solutions", lambda _, some: (some, []))
+  evaluation.run(request_)
+  after = [(folder / f"{n}.jsonl").read_text() for n in ("samples", "verdicts")]
+  assert after == before
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"task": "mbpp"}, "--data is required: the file of mbpp"),
+    ({"group": "easy"}, "functions is built in: leave out --data"),
+    ({"k": ["3"]}, "--k=3: none is in 1..2, the samples"),
+    ({"k": ["x"]}, "--k=x: give numbers"),
+    ({"temperatures": ["hot"]}, "--temperatures=hot: give numbers"),
+    ({"temperatures": ["-1"]}, "from 0 on"),
+    ({"heads": 9}, "--heads=9: the model has 1"),
+  ],
+)
+def test_errors_come_before_the_model_is_read(
+  request_, change, words, monkeypatch
+):
+  monkeypatch.setattr(sandbox, "find", lambda **_: "none")
+  monkeypatch.delattr(folders, "load")
+  with pytest.raises(ValueError, match=words):
+    evaluation.run(dataclasses.replace(request_, **change))
+
+
+def test_some_problems_of_a_file(tmp_path, request_):
+  row = {"prompt": "def f(): ", "entry_point": "f", "canonical_solution": "0"}
+  lines = [
+    json.dumps(row | {"task_id": str(i), "test": "def check(f): assert f()"})
+    for i in range(7)
+  ]
+  file = tmp_path / "p.jsonl"
+  file.write_text("\n".join([*lines, '{"task_id": "7"}']))
+  some = dataclasses.replace(request_, task="humaneval", data=file, problems=3)
+  found = evaluation.read(some)
+  assert [p.name for p in found.problems] == ["0", "2", "4"]
+  assert found.bad == ["line 8 (7): the field 'prompt' is missing"]
+  with pytest.raises(ValueError, match="--problems=8: .*p.jsonl has 7"):
+    evaluation.read(dataclasses.replace(some, problems=8))
+
+
+def test_the_program_says_what_is_wrong(call):
+  code, _, err = call(
+    "--model=nowhere",
+    "--task=humaneval",
+    "--output=x",
+    module="experiments.evaluate",
+  )
+  assert (code, err.count("\n")) == (1, 1)
+  assert "error: --data is required: the file of humaneval" in err
