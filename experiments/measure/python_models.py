@@ -72,7 +72,7 @@ def make(size: str, *changes: Changes, seed: int = 0) -> config.Config:
   for part in (_SHARED, SIZES[size], *changes, seeds):
     cfg = cfg.replace(**part)
   steps = cfg.train.steps
-  every = {"eval_every": max(1, steps // 3), "save_every": steps}
+  every = {"eval_every": -(-steps // 3), "save_every": steps}
   return cfg.replace(train=every).check()
 
 
