@@ -10,7 +10,7 @@ from mtp_jax import config, loss
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.decode import generate, layout
 from mtp_jax.evaluate import heads as head_measures
-from mtp_jax.model import model
+from mtp_jax.model import model, surgery
 from tests import parameters
 
 
@@ -203,6 +203,31 @@ def agreements(net, tokens, segments):
   for i in range(1, N):
     hits[i - 1, :, : T - i] = best[i, :, : T - i] == best[0, :, i:]
   return jnp.asarray(hits)
+
+
+def test_tokens_per_forward_with_fewer_heads():
+  """As of the model without the others, on windows with as many positions."""
+  net = make("unembedding", 4)
+  batches = [make_batch(4), make_batch(4, weight=weights_of(4))]
+  found = head_measures.tokens_per_forward(net, batches, (1, 2, 4), block=7)
+  assert found[1] == 1 < found[2] <= 2
+  for k in (2, 4):
+    fewer = [
+      jax.tree.map(lambda a, k=k: a[:, : a.shape[1] - 4 + k], batch)
+      for batch in batches
+    ]
+    wanted = head_measures.measure(surgery.drop_heads(net, k), fewer, block=7)
+    np.testing.assert_allclose(found[k], wanted["greedy"], rtol=1e-6)
+  with pytest.raises(ValueError, match=r"k=5 is outside 1\.\.4"):
+    head_measures.tokens_per_forward(net, batches, (5,))
+  with pytest.raises(ValueError, match="no batch"):
+    head_measures.tokens_per_forward(net, [], (2,))
+
+
+def weights_of(n_future):
+  weight = np.ones((5, 23 + n_future), np.float32)
+  weight[:, :9] = 0
+  return weight
 
 
 def test_errors_name_the_numbers():

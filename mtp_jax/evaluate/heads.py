@@ -122,6 +122,53 @@ def score(
   return jax.tree.map(lambda x: x.astype(jnp.float32), sums)
 
 
+def tokens_per_forward(
+  net: model.Model,
+  batches: Iterable[batch_lib.Batch],
+  heads: tuple[int, ...],
+  *,
+  block: int = 64,
+) -> dict[int, float]:
+  """`measure`'s `greedy` for decoders that use the first k heads alone.
+
+  Args:
+    net: the model.
+    batches: windows of T+N tokens, T >= N.
+    heads: every k, from 1 to the heads that can draft (`cfg.drafting`).
+    block: positions whose logits are alive at once.
+
+  Returns:
+    k -> tokens per forward pass, from 1 to k.
+
+  Raises:
+    ValueError: no batches, or a k that the model has not.
+  """
+  for k in heads:
+    if not 1 <= k <= net.cfg.drafting:
+      raise ValueError(f"k={k} is outside 1..{net.cfg.drafting}")
+  sums = [_greedy(net, batch, heads, block) for batch in batches]
+  if not sums:
+    raise ValueError("there is no batch to measure on")
+  passes, tokens = np.sum(jax.device_get(sums), 0)  # [k] each
+  return dict(
+    zip(heads, (tokens / np.maximum(passes, 1)).tolist(), strict=True)
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("heads", "block"))
+def _greedy(net, batch, heads, block):
+  """Passes and tokens [2, k] of greedy decoding with the first k heads."""
+  targets = loss.future_targets(batch, net.cfg.n_future, net.cfg.offsets)
+  inputs = net.read(batch.tokens, batch.segments)
+  agrees = _per_head(net, inputs, targets, block)["greedy"]
+  found = []
+  for k in heads:
+    first = jax.tree.map(lambda a, k=k: a[:k], targets)
+    inside, *places = _places(batch, first)
+    found.append(expected_passes((agrees[:k] * inside)[1:], *places))
+  return jnp.array(found).T
+
+
 def _per_head(net, inputs, targets, block):
   """What each head says of its targets, one head after another.
 
