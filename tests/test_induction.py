@@ -1,6 +1,7 @@
 """Induction: the stories, the names in them, and the measure."""
 
 import collections
+import json
 
 import jax
 import numpy as np
@@ -139,6 +140,24 @@ def test_a_story_of_a_corpus_is_renamed():
     assert codec.decode(found.tokens[0, place : place + 2])[1] in "QZ"
   with pytest.raises(ValueError, match="1 stories have characters"):
     induction.renamed([TALE], codec, names, np.random.default_rng(0), count=2)
+
+
+def test_a_corpus_by_its_path(tmp_path, monkeypatch):
+  letters = [*"ABCDEFGHIJ"]  # behind a space, two bytes
+  monkeypatch.setattr(induction, "two_token_names", lambda *_: letters)
+  path = tmp_path / "tales.jsonl"
+  tales = [f"{TALE} It was day {i}." for i in range(400)]
+  path.write_text("".join(json.dumps({"text": t}) + "\n" for t in tales))
+  monkeypatch.setenv("HOME", str(tmp_path))
+  corpus = corpora.loaded(path, "bytes", 3, 128, 2)
+  assert corpus.vocab == 259 and corpus.rows.tokens.shape[1] == 130
+  assert corpus.rows.weight[0].all() and len(corpus.test) == 3
+  assert (corpus.test.mentions >= 0).any()
+  for row, mentions in zip(
+    corpus.test.tokens, corpus.test.mentions, strict=True
+  ):
+    for place in mentions[mentions >= 0]:
+      assert bytes(row[place : place + 2].tolist()).decode()[1] in letters
 
 
 def test_a_corpus_of_stories_and_books():
