@@ -81,6 +81,8 @@ def loaded(
     source=kinds.get(path.suffix, "text"),
     path=str(path),
     tokenizer=tokenizer,
+    seq_len=seq_len,
+    batch=1,  # test stories are read one by one
     held_out=0.02,
   ).check()
   codec = tokenizer_lib.load(tokenizer)
