@@ -1,0 +1,243 @@
+"""What lm-evaluation-harness is served, and its tasks over local files.
+
+The harness itself is an extra: what needs it is skipped where it is missing.
+"""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+
+from configs import harness as tasks
+from mtp_jax import tokenizer
+from mtp_jax.decode import generate, layout
+from mtp_jax.evaluate import harness, likelihood
+from tests import parameters
+
+needs_lm_eval = pytest.mark.skipif(
+  importlib.util.find_spec("lm_eval") is None, reason="needs lm_eval"
+)
+FOLDER = pathlib.Path(tasks.__file__).parent
+
+
+@functools.cache
+def model():
+  net = parameters.random_model("unembedding", vocab=259, n_future=2, layers=1)
+  return layout.lay_out(net), tokenizer.Bytes()
+
+
+def served(**settings):
+  return harness.Served(*model(), **{"length": 64, "rows": 4} | settings)
+
+
+def request(*args):
+  return types.SimpleNamespace(args=args)
+
+
+def test_likelihoods_are_those_of_the_texts():
+  decoder, codec = model()
+  texts = [("ab", " c"), ("ab", " cd"), ("", "e")]
+  found = served().loglikelihood([request(*pair) for pair in texts])
+  items = [likelihood.of_texts(codec, *pair, length=64) for pair in texts]
+  assert found == likelihood.score(decoder, items, rows=4)
+  assert served().loglikelihood([]) == []
+  whole = served(length=7).loglikelihood_rolling([request("ab cd ef gh ij")])
+  want = likelihood.rolling(
+    decoder, [codec.encode("ab cd ef gh ij")], prefix=256, length=7, rows=4
+  )
+  assert whole == want and whole[0] < 0
+
+
+def test_texts_end_before_a_stop_and_share_contexts():
+  decoder, codec = model()
+  settings = {"until": [], "max_gen_toks": 20, "do_sample": False}
+  requests = [request(text, settings) for text in ("abc", "de", "abc")]
+  whole = served(heads=2).generate_until(requests)
+  prompts = [[256, *codec.encode(text)] for text in ("abc", "de")]
+  plain = generate.generate(
+    decoder, prompts, heads=1, max_new=20, stop=codec.ends
+  ).tokens
+  want = [codec.decode(ids, after=prompts[i]) for i, ids in enumerate(plain)]
+  assert whole == [*want, want[0]]
+  stop = whole[0][3:5]
+  cut = served(heads=2).generate_until(
+    [request("abc", settings | {"until": ["\u2603", stop]})]
+  )
+  assert cut == [whole[0][: whole[0].find(stop)]]
+  drawn = settings | {"do_sample": True, "temperature": 1.0, "top_p": 0.95}
+  several = served().generate_until([request("abc", drawn)] * 3)
+  assert len(set(several)) == 3
+  assert several == served().generate_until([request("abc", drawn)] * 3)
+
+
+@pytest.mark.parametrize(
+  "settings, line",
+  [
+    ({"num_beams": 4, "until": []}, "generation_kwargs name num_beams: known"),
+    ({"max_gen_toks": 64}, "max_gen_toks 64 leaves no room for a context in t"),
+  ],
+)
+def test_settings_that_are_not_served_are_refused(settings, line):
+  with pytest.raises(ValueError, match=line):
+    served().generate_until([request("a", settings)])
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+  monkeypatch.setitem(__import__("sys").modules, "lm_eval.api", None)
+  monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
+  with pytest.raises(ValueError, match="cannot be imported .*pip install lm_e"):
+    harness.adapter(*model())
+
+
+# A line of each task's file, the prompt that it makes, and its choices.
+LINES = {
+  "arc_challenge": (
+    {
+      "question": "What is wet?",
+      "choices": {"text": ["fire", "water"], "label": ["A", "B"]},
+      "answerKey": "B",
+    },
+    "Question: What is wet?\nAnswer:",
+    ["fire", "water"],
+  ),
+  "copa": (
+    {
+      "premise": "It rained.",
+      "question": "effect",
+      "choice1": "I got wet.",
+      "choice2": "The sun shone.",
+      "label": 0,
+    },
+    "It rained therefore",
+    ["i got wet.", "the sun shone."],
+  ),
+  "hellaswag": (
+    {
+      "activity_label": "Swim",
+      "ctx": "He",
+      "endings": ["a", "b"],
+      "label": "1",
+    },
+    "Swim: He",
+    ["a", "b"],
+  ),
+  "piqa": (
+    {"goal": "Cut bread", "sol1": "with air", "sol2": "a knife", "label": 1},
+    "Question: Cut bread\nAnswer:",
+    ["with air", "a knife"],
+  ),
+  "siqa": (
+    {
+      "context": "Al won.",
+      "question": "How is Al?",
+      "answerA": "sad",
+      "answerB": "glad",
+      "answerC": "cold",
+      "label": "2",
+    },
+    "Question: Al won. How is Al?\nAnswer:",
+    ["sad", "glad", "cold"],
+  ),
+  "nq": (
+    {"question": "who wrote emma", "answer": ["Jane Austen"]},
+    "Question: who wrote emma?\nAnswer:",
+    None,
+  ),
+  "triviaqa": (
+    {"question": "Who wrote Emma?", "answer": {"aliases": ["Austen", "J. A."]}},
+    "Question: Who wrote Emma?\nAnswer:",
+    None,
+  ),
+  "gsm8k": (
+    {"question": "2 + 2?", "answer": "2 + 2 = 4\n#### 4"},
+    "Question: 2 + 2?\nAnswer: 2 + 2 = 4\n#### 4\n\n" * 8
+    + "Question: 2 + 2?\nAnswer:",
+    None,
+  ),
+}
+
+
+def test_every_task_has_a_line_here():
+  assert {p.stem for p in FOLDER.glob("*.yaml")} == set(LINES)
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("name", LINES)
+def test_a_task_over_a_local_file(name, tmp_path, monkeypatch):
+  """The harness's requests, and a score that is known beforehand."""
+  import lm_eval
+  from lm_eval.api import model as lm_eval_model
+
+  monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+  monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+  line, prompt, choices = LINES[name]
+  file = tmp_path / "test.jsonl"
+  file.write_text("\n".join([json.dumps(line)] * 9))
+  seen = []
+
+  class Knowing(harness.Served, lm_eval_model.LM):
+    """Answers rightly, and keeps what it is asked."""
+
+    def __init__(self):
+      lm_eval_model.LM.__init__(self)
+
+    def loglikelihood(self, requests, **unused):
+      seen.extend(r.args for r in requests)
+      right = line.get("label", 1)
+      right = int(right) - (name == "siqa")
+      return [
+        (-1.0 if r.args[1].strip() == choices[right] else -9.0, False)
+        for r in requests
+      ]
+
+    def generate_until(self, requests, **unused):
+      seen.extend(r.args for r in requests)
+      right = {"nq": " jane austen", "triviaqa": " J A"}
+      return [right.get(name, " 2 + 2 = 4\n#### 4") for _ in requests]
+
+  task = tasks.load(name, file, train=file)
+  found = lm_eval.simple_evaluate(
+    model=Knowing(), tasks=[task], limit=1, bootstrap_iters=0
+  )
+  assert seen[0][0] == prompt
+  if choices:
+    assert [args[1].strip() for args in seen] == choices
+    assert all(args[1][0] == " " for args in seen)
+  scores = found["results"][f"{name}_local"]
+  metric = [k for k in scores if k.startswith(("acc,", "exact_match,"))]
+  assert scores[metric[0]] == 1.0
+
+
+@needs_lm_eval
+def test_the_adapter_is_a_model_of_the_harness(tmp_path, monkeypatch):
+  """Accuracy on choices, against the likelihoods of whole texts."""
+  import lm_eval
+
+  monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+  monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+  decoder, codec = model()
+  draw = np.random.default_rng(0)
+  lines = [
+    {"goal": f"g{i}", "sol1": f"a{i}", "sol2": f"b{i}", "label": int(x)}
+    for i, x in enumerate(draw.integers(0, 2, 6))
+  ]
+  file = tmp_path / "test.jsonl"
+  file.write_text("\n".join(map(json.dumps, lines)))
+  right = 0
+  for line in lines:
+    context = f"Question: {line['goal']}\nAnswer:"
+    items = [
+      likelihood.of_texts(codec, context, f" {line[sol]}")
+      for sol in ("sol1", "sol2")
+    ]
+    scores = [s.logprob for s in likelihood.score(decoder, items, rows=4)]
+    right += int(np.argmax(scores)) == line["label"]
+  lm = harness.adapter(decoder, codec, length=64, rows=4)
+  found = lm_eval.simple_evaluate(
+    model=lm, tasks=[tasks.load("piqa", file)], bootstrap_iters=0
+  )
+  assert found["results"]["piqa_local"]["acc,none"] == right / 6
