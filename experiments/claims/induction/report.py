@@ -53,15 +53,17 @@ def _section(path):
   labels = "training steps", "accuracy on the second token"
   plots.curves(path.with_suffix(".png"), panels, labels)
   settings = rows[0].overrides
-  return "\n".join(
-    [
-      f"`{path.stem}`: {settings['steps']} steps of {settings['batch']} x "
-      f"{settings['seq_len']} tokens, a corpus of about "
-      f"{settings['tokens']:,} tokens with {settings['names']} names, "
-      f"{settings['test']} test stories. {sweep.origin(rows)}.\n",
-      "Best accuracy by size: the mean (each seed)\n",
-      plots.table(lines, "n", "{:.1%}"),
+  text = [
+    f"`{path.stem}`: {settings['steps']} steps of {settings['batch']} x "
+    f"{settings['seq_len']} tokens, a corpus of about "
+    f"{settings['tokens']:,} tokens with {settings['names']} names, "
+    f"{settings['test']} test stories. {sweep.origin(rows)}.\n",
+    "Best accuracy by size: the mean (each seed)\n",
+    plots.table(lines, "n", "{:.1%}"),
+  ]
+  if learnt := steps_to(rows, 0.5):
+    text += [
       "Training steps until accuracy was 50 %, of the runs that got there\n",
-      plots.table(steps_to(rows, 0.5), "n", "{:.0f}"),
+      plots.table(learnt, "n", "{:.0f}"),
     ]
-  )
+  return "\n".join(text)
