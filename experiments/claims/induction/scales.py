@@ -105,10 +105,10 @@ SCALES = {
     test=200,
     batch=64,
     seq_len=256,
-    steps=2000,
+    steps=2500,
     per_call=100,
     peak=1e-3,
-    evaluations=20,
+    evaluations=25,
     dtype="bfloat16",
   ),
   # Stories are ours, or those of --stories.
