@@ -1,13 +1,17 @@
-"""How many programming problems a model solves: pass@k.
+"""How well a model does on a task: pass@k of programs, and language.
 
   python -m experiments.evaluate --model=runs/quickstart --task=functions \\
     --output=runs/evaluated
 
 Tasks: humaneval, mbpp, apps and codecontests read --data, the published file
-as JSONL or .gz of it; functions is built in. Each problem is answered greedily
-(temperature 0) or --samples times at each of several --temperatures, and the
-answers run in a sandbox (bubblewrap, or else unshare). Without one, nothing
-runs unless --allow_unsandboxed_execution says so.
+as JSONL or .gz of it; functions is built in. xsum and other sets of summaries
+read --data and get ROUGE; man_pages and docstrings are built in. arc_challenge
+and others run in lm-evaluation-harness (pip install lm_eval).
+
+Each programming problem is answered greedily (temperature 0) or --samples times
+at each of several --temperatures, and the answers run in a sandbox (bubblewrap,
+or else unshare). Without one, nothing runs unless --allow_unsandboxed_execution
+says so.
 
 --output takes samples.jsonl, verdicts.jsonl, results.json and report.html, a
 page with every answer. The same command goes on after an interruption, draws
@@ -17,7 +21,13 @@ fault, such as a solution that fails its own tests, are listed and left out.
 
 from absl import flags
 
-from experiments.startup import continuation, evaluation, options, program
+from experiments.startup import (
+  continuation,
+  evaluation,
+  language,
+  options,
+  program,
+)
 from mtp_jax.evaluate import sandbox
 from mtp_jax.tasks import code
 
@@ -26,9 +36,14 @@ _FLAGS = [
   options.define_model(),
   flags.DEFINE_integer("step", None, "Of the checkpoint; else the last."),
   flags.DEFINE_enum(
-    "task", None, [*code.TASKS, "functions"], "Which problems.", required=True
+    "task",
+    None,
+    [*code.TASKS, "functions", *language.TASKS],
+    "Which problems.",
+    required=True,
   ),
   options.define_path("data", None, "The task's file."),
+  options.define_path("examples", None, "gsm8k's training file, for 8 shots."),
   options.define_output("Folder that takes the answers and results."),
   flags.DEFINE_string("group", None, "Only these, as introductory of APPS."),
   flags.DEFINE_integer(
@@ -55,6 +70,9 @@ _FLAGS = [
 def main(_: list[str]) -> None:
   """Draws and judges what is missing, then prints the table."""
   values = {flag.name: flag.value for flag in _FLAGS}
+  if values["task"] in language.TASKS:
+    return language.run(values)
+  del values["examples"]
   evaluation.run(evaluation.Request(**values))
 
 

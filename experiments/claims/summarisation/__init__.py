@@ -1,0 +1,1 @@
+"""Finetuning on summaries, with four heads or with the first alone."""

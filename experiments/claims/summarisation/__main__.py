@@ -1,0 +1,41 @@
+"""Does a model of four heads learn to summarise better?
+
+  python -m experiments.claims.summarisation --scale=cpu \\
+    --output=runs/finetuning
+
+The models, the ways and the scales are those of `claims/finetuning`: given its
+--output, what is pretrained there is used. Figures are in sweep.csv.
+"""
+
+from absl import flags
+
+from experiments.claims.finetuning import scales
+from experiments.claims.summarisation import report, writing
+from experiments.measure import sweep
+from experiments.startup import options, program
+
+_SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
+_OUTPUT = options.define_output("Folder that takes sweep.csv and the models.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "How many; else the scale's.")
+_TASKS = flags.DEFINE_list(
+  "tasks", writing.TASKS, "Of man_pages and docstrings."
+)
+_MINUTES = flags.DEFINE_float(
+  "minutes", float("inf"), "After these minutes no run begins."
+)
+
+
+def main(_: list[str]) -> None:
+  """Trains and measures every way on every task, with every seed."""
+  scale = scales.SCALES[_SCALE.value]
+  runs = writing.runs(
+    scale, _OUTPUT.value, _SEEDS.value or scale.seeds, _TASKS.value
+  )
+  outcome = sweep.run(runs, _OUTPUT.value, _MINUTES.value)
+  rows = sweep.read(_OUTPUT.value)
+  print(report.tables([r for r in rows if r.claim == writing.CLAIM]))
+  print(outcome)
+
+
+if __name__ == "__main__":
+  program.start(main)

@@ -1,0 +1,92 @@
+"""`experiments.evaluate` on summaries and on benchmarks of language."""
+
+import json
+import pathlib
+from typing import Any
+
+import mtp_jax
+from configs import harness as harness_tasks
+from experiments.measure import study
+from mtp_jax.evaluate import harness
+from mtp_jax.tasks import summaries
+
+SUMMARIES = (*summaries.BUILT_IN, *summaries.SETS)
+TASKS = (*SUMMARIES, *harness_tasks.NAMES)
+_SIZE = 4096  # characters of a text to summarise
+_HELD_OUT = 0.1  # of the built-in pairs
+
+
+def run(values: dict[str, Any]) -> None:
+  """Measures a model on a task of TASKS.
+
+  Args:
+    values: of the program's flags, by name. `output` takes results.json and,
+      for summaries, summaries.jsonl with every text.
+
+  Raises:
+    ValueError: the task needs a file, or lm_eval.
+  """
+  task, output = values["task"], values["output"]
+  if task not in summaries.BUILT_IN and values["data"] is None:
+    raise ValueError(f"--task={task} needs --data=FILE, a JSONL file")
+  net, cfg, codec = mtp_jax.load(values["workdir"], step=values["step"])
+  decoder = mtp_jax.lay_out(net, codec.vocab)
+  heads = values["heads"] or cfg.model.n_future
+  output.mkdir(parents=True, exist_ok=True)
+  if task in SUMMARIES:
+    found = _summaries(decoder, codec, heads, values)
+  else:
+    lm = harness.adapter(
+      decoder,
+      codec,
+      rows=values["rows"],
+      heads=heads,
+      seed=values["seed"],
+    )
+    found = _harness(lm, values)
+  study.write_json(
+    output / "results.json",
+    study.provenance(values["seed"]) | {"task": task} | found,
+  )
+  print(json.dumps(found, indent=1, default=float))
+
+
+def _summaries(decoder, codec, heads, values) -> dict[str, Any]:
+  task = values["task"]
+  if task in summaries.BUILT_IN:
+    found = summaries.split(summaries.built_in(task, _SIZE), _HELD_OUT)[1]
+  else:
+    found = list(summaries.read(values["data"], summaries.SETS[task], _SIZE))
+  found = summaries.take(found, values["problems"] or len(found))
+  written = summaries.evaluate(
+    decoder,
+    codec,
+    found,
+    heads=heads,
+    max_new=values["max_new"],
+    rows=values["rows"],
+  )
+  lines = [
+    json.dumps(one._asdict() | {"summary": text})
+    for one, text in zip(found, written.texts, strict=True)
+  ]
+  file: pathlib.Path = values["output"] / "summaries.jsonl"
+  file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+  return {
+    "summaries": len(found),
+    "tokens_per_forward": written.tokens_per_forward,
+    "rouge": {name: s._asdict() for name, s in written.rouge.items()},
+  }
+
+
+def _harness(lm, values) -> dict[str, Any]:
+  import lm_eval  # an extra; `harness.adapter` has said if it is missing
+
+  task = harness_tasks.load(
+    values["task"], values["data"], train=values["examples"]
+  )
+  found = lm_eval.simple_evaluate(
+    model=lm, tasks=[task], limit=values["problems"]
+  )
+  (scores,) = found["results"].values()
+  return {"scores": scores}
