@@ -1,0 +1,74 @@
+"""`experiments.evaluate` on summaries and on benchmarks of language."""
+
+import json
+
+import pytest
+
+import mtp_jax
+from experiments.startup import language
+from mtp_jax import tokenizer
+from mtp_jax.evaluate import harness
+from mtp_jax.tasks import summaries
+from tests import parameters
+
+
+@pytest.fixture
+def values(tmp_path, monkeypatch):
+  """Flags; the model is random, and what it writes is chosen."""
+  net = parameters.random_model("unembedding", vocab=259, n_future=2, layers=1)
+
+  def load(path, step=None):
+    return net, mtp_jax.Config(model=net.cfg), tokenizer.Bytes()
+
+  def evaluate(decoder, codec, found, *, heads, max_new, rows):
+    assert (heads, max_new, rows) == (2, 9, 4)
+    texts = [pair.answer.strip() for pair in found]
+    scores = dict.fromkeys(
+      summaries.rouge.NAMES, summaries.rouge.Score(1, 1, 1)
+    )
+    return summaries.Summaries(texts, scores, 1.5)
+
+  monkeypatch.setattr(mtp_jax, "load", load)
+  monkeypatch.setattr(summaries, "evaluate", evaluate)
+  flags = dict(problems=2, max_new=9, rows=4, heads=0, seed=0, step=None)
+  paths = dict(workdir=tmp_path, data=None, examples=None)
+  return flags | paths | {"output": tmp_path / "out"}
+
+
+def results(values):
+  return json.loads((values["output"] / "results.json").read_text())
+
+
+def test_summaries_of_a_file(values, tmp_path, capsys):
+  file = tmp_path / "xsum.jsonl"
+  lines = [{"document": f"Text {i}.", "summary": f"S{i}"} for i in range(4)]
+  file.write_text("\n".join(map(json.dumps, lines)))
+  language.run(values | {"task": "xsum", "data": file})
+  found = results(values)
+  assert (found["task"], found["summaries"]) == ("xsum", 2)
+  assert found["rouge"]["rougeL"]["f1"] == 1
+  assert '"tokens_per_forward": 1.5' in capsys.readouterr().out
+  rows = (values["output"] / "summaries.jsonl").read_text().splitlines()
+  assert [json.loads(row)["summary"] for row in rows] == ["S0", "S2"]
+
+
+def test_built_in_summaries_are_held_out(values, monkeypatch):
+  found = [summaries.pair(f"Text {i}", f"s {i}", 99) for i in range(50)]
+  monkeypatch.setattr(summaries, "built_in", lambda name, size: found)
+  language.run(values | {"task": "man_pages", "problems": None})
+  held_out = summaries.split(found, 0.1)[1]
+  assert results(values)["summaries"] == len(held_out) < 15
+
+
+def test_what_a_task_needs(values, tmp_path, monkeypatch):
+  for task in ("xsum", "piqa"):
+    with pytest.raises(ValueError, match=f"--task={task} needs --data=FILE"):
+      language.run(values | {"task": task})
+  monkeypatch.setattr(harness, "adapter", lambda *a, **k: None)
+  pytest.importorskip("lm_eval")
+  for task, line in (
+    ("piqa", "no file"),
+    ("gsm8k", "needs a file of examples"),
+  ):
+    with pytest.raises(ValueError, match=line):
+      language.run(values | {"task": task, "data": tmp_path / "none.jsonl"})
