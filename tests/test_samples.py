@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtp_jax import tokenizer
-from mtp_jax.decode import layout, serve
+from mtp_jax.decode import generate, layout, serve
 from mtp_jax.evaluate import sandbox
 from mtp_jax.tasks import code, samples
 from tests import parameters
@@ -177,7 +177,41 @@ def test_a_solution_that_fails_is_no_problem(box):
   ]
 
 
-def test_the_space_before_an_answer_stays(decoder, tmp_path, monkeypatch):
+@pytest.fixture
+def write_text(monkeypatch):
+  """Has the server write the given bytes, as far as the text's end."""
+
+  def fake(text):
+    text = np.array([*text])
+
+    def generate_all(decoder, prompts, *, on_text, end, **_):
+      kept = end(0, text)
+      scores = np.zeros(kept)
+      passes = np.ones(kept - 1)
+      on_text(0, generate.Text(text[:kept], passes, scores, scores + 1, 0, 0))
+
+    monkeypatch.setattr(serve, "generate_all", generate_all)
+
+  return fake
+
+
+def test_the_name_of_a_special_token_never_reaches_the_program(
+  write_text, tmp_path
+):
+  class Named(tokenizer.Bytes):
+    special_names = ["<|endoftext|>"]
+
+  write_text(b" 1<|endoftext|>import os")
+  problem = code.Problem("f", "def f(): return", "def f(): return", (), "f()")
+  settings = samples.Settings((0.0,), 1)
+  (row,) = samples.draw(
+    None, Named(), [problem], settings, tmp_path / "x.jsonl"
+  )
+  assert row["completion"] == " 1" and row["ended"]
+  assert bytes(row["tokens"]) == b" 1<|endoftext|>"
+
+
+def test_the_space_before_an_answer_stays(write_text, tmp_path):
   """Tokenizers that add a space to every text strip the first one."""
 
   class Spaced(tokenizer.Bytes):
@@ -187,23 +221,13 @@ def test_the_space_before_an_answer_stays(decoder, tmp_path, monkeypatch):
     def decode_bytes(self, ids, after=()):
       return tokenizer.Tokenizer.decode_bytes(self, ids, after)
 
-  codec = Spaced()
-  settings = samples.Settings((0.0,), 1, max_new=5)
-  text = np.array([*b" 1\ne"])
-
-  def fake(decoder, prompts, *, on_text, end, **_):
-    from mtp_jax.decode import generate
-
-    kept = end(0, text)
-    scores = np.zeros(kept)
-    on_text(0, generate.Text(text[:kept], np.ones(4), scores, scores + 1, 0, 0))
-
-  monkeypatch.setattr(serve, "generate_all", fake)
+  write_text(b" 1\ne")
+  settings = samples.Settings((0.0,), 1)
   problem = code.Problem(
     "f", "def f(): return", "def f(): return", ("\n",), "f()"
   )
   (row,) = samples.draw(
-    decoder, codec, [problem], settings, tmp_path / "x.jsonl"
+    None, Spaced(), [problem], settings, tmp_path / "x.jsonl"
   )
   assert row["completion"] == " 1"
   assert problem.program(row["completion"]) == "def f(): return 1"

@@ -1,0 +1,200 @@
+"""Answers to HumanEval's problems, what they cost and whether they pass."""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+import mtp_jax
+from experiments.claims.humaneval import scales
+from experiments.measure import sweep
+from mtp_jax.decode import autotune
+from mtp_jax.decode import tree as tree_lib
+from mtp_jax.evaluate import pass_at_k, sandbox
+from mtp_jax.tasks import code, samples
+
+
+@dataclasses.dataclass
+class Work:
+  """The model, the problems, and where answers are kept."""
+
+  model: pathlib.Path
+  problems: Sequence[code.Problem]
+  box: sandbox.Sandbox
+  scale: scales.Scale
+  folder: pathlib.Path
+  seed: int
+
+  @functools.cached_property
+  def loaded(self):
+    """(decoder, tokenizer), read once and only if something is decoded."""
+    net, _, codec = mtp_jax.load(self.model)
+    return mtp_jax.lay_out(net, codec.vocab), codec
+
+  @functools.cached_property
+  def tree(self) -> tree_lib.Tree:
+    """The tree with the highest expected acceptance on a few prompts."""
+    decoder, codec = self.loaded
+    some = spread(self.problems, self.scale.tuned)
+    prompts = [[*codec.prefix, *codec.encode(p.prompt)] for p in some]
+    acceptance = autotune.measure_acceptance(
+      decoder, prompts, max_new=min(64, self.scale.max_new)
+    )
+    return tree_lib.build(acceptance, self.scale.nodes)
+
+
+def spread(problems: Sequence, count: int) -> list:
+  """So many of them, in equal steps."""
+  places = np.linspace(0, len(problems) - 1, min(count, len(problems)))
+  return [problems[i] for i in places.astype(int)]
+
+
+def runs(work: Work) -> list[sweep.Run]:
+  """Greedy answers, three ways to decode some, temperatures, the oracle."""
+  scale = work.scale
+  drafts = {
+    "ordinary": lambda: 1,
+    "chain": lambda: work.loaded[0].n_future,
+    "tree": lambda: work.tree,
+  }
+  sampled = {
+    "problems": len(spread(work.problems, scale.sampled)),
+    "samples": scale.samples,
+    "max_new": scale.max_new,
+  }
+
+  def run(name, measure, **overrides):
+    overrides |= {"model": work.model.name, "rows": scale.rows}
+    return sweep.Run(
+      "humaneval", name, overrides, work.seed, lambda _: measure()
+    )
+
+  return [
+    run(
+      "greedy",
+      functools.partial(_greedy, work),
+      problems=len(spread(work.problems, scale.problems)),
+      max_new=scale.max_new,
+    ),
+    *(
+      run(
+        name,
+        functools.partial(_compared, work, name, heads),
+        problems=len(spread(work.problems, scale.compared)),
+        max_new=scale.compared_new,
+      )
+      for name, heads in drafts.items()
+    ),
+    *(
+      run(f"T={t:g}", functools.partial(_sampled, work, (t,)), **sampled)
+      for t in scale.temperatures
+    ),
+    run(
+      "oracle over T",
+      functools.partial(_sampled, work, scale.temperatures),
+      **sampled,
+    ),
+  ]
+
+
+def _greedy(work: Work) -> Iterator[sweep.Figure]:
+  """pass@1 of greedy answers by ordinary decoding."""
+  problems = spread(work.problems, work.scale.problems)
+  rows, minutes = _draw(work, problems, "greedy", (0.0,))
+  yield from _counts(rows, minutes)
+  ties = [bool(row["near_ties"]) for row in rows]
+  yield sweep.Figure(0, "answers with a near-tie", sum(ties))
+  right = _right(work, problems, rows, "greedy")
+  yield from _scores(1, right, (1,), "0")
+
+
+def _compared(work: Work, name: str, heads: Callable) -> Iterator[sweep.Figure]:
+  """What one way to decode takes; its texts beside ordinary decoding's."""
+  problems = spread(work.problems, work.scale.compared)
+  rows, minutes = _draw(
+    work, problems, f"compared-{name}", (0.0,), heads(), work.scale.compared_new
+  )
+  yield from _counts(rows, minutes)
+  written = sum(len(row["tokens"]) - 1 for row in rows)
+  passes = sum(row["passes"] for row in rows)
+  if passes:
+    yield sweep.Figure(0, "tokens per forward", written / passes)
+  ordinary = samples.read(work.folder / "compared-ordinary.jsonl")
+  wanted = {row["task_id"]: row["tokens"] for row in ordinary}
+  same = [row["tokens"] == wanted[row["task_id"]] for row in rows]
+  yield sweep.Figure(0, "same texts", sum(same))
+  right = _right(work, problems, rows, f"compared-{name}")
+  yield from _scores(1, right, (1,), "0")
+
+
+def _sampled(
+  work: Work, temperatures: tuple[float, ...]
+) -> Iterator[sweep.Figure]:
+  problems = spread(work.problems, work.scale.sampled)
+  rows, minutes = _draw(work, problems, "sampled", temperatures)
+  yield from _counts(rows, minutes)
+  right = _right(work, problems, rows, "sampled")
+  name = "oracle" if len(temperatures) > 1 else f"{temperatures[0]:g}"
+  yield from _scores(work.scale.samples, right, work.scale.ks, name)
+
+
+def _counts(rows, minutes) -> Iterator[sweep.Figure]:
+  if minutes:
+    yield sweep.Figure(0, "minutes", minutes)
+  yield sweep.Figure(0, "tokens", sum(len(row["tokens"]) for row in rows))
+  empty = sum(not row["completion"].strip() for row in rows)
+  yield sweep.Figure(0, "empty answers", empty)
+  cut = sum(not row["ended"] for row in rows)
+  yield sweep.Figure(0, "answers cut at max_new", cut)
+
+
+def _draw(work, problems, name, temperatures, heads=1, max_new=None):
+  """(answers, minutes that drawing took, 0 if some were there before)."""
+  decoder, codec = work.loaded
+  begin = time.monotonic()
+  settings = samples.Settings(
+    temperatures,
+    work.scale.samples,
+    max_new=max_new or work.scale.max_new,
+    seed=work.seed,
+    rows=min(work.scale.rows, len(problems)),
+    heads=heads,
+  )
+  path = work.folder / f"{name}.jsonl"
+  before = len(samples.read(path))
+  rows = samples.draw(decoder, codec, problems, settings, path)
+  drawn = len(samples.read(path)) - before
+  minutes = (time.monotonic() - begin) / 60
+  return rows, minutes if drawn == len(rows) else 0.0
+
+
+def _right(work, problems, rows, name) -> dict[float, list[int]]:
+  """Right answers of each problem, by temperature."""
+  path = work.folder / f"{name}-verdicts.jsonl"
+  counts = {}
+  for verdict in samples.judge(work.box, problems, rows, path):
+    of = counts.setdefault(verdict["temperature"], {})
+    task = verdict["task_id"]
+    of[task] = of.get(task, 0) + verdict["passed"]
+  return {
+    t: [of[problem.name] for problem in problems] for t, of in counts.items()
+  }
+
+
+def _scores(n, right, ks, name) -> Iterator[sweep.Figure]:
+  for k, found in pass_at_k.table(n, right, ks)[name].items():
+    yield sweep.Figure(0, f"pass@{k}", found.mean)
+    yield sweep.Figure(0, f"pass@{k} low", found.low)
+    yield sweep.Figure(0, f"pass@{k} high", found.high)
+    if name == "oracle":
+      yield sweep.Figure(0, f"pass@{k} temperature", found.temperature)
+
+
+def check(box, problems) -> tuple[list[code.Problem], str]:
+  """The sound problems, and a line about solutions and empty answers."""
+  sound, bad = samples.check_solutions(box, problems)
+  line = f"{len(sound)} of {len(problems)} problems: the solution passes, an "
+  return sound, "\n".join([line + "empty answer does not", *bad])
