@@ -1,6 +1,7 @@
 """Many training steps per call equal the steps one by one."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,12 +9,19 @@ from experiments.measure import device_loop
 from mtp_jax import config, sharding
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.evaluate import choices
-from mtp_jax.model import model
 from mtp_jax.train import step as step_lib
+from tests import parameters
 
 CFG = config.Config().replace(
   model=dict(
-    vocab=31, width=16, mlp=24, layers=3, attn_heads=2, kv_heads=2, n_future=2
+    vocab=31,
+    width=16,
+    mlp=24,
+    layers=1,
+    attn_heads=2,
+    kv_heads=2,
+    n_future=2,
+    head="unembedding",
   ),
   data=dict(batch=3, seq_len=7),
   optim=dict(warmup=1, peak=1e-2),
@@ -38,9 +46,19 @@ def trained():
   return found
 
 
-def test_calls_equal_single_steps(trained):
-  mesh = sharding.make_mesh(config.Mesh(data=1), jax.local_devices()[:1])
-  state, step = step_lib.init_state(CFG, mesh), step_lib.compile_step(CFG, mesh)
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh(config.Mesh(data=1), jax.local_devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def initial(mesh):
+  return step_lib.init_state(CFG, mesh)
+
+
+def test_calls_equal_single_steps(trained, initial, mesh):
+  step = step_lib.compile_step(CFG, mesh)
+  state = jax.tree.map(jnp.copy, initial)  # the step takes its buffers
   nats = []
   for call in range(2):
     for i in range(2):
@@ -69,12 +87,11 @@ def test_seeds_share_a_program():
   assert device_loop.compiled(CFG, 2) is device_loop.compiled(other, 2)
 
 
-def test_evaluations_are_compiled_on_models_that_begin():
+def test_evaluations_are_compiled_on_models_that_begin(initial):
   found = []
   (thread,) = device_loop.evaluate_ahead([CFG], found.append)
   thread.join()
-  mesh = sharding.make_mesh(config.Mesh(data=1), jax.local_devices()[:1])
-  ours, theirs = found[0], step_lib.init_state(CFG, mesh).model
+  ours, theirs = found[0], initial.model
   for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     np.testing.assert_array_equal(a, b)
 
@@ -101,21 +118,11 @@ def test_what_it_refuses():
 
 @pytest.mark.parametrize("head", ["unembedding", "causal"])
 def test_first_choices_are_those_of_the_logits(head):
-  shape = config.Model(
-    vocab=31,
-    width=16,
-    mlp=24,
-    layers=4,
-    attn_heads=2,
-    kv_heads=2,
-    n_future=3,
-    head=head,
-  )
-  net = model.Model(shape, jax.random.key(1))
+  net = parameters.random_model(head, vocab=31, n_future=3)
   random = np.random.default_rng(0)
   tokens = random.integers(0, 31, (2, 8)).astype(np.int32)
   places = random.integers(0, 8, (2, 5))
   found = choices.first_choices(net, tokens, places)
-  logits = np.asarray(net(tokens)[0])
+  logits = np.asarray(jax.jit(lambda net, x: net(x)[0])(net, tokens))
   expected = np.take_along_axis(logits.argmax(-1), places, 1)
   np.testing.assert_array_equal(found, expected)

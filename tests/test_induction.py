@@ -9,10 +9,10 @@ import pytest
 
 from configs.paper import induction as paper
 from experiments.claims.induction import corpora, report, scales, training
-from experiments.measure import sweep
-from mtp_jax import config, tokenizer
-from mtp_jax.model import model
+from experiments.measure import device_loop, sweep
+from mtp_jax import tokenizer
 from mtp_jax.tasks import induction, stories
+from tests import parameters
 
 
 @pytest.fixture(scope="module")
@@ -82,16 +82,8 @@ def test_a_name_is_known_only_by_looking_back(written, pools):
 
 
 def test_accuracy_counts_second_tokens(written):
-  shape = config.Model(
-    vocab=len(stories.vocabulary()),
-    width=16,
-    mlp=24,
-    layers=2,
-    attn_heads=2,
-    kv_heads=2,
-    n_future=1,
-  )
-  net = model.Model(shape, jax.random.key(0))
+  words = len(stories.vocabulary())
+  net = parameters.random_model("unembedding", vocab=words, layers=1)
   some = stories.Stories(
     written.tokens[:5].copy(), written.lengths[:5], written.mentions[:5]
   )
@@ -178,7 +170,18 @@ def test_a_corpus_of_stories_and_books():
   assert tested and not (tested & trained)
 
 
-def test_the_sweep(tmp_path):
+def test_the_sweep(tmp_path, monkeypatch):
+  """Its figures, of a model that nothing trains: no program compiles."""
+
+  def train(cfg, rows, *, steps_per_call):
+    net = parameters.model_of(cfg.model)
+    for call in range(cfg.train.steps // steps_per_call):
+      shape = rows(call).tokens.shape
+      assert shape == (steps_per_call * 2, 256 + cfg.model.n_future)
+      step, nats = (call + 1) * steps_per_call, np.ones(cfg.model.n_future)
+      yield device_loop.Progress(step, net, nats, float(call), 512 * call)
+
+  monkeypatch.setattr(device_loop, "train", train)
   runs = training.runs(scales.SCALES["test"])
   assert [one.name for one in runs] == [
     *("tiny n=1", "tiny n=2", "tiny n=1 books=0.9", "tiny n=2 books=0.9")
