@@ -100,6 +100,7 @@ def test_every_command_runs(home):
     "experiments.generate",
     "experiments.train",
     "experiments.convert",
+    "experiments.evaluate",
   ]
   for _, *arguments in found:
     if "--init=llama" in arguments:
@@ -112,6 +113,8 @@ def test_every_command_runs(home):
       arguments += ["--prompts=4", "--prompt_len=8"]
     elif arguments[1] == "experiments.plan":
       arguments += ["--json=plan.json"]
+    elif arguments[1] == "experiments.evaluate":
+      arguments += ["--max_new=16"]
     out = run(home, arguments)
     if arguments[1] == "experiments.plan":
       assert "training step on v5e:2x2: 4 chips" in out
