@@ -18,7 +18,7 @@ _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
 _OUTPUT = options.define_output("Folder that takes sweep.csv and the models.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "How many; else the scale's.")
 _TASKS = flags.DEFINE_list(
-  "tasks", writing.TASKS, "Of man_pages and docstrings."
+  "tasks", list(writing.TASKS), "Of man_pages and docstrings."
 )
 _MINUTES = flags.DEFINE_float(
   "minutes", float("inf"), "After these minutes no run begins."
