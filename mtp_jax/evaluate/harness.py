@@ -167,8 +167,8 @@ def adapter(
 ):
   """A model for lm-evaluation-harness: a `Served` that is an `lm_eval` LM.
 
-  >>> model = harness.adapter(mtp_jax.lay_out(net, codec.vocab), codec)
-  >>> lm_eval.simple_evaluate(model=model, tasks=["arc_challenge_local"], ...)
+  `lm_eval.simple_evaluate(model=harness.adapter(decoder, codec),
+  tasks=[configs.harness.load("piqa", "piqa.jsonl")])` measures it on a file.
 
   Args:
     decoder: as of `Served`.

@@ -9,10 +9,7 @@ every eight sequences of steps, chosen by a checksum, one is held out.
   def f(x):
     \"\"\"Adds 3, then multiplies by 2.
 
-    >>> f(1)
-    8
-    >>> f(5)
-    16
+    (two calls with their values, as doctest shows them: f(1) is 8)
     \"\"\"
     x = x + 3
     x = x * 2
