@@ -66,11 +66,19 @@ _FLAGS = [
   ),
 ]
 
+_PROGRAMS_ALONE = ("group", "temperatures", "samples", "k", "top_p")
+
 
 def main(_: list[str]) -> None:
   """Draws and judges what is missing, then prints the table."""
   values = {flag.name: flag.value for flag in _FLAGS}
-  if values["task"] in language.TASKS:
+  is_language = values["task"] in language.TASKS
+  for name in _PROGRAMS_ALONE if is_language else ("examples",):
+    if not flags.FLAGS[name].using_default_value:
+      raise ValueError(
+        f"--{name} does nothing for --task={values['task']}: leave it out"
+      )
+  if is_language:
     return language.run(values)
   del values["examples"]
   evaluation.run(evaluation.Request(**values))

@@ -140,12 +140,21 @@ def test_some_problems_of_a_file(tmp_path, request_):
     evaluation.read(dataclasses.replace(some, problems=8))
 
 
-def test_the_program_says_what_is_wrong(call):
+@pytest.mark.parametrize(
+  "task, more, line",
+  [
+    ("humaneval", [], "--data is required: the file of humaneval"),
+    ("man_pages", ["--samples=3"], "--samples does nothing for --task=man_pag"),
+    ("functions", ["--examples=x"], "--examples does nothing for --task=func"),
+  ],
+)
+def test_the_program_says_what_is_wrong(call, task, more, line):
   code, _, err = call(
     "--model=nowhere",
-    "--task=humaneval",
+    f"--task={task}",
     "--output=x",
+    *more,
     module="experiments.evaluate",
   )
   assert (code, err.count("\n")) == (1, 1)
-  assert "error: --data is required: the file of humaneval" in err
+  assert f"error: {line}" in err

@@ -8,11 +8,13 @@ import mtp_jax
 from configs import harness as harness_tasks
 from experiments.measure import study
 from mtp_jax.evaluate import harness
+from mtp_jax.interchange import folders
 from mtp_jax.tasks import summaries
 
 SUMMARIES = (*summaries.BUILT_IN, *summaries.SETS)
 TASKS = (*SUMMARIES, *harness_tasks.NAMES)
 _SIZE = 4096  # characters of a text to summarise
+_LENGTH = 2048  # tokens that a benchmark's model reads at once
 _HELD_OUT = 0.1  # of the built-in pairs
 
 
@@ -36,9 +38,12 @@ def run(values: dict[str, Any]) -> None:
   if task in SUMMARIES:
     found = _summaries(decoder, codec, heads, values)
   else:
+    is_workdir = folders.kind(values["workdir"]) == "workdir"
     lm = harness.adapter(
       decoder,
       codec,
+      # Of other folders' models it is not known how far they were trained.
+      length=cfg.data.seq_len if is_workdir else _LENGTH,
       rows=values["rows"],
       heads=heads,
       seed=values["seed"],
