@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from mtp_jax.tasks import code
+from mtp_jax.tasks import code, pairs
 
 HUMANEVAL = {
   "task_id": "Ours/0",
@@ -124,7 +124,9 @@ def test_apps_by_call(tmp_path):
 def test_codecontests(tmp_path):
   (problem,) = one(tmp_path, "codecontests", CONTESTS)
   assert problem.tests == (("1\n", "2\n"), ("2\n", "4\n"))
-  assert problem.prompt == '"""\nDouble it.\n"""\n# correct solution\n'
+  # As a model is finetuned (appendix F).
+  asked = '"""\nDouble it.\n"""\n'
+  assert problem.prompt == pairs.conditioned(asked, correct=True)
   assert problem.solution == "print(2*int(input()))"
 
 

@@ -11,6 +11,7 @@ from mtp_jax import tokenizer
 from mtp_jax.evaluate import sandbox
 from mtp_jax.interchange import folders
 from mtp_jax.tasks import functions, samples
+from mtp_jax.train import provenance
 from tests import parameters
 
 
@@ -54,6 +55,7 @@ def finished(request_):
       {
         **{"task_id": problem.name, "temperature": t, "sample": sample},
         **{"seed": 3, "max_new": 6, "top_p": None, "ended": True},
+        "model": provenance.fingerprint(folders.load(request_.workdir)[0]),
         "completion": problem.solution if text != 2 else "  return '<b>'",
         **{"tokens": [1], "logprobs": [-0.5], "passes": 0, "near_ties": 0},
       }

@@ -224,7 +224,9 @@ def test_an_output_that_is_closed_takes_nothing(call, tmp_path):
 def test_a_console_script_is_its_program(call, monkeypatch):
   with (ROOT / "pyproject.toml").open("rb") as file:
     scripts = tomllib.load(file)["project"]["scripts"]
-  names = "train generate tune_tree train_tokenizer convert plan".split()
+  names = (
+    "train generate tune_tree train_tokenizer convert evaluate plan".split()
+  )
   ran = []
   monkeypatch.setattr(
     program.runpy, "run_module", lambda name, **_: ran.append(name)

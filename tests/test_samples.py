@@ -1,5 +1,6 @@
 """Answers that are drawn: the same whatever was drawn before, then judged."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -106,6 +107,9 @@ def test_answers_of_other_settings_are_not_mixed(decoder, drawn):
     ValueError, match="samples of max_new=24, and 25 is asked"
   ):
     samples.draw(decoder, CODEC, PROBLEMS, other, path)
+  other = dataclasses.replace(SETTINGS, model="another")
+  with pytest.raises(ValueError, match="samples of model=, and another is ask"):
+    samples.draw(decoder, CODEC, PROBLEMS, other, path)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,12 @@ def test_judged_once_and_an_empty_one_never_passes(box, tmp_path, monkeypatch):
   assert len(run) == 3  # of the three that were left
   assert samples.judge(box, PROBLEMS, rows, path) == got and len(run) == 3
   assert got[0]["sandbox"] == box.backend
+  # Of other tests, a verdict says nothing.
+  harder = [
+    dataclasses.replace(p, tests=f"{p.tests}\nassert False") for p in PROBLEMS
+  ]
+  again = samples.judge(box, harder, rows, path)
+  assert len(run) > 3 and not any(v["passed"] for v in again)
 
 
 def test_a_solution_that_fails_is_no_problem(box):

@@ -1,6 +1,7 @@
 """The sandbox: no harm, no pass that was not earned, and none withheld."""
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -138,6 +139,15 @@ def test_scripts_are_judged_by_what_they_print(box):
     (True, ""),
     (False, "no tests"),
   ]
+
+
+def test_a_script_that_closes_its_output_and_waits(box):
+  limits = dataclasses.replace(box.limits, wall=0.5)
+  verdict = dataclasses.replace(box, limits=limits).check(
+    "import os, time\nos.close(1)\ntime.sleep(99)", [("", ""), ("", "")]
+  )
+  assert verdict.error == "input 0: out of time"
+  assert verdict.seconds < 8  # and not until the whole sandbox ends, at 6 more
 
 
 def test_what_is_right_passes(box):

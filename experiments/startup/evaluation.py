@@ -15,7 +15,7 @@ from mtp_jax.decode import layout
 from mtp_jax.evaluate import pass_at_k, sandbox
 from mtp_jax.interchange import folders
 from mtp_jax.tasks import code, functions, samples
-from mtp_jax.train import logs
+from mtp_jax.train import logs, provenance
 
 _FUNCTIONS = 100  # problems of the built-in task
 
@@ -75,6 +75,7 @@ def run(request: Request) -> None:
 
   net, _, codec = folders.load(request.workdir, request.step)
   decoder = layout.lay_out(net, codec.vocab)
+  settings = dataclasses.replace(settings, model=provenance.fingerprint(net))
   del net  # the decoder holds copies of its layers
   folder = request.output
   path = folder / "samples.jsonl"
@@ -87,6 +88,10 @@ def run(request: Request) -> None:
     "problems": len(problems),
     "left_out": left_out,
     "samples": len(rows),
+    "without_a_verdict": sum(
+      v["error"].startswith(sandbox.NO_VERDICT) for v in verdicts
+    ),
+    "out_of_time": sum("out of time" in v["error"] for v in verdicts),
     "empty": sum(not row["completion"].strip() for row in rows),
     "cut_at_max_new": sum(not row["ended"] for row in rows),
     "with_a_near_tie": sum(row["near_ties"] > 0 for row in rows),

@@ -337,6 +337,9 @@ def runs(job: dict) -> list:
   return found
 
 
+_ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT  # asks, and leaves it waitable
+
+
 def run(job: dict, text: str) -> list:
   """[output, error] of the program as a script that reads `text`."""
   stdin = os.memfd_create("stdin")
@@ -363,6 +366,11 @@ def run(job: dict, text: str) -> list:
     if len(output) > job["output"]:
       error = f"more than {job['output']} bytes of output"
   os.close(ours)
+  # It may have closed its output and run on.
+  while not error and not os.waitid(os.P_PID, pid, _ENDED):
+    if time.monotonic() > end:
+      error = "out of time"
+    time.sleep(0.001)
   if error:
     os.kill(pid, signal.SIGKILL)
   code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -34,13 +34,21 @@ from collections.abc import Sequence
 from concurrent import futures
 
 FLAG = "--allow_unsandboxed_execution"
+NO_VERDICT = "ended without a verdict"
 _CHECKER = pathlib.Path(__file__).with_name("checker.py")
+_FILES = 32  # open in each process
 _START = 5.0  # seconds that a sandbox may take to begin and to end
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a program may use. At worst it takes processes times memory."""
+  """What a program may use.
+
+  At worst it takes processes times memory. Files in memory, which
+  `os.memfd_create` makes, and System V segments come on top: at most `_FILES`
+  of `file` bytes in each process, and without a limit. Only a control group
+  would bound them.
+  """
 
   cpu: int = 3  # seconds, of each of its processes
   wall: float = 10.0  # seconds, of all tests, or for each input
@@ -93,11 +101,14 @@ class Sandbox:
       "cpu": self.limits.cpu,
       "limits": {
         "RLIMIT_AS": self.limits.memory,
-        "RLIMIT_NPROC": self.limits.processes,
         "RLIMIT_FSIZE": self.limits.file,
+        "RLIMIT_NOFILE": _FILES,
         "RLIMIT_CORE": 0,
       },
     }
+    # Without a sandbox the processes of the user's other programs would count.
+    if self.backend != "none":
+      job["limits"]["RLIMIT_NPROC"] = self.limits.processes
     secret = {"nonce": secrets.token_hex(16)}
     wall = self.limits.wall
     if isinstance(tests, str):
@@ -153,7 +164,7 @@ class Sandbox:
       if report["nonce"] == secret["nonce"]:
         return report, None
     said = err.decode("utf-8", "replace").strip().splitlines()
-    return None, f"ended without a verdict: {said[-1][:300] if said else ''}"
+    return None, f"{NO_VERDICT}: {said[-1][:300] if said else ''}"
 
 
 def find(*, allow_unsandboxed_execution: bool = False) -> str:

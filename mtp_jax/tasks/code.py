@@ -13,8 +13,9 @@ all are tested (our decision).
 APPS (Hendrycks et al. 2021): question and answer in that paper's form. Which
 form Gloeckle et al. used is not known.
 CodeContests (Li et al. 2022), which is published as protocol buffers: a JSONL
-of the same fields. The description stands in a docstring; behind it, "# correct
-solution" asks for one, after appendix F of the paper (both our decisions).
+of the same fields. The description stands in a docstring; before it,
+`pairs.conditioned` asks for a correct solution, after appendix F of the paper
+(both our decisions).
 """
 
 import dataclasses
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mtp_jax.decode import stream
+from mtp_jax.tasks import pairs
 
 Tests = str | tuple[tuple[str, str], ...]  # as `sandbox.Sandbox.check` takes
 
@@ -211,7 +213,7 @@ def _shots(task: str, rows: list[dict]) -> str | None:
   return "".join(
     f"{_mbpp_question(known[i])}{known[i]['code']}\n[DONE]\n\n"
     for i in _SHOTS
-    if i in known
+    if i in known and "code" in known[i] and "test_list" in known[i]
   )
 
 
@@ -298,7 +300,9 @@ def _codecontests(row: dict, shots: str | None) -> Problem:
   ]
   return Problem(
     name=_name("codecontests", row),
-    prompt=f'"""\n{row["description"].strip()}\n"""\n# correct solution\n',
+    prompt=pairs.conditioned(
+      f'"""\n{row["description"].strip()}\n"""\n', correct=True
+    ),
     before="",
     stops=('\n"""\n',),
     tests=tuple(tests),

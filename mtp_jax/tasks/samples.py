@@ -5,8 +5,10 @@ drawn or run again, and what is drawn depends on the seed, the problem's name
 and the sample's number alone: a file that was cut short ends as it would have.
 """
 
+import collections
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -35,6 +37,7 @@ class Settings:
   rows: int = 8  # answers at once
   heads: int | tree_lib.Tree = 1  # k, or a tree of drafts
   near_tie: float = 1e-3  # margin of a token that rounding might change
+  model: str = ""  # names the model, so that another's answers are refused
 
   def check(self) -> None:
     """Raises ValueError where there is nothing to draw, or twice the same."""
@@ -85,18 +88,18 @@ def draw(
       closer than `settings.near_tie`.
 
   Raises:
-    ValueError: bad settings; the file has answers of another seed, max_new or
-      top_p.
+    ValueError: bad settings; the file has answers of another seed, max_new,
+      top_p or model.
   """
   settings.check()
   kept = {"seed": settings.seed, "max_new": settings.max_new}
-  kept["top_p"] = settings.top_p
+  kept |= {"top_p": settings.top_p, "model": settings.model}
   rows = read(path)
   for row in rows:
     for name, value in kept.items():
-      if row[name] != value:
+      if row.get(name) != value:
         raise ValueError(
-          f"{path} has samples of {name}={row[name]}, and {value} is asked "
+          f"{path} has samples of {name}={row.get(name)}, and {value} is asked "
           "for: name another folder"
         )
   done = {_key(row) for row in rows}
@@ -179,29 +182,40 @@ def judge(
     path: JSONL. A line has the key of a sample, passed, error and the backend.
   """
   known = {problem.name: problem for problem in problems}
-  rows, verdicts = list(rows), read(path)
+  rows = list(rows)
+  digests = {_key(row): _digest(known[row["task_id"]], row) for row in rows}
+  # Of another program, other tests or another backend, a verdict says nothing.
+  verdicts = [
+    v
+    for v in read(path)
+    if (digest := digests.get(_key(v))) is None
+    or (v.get("digest"), v["sandbox"]) == (digest, box.backend)
+  ]
   done = {_key(verdict) for verdict in verdicts}
-  left = [row for row in rows if _key(row) not in done]
-  # Equal answers are run once.
-  jobs = {(r["task_id"], r["completion"]): None for r in left}
-  programs = [job for job in jobs if job[1].strip()]
+  same = collections.defaultdict(list)  # equal answers are run once
+  for row in rows:
+    if _key(row) not in done:
+      same[row["task_id"], row["completion"]].append(row)
+  jobs = [job for job in same if job[1].strip()]
   with _appending(path, verdicts) as write:
-    for begin in range(0, len(programs), 64):
-      some = programs[begin : begin + 64]
+
+    def add(job, verdict):
+      for row in same[job]:
+        verdicts.append(_verdict(row, verdict, box.backend, digests[_key(row)]))
+        # A sandbox that failed says nothing of the answer: the next call tries
+        # again.
+        if not verdict.error.startswith(sandbox.NO_VERDICT):
+          write(verdicts[-1])
+
+    for begin in range(0, len(jobs), 64):
+      some = jobs[begin : begin + 64]
       found = box.check_all(
         [(known[n].program(text), known[n].tests) for n, text in some]
       )
-      jobs |= dict(zip(some, found, strict=True))
-      for row in left:
-        job = row["task_id"], row["completion"]
-        if job in some:
-          verdicts.append(_verdict(row, jobs[job], box.backend))
-          write(verdicts[-1])
-    for row in left:
-      if not row["completion"].strip():
-        verdict = sandbox.Verdict(False, EMPTY)
-        verdicts.append(_verdict(row, verdict, box.backend))
-        write(verdicts[-1])
+      for job, verdict in zip(some, found, strict=True):
+        add(job, verdict)
+    for job in same.keys() - set(jobs):
+      add(job, sandbox.Verdict(False, EMPTY))
   wanted = {_key(row) for row in rows}
   return sorted((v for v in verdicts if _key(v) in wanted), key=_key)
 
@@ -234,8 +248,11 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
   """The lines of a file; one that a kill cut is left out."""
   if not path.exists():
     return []
-  lines = path.read_text(encoding="utf-8").split("\n")
-  return [json.loads(line) for line in lines if line.endswith("}")]
+  found = []
+  for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+    with contextlib.suppress(ValueError):
+      found.append(json.loads(line))
+  return found
 
 
 @contextlib.contextmanager
@@ -259,12 +276,19 @@ def _key(row) -> tuple[str, float, int]:
   return row["task_id"], row["temperature"], row["sample"]
 
 
-def _verdict(row, verdict, backend) -> dict[str, Any]:
+def _digest(problem, row) -> str:
+  """Of the program that is run and its tests."""
+  text = repr((problem.program(row["completion"]), problem.tests))
+  return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _verdict(row, verdict, backend, digest) -> dict[str, Any]:
   key = {name: row[name] for name in ("task_id", "temperature", "sample")}
   return key | {
     "passed": verdict.passed,
     "error": verdict.error,
     "sandbox": backend,
+    "digest": digest,
   }
 
 

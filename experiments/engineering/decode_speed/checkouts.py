@@ -23,6 +23,7 @@ from absl import flags
 
 from experiments.measure import study, timing
 from experiments.startup import options, program
+from mtp_jax import config
 from mtp_jax.decode import window as window_lib
 
 _CONFIG = options.define_config()
@@ -90,7 +91,10 @@ def table(rows: list[dict]) -> str:
 
 
 def _start(folder, cfg) -> subprocess.Popen:
-  given = json.dumps(dataclasses.asdict(cfg) | {"length": _LENGTH.value})
+  # The other checkout may lack newer fields, whose default is what it does.
+  usual = dataclasses.asdict(config.Model())
+  given = {k: v for k, v in dataclasses.asdict(cfg).items() if v != usual[k]}
+  given = json.dumps(given | {"length": _LENGTH.value})
   # By its path, since the other checkout may not have it.
   return subprocess.Popen(
     [sys.executable, pathlib.Path(__file__).with_name("passes.py"), given],
