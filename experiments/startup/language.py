@@ -85,7 +85,7 @@ def _summaries(decoder, codec, heads, values) -> dict[str, Any]:
 
 
 def _harness(lm, values) -> dict[str, Any]:
-  import lm_eval  # an extra; `harness.adapter` has said if it is missing
+  import lm_eval  # an extra; `harness.adapter` raises where it is missing
 
   task = harness_tasks.load(
     values["task"], values["data"], train=values["examples"]

@@ -114,7 +114,8 @@ def _ngrams(want: Sequence[str], got: Sequence[str], n: int) -> Score:
 def _common(want: Sequence[str], got: Sequence[str]) -> list[int]:
   """Places in `want` of a longest common subsequence, ascending.
 
-  Of several, the one that ends latest in `want`, and then begins so.
+  Where there are several, the one that a walk back through the table finds
+  first; sums over sentences depend on which it is.
   """
   rows = [[0] * (len(got) + 1)]
   for word in want:

@@ -264,9 +264,10 @@ def _bwrap(folder: pathlib.Path, limits: Limits) -> list[str]:
     "--unshare-cgroup-try --die-with-parent --new-session --cap-drop ALL "
     "--clearenv --setenv HOME /tmp --setenv LANG C.UTF-8"
   )
-  # Process 1 ends when bwrap does, and has the checker's descriptors. Of root,
-  # it is bwrap's own: the checker becomes another user, which would forget the
-  # first and closes the second to the program. Else it is the checker.
+  # Process 1 has to end with bwrap, and holds the checker's descriptors. As
+  # root it is bwrap's own process, since the checker becomes another user, and
+  # Linux then forgets that it should end with its parent. Another user cannot
+  # read its descriptors. Without root, process 1 is the checker.
   if os.geteuid() == 0:
     command += shlex.split("--cap-add CAP_SETUID --cap-add CAP_SETGID")
   else:

@@ -12,7 +12,8 @@ the path's other end tells them apart.
 
 Reference: Bachmann and Nagarajan 2024, The Pitfalls of Next-Token Prediction
 (arXiv 2403.06963). How they write a graph as text is not copied: nodes here
-are letters and digits, one token each, and the path leaves out the centre.
+are letters and digits, each one token, and a path is written without its
+centre.
 """
 
 import dataclasses
@@ -45,8 +46,8 @@ class Shape:
   def __post_init__(self):
     if self.degree < 2 or self.length < 2:
       raise ValueError(
-        f"G({self.degree},{self.length}) asks nothing: it needs 2 arms or more "
-        "of 2 nodes or more"
+        f"G({self.degree},{self.length}) has no path to choose: take 2 arms or "
+        "more, of 2 nodes or more"
       )
     if not self.nodes <= self.names <= len(NAMES):
       raise ValueError(

@@ -5,7 +5,7 @@
 
 Checks the identities of the paper's appendix L.2 on random tables. Then trains
 small byte models, and estimates the terms of their two-token loss on held-out
-files. What is done already is not done again.
+files. Finished runs are not repeated.
 """
 
 import functools
