@@ -13,6 +13,10 @@ def test_what_a_function_looks_like():
   pair = function.pair()
   text = functions.__doc__.partition("\n\n  def")[2]
   shown = ("def" + text).replace('\\"', '"').replace("\n  ", "\n").strip()
+  # Written out there, they would be run as an example.
+  calls = "(two calls with their values, as doctest shows them: f(1) is 8)"
+  assert calls in shown
+  shown = shown.replace(calls, ">>> f(1)\n  8\n  >>> f(5)\n  16")
   assert (pair.prompt + pair.answer).strip() == shown
   problem = function.problem()
   assert problem.tests == "assert f(-3) == 0\nassert f(0) == 6\n"
