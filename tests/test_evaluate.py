@@ -47,7 +47,7 @@ def finished(request_):
     sandbox.find()
   except ValueError as error:
     pytest.skip(str(error))
-  problems = functions.problems(3)
+  problems, codec = functions.problems(3), tokenizer.Bytes()
   known = []
   for t, sample, text in (0.0, 0, 0), (0.8, 0, 0), (0.8, 1, 1), (0.8, 0, 2):
     problem = problems[text]
@@ -56,6 +56,7 @@ def finished(request_):
         **{"task_id": problem.name, "temperature": t, "sample": sample},
         **{"seed": 3, "max_new": 6, "top_p": None, "ended": True},
         "model": provenance.fingerprint(folders.load(request_.workdir)[0]),
+        **{"heads": 1, "prompt": samples.prompt_digest(codec, problem)},
         "completion": problem.solution if text != 2 else "  return '<b>'",
         **{"tokens": [1], "logprobs": [-0.5], "passes": 0, "near_ties": 0},
       }

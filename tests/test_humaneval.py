@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
   work = answers.Work(home, sound, box, scales.SCALES["test"], home, 0)
   # Drafts of its heads 2 and 3 are right at most places.
   wanted = np.broadcast_to(np.arange(999) % 3 + 1, (1, 999))
-  work.loaded = Mock(wanted, 259, 3), tokenizer.Bytes()
+  work.loaded = Mock(wanted, 259, 3), tokenizer.Bytes(), "a mock"
   outcome = sweep.run(answers.runs(work), home)
   assert not outcome.failed and len(outcome.done) == 7
   return work, sweep.read(home)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtp_jax import tokenizer
-from mtp_jax.decode import generate, layout, serve
+from mtp_jax.decode import generate, layout, serve, tree
 from mtp_jax.evaluate import sandbox
 from mtp_jax.tasks import code, samples
 from tests import parameters
@@ -110,6 +110,24 @@ def test_answers_of_other_settings_are_not_mixed(decoder, drawn):
   other = dataclasses.replace(SETTINGS, model="another")
   with pytest.raises(ValueError, match="samples of model=, and another is ask"):
     samples.draw(decoder, CODEC, PROBLEMS, other, path)
+  other = dataclasses.replace(SETTINGS, heads=tree.chain(2))
+  with pytest.raises(ValueError, match="samples of heads=2, and tree .* is as"):
+    samples.draw(decoder, CODEC, PROBLEMS, other, path)
+  for change in {"prompt": "def f(x): "}, {"stops": ("e",)}:
+    changed = [dataclasses.replace(PROBLEMS[0], **change), *PROBLEMS[1:]]
+    with pytest.raises(ValueError, match="samples of prompt="):
+      samples.draw(decoder, CODEC, changed, SETTINGS, path)
+
+
+def test_a_file_cut_at_any_byte_has_its_whole_lines(tmp_path):
+  path, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+  row = {"task_id": "f", "completion": "x = {}\n{'é': [1]}"}
+  whole = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+  path.write_bytes(whole * 2)
+  assert samples.read(path) == [row, row]
+  for size in range(len(whole) - 1):  # the line's end may be missing
+    cut.write_bytes(whole + whole[:size])
+    assert samples.read(cut) == [row], size
 
 
 @pytest.mark.parametrize(

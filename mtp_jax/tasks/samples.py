@@ -1,8 +1,9 @@
 """Answers that a model draws to programming problems, and their verdicts.
 
 Both are kept as JSONL, a line as soon as it is known. What is there is not
-drawn or run again, and what is drawn depends on the seed, the problem's name
-and the sample's number alone: a file that was cut short ends as it would have.
+drawn or run again. For one model, settings and prompt, what is drawn depends on
+the seed, the problem's name and the sample's number alone: a file that was cut
+short ends as it would have.
 """
 
 import collections
@@ -89,14 +90,16 @@ def draw(
 
   Raises:
     ValueError: bad settings; the file has answers of another seed, max_new,
-      top_p or model.
+      top_p, model or heads, or to another text of one of these problems.
   """
   settings.check()
   kept = {"seed": settings.seed, "max_new": settings.max_new}
   kept |= {"top_p": settings.top_p, "model": settings.model}
+  kept["heads"] = _heads(settings.heads)
+  asked = {p.name: {"prompt": prompt_digest(codec, p)} for p in problems}
   rows = read(path)
   for row in rows:
-    for name, value in kept.items():
+    for name, value in (kept | asked.get(row["task_id"], {})).items():
       if row.get(name) != value:
         raise ValueError(
           f"{path} has samples of {name}={row.get(name)}, and {value} is asked "
@@ -130,6 +133,7 @@ def draw(
             "temperature": temperature,
             "sample": sample,
             **kept,
+            **asked[problem.name],
             "completion": whole[:end],
             "ended": end is not None or text.tokens[-1] in codec.ends,
             "tokens": text.tokens.tolist(),
@@ -276,10 +280,25 @@ def _key(row) -> tuple[str, float, int]:
   return row["task_id"], row["temperature"], row["sample"]
 
 
+def prompt_digest(codec: tokenizer.Tokenizer, problem: code.Problem) -> str:
+  """16 digits of the tokens that a model reads and of where answers end."""
+  ids = _ids(codec, problem.prompt).tolist()
+  return _hash((ids, problem.before, problem.stops))
+
+
 def _digest(problem, row) -> str:
   """Of the program that is run and its tests."""
-  text = repr((problem.program(row["completion"]), problem.tests))
-  return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+  return _hash((problem.program(row["completion"]), problem.tests))
+
+
+def _hash(value) -> str:
+  text = repr(value).encode("utf-8", "surrogatepass")
+  return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _heads(heads) -> int | str:
+  """k, or a digest of a tree's paths."""
+  return heads if isinstance(heads, int) else f"tree {_hash(heads.paths)}"
 
 
 def _verdict(row, verdict, backend, digest) -> dict[str, Any]:

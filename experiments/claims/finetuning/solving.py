@@ -10,6 +10,7 @@ from mtp_jax.decode import layout
 from mtp_jax.evaluate import pass_at_k, sandbox
 from mtp_jax.model import model
 from mtp_jax.tasks import functions, pairs, samples
+from mtp_jax.train import provenance
 
 CLAIM = "finetuning"
 
@@ -64,6 +65,7 @@ def figures(
     max_new=160,
     seed=seed,
     rows=scale.rows,
+    model=provenance.fingerprint(net),
   )
   rows = samples.draw(
     layout.lay_out(net, codec.vocab),

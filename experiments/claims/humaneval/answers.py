@@ -15,6 +15,7 @@ from mtp_jax.decode import autotune
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.evaluate import pass_at_k, sandbox
 from mtp_jax.tasks import code, samples
+from mtp_jax.train import provenance
 
 
 @dataclasses.dataclass
@@ -30,14 +31,15 @@ class Work:
 
   @functools.cached_property
   def loaded(self):
-    """(decoder, tokenizer), read once and only if something is decoded."""
+    """(decoder, tokenizer, fingerprint), read only if something is decoded."""
     net, _, codec = mtp_jax.load(self.model)
-    return mtp_jax.lay_out(net, codec.vocab), codec
+    decoder = mtp_jax.lay_out(net, codec.vocab)
+    return decoder, codec, provenance.fingerprint(net)
 
   @functools.cached_property
   def tree(self) -> tree_lib.Tree:
     """The tree with the highest expected acceptance on a few prompts."""
-    decoder, codec = self.loaded
+    decoder, codec, _ = self.loaded
     some = spread(self.problems, self.scale.tuned)
     prompts = [[*codec.prefix, *codec.encode(p.prompt)] for p in some]
     acceptance = autotune.measure_acceptance(
@@ -153,7 +155,7 @@ def _counts(rows, minutes) -> Iterator[sweep.Figure]:
 
 def _draw(work, problems, name, temperatures, heads=1, max_new=None):
   """(answers, minutes that drawing took, 0 if some were there before)."""
-  decoder, codec = work.loaded
+  decoder, codec, fingerprint = work.loaded
   begin = time.monotonic()
   settings = samples.Settings(
     temperatures,
@@ -162,6 +164,7 @@ def _draw(work, problems, name, temperatures, heads=1, max_new=None):
     seed=work.seed,
     rows=min(work.scale.rows, len(problems)),
     heads=heads,
+    model=fingerprint,
   )
   path = work.folder / f"{name}.jsonl"
   before = len(samples.read(path))
