@@ -66,6 +66,20 @@ MUTANTS = [
     "test_sandbox.py::test_no_hostile_program_passes",
   ),
   Mutant(
+    "a program may define the builtins of its tests",
+    "mtp_jax/evaluate/checker.py",
+    "n in replaced or not hasattr(builtins, n)",
+    "True",
+    "test_sandbox.py::test_a_builtin_is_pythons_unless_it_is_replaced",
+  ),
+  Mutant(
+    "answers to another prompt are taken for these",
+    "mtp_jax/tasks/samples.py",
+    'in (kept | asked.get(row["task_id"], {})).items():',
+    "in kept.items():",
+    "test_samples.py::test_answers_of_other_settings_are_not_mixed",
+  ),
+  Mutant(
     "pass@k draws one sample before it begins",
     "mtp_jax/evaluate/pass_at_k.py",
     "places = np.arange(k)",

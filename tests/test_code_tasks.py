@@ -94,6 +94,32 @@ def test_mbpp_has_solved_problems_first(tmp_path):
   exec(problem.program(problem.solution) + "\n" + problem.tests, {})
 
 
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"code": ...}, "the field 'code' is missing"),
+    ({"code": None}, 'can only concatenate str (not "NoneType") to str'),
+    ({"text": ...}, "the field 'prompt' is missing"),
+    ({"test_list": None}, "can only join an iterable"),
+  ],
+)
+def test_a_bad_solved_problem_is_named(tmp_path, change, words):
+  shots = [MBPP | {"task_id": i} for i in (2, 3, 4)]
+  shots[1] = {k: v for k, v in (shots[1] | change).items() if v is not ...}
+  rows = [*shots, MBPP, MBPP | {"task_id": [2]}]
+  found = code.read("mbpp", write(tmp_path / "p.jsonl", *rows))
+  assert found.bad[0] == f"task 3, a solved problem to show: {words}"
+  assert found.problems[0].prompt.count("[DONE]") == 2
+
+
+def test_a_builtin_that_the_solution_defines_is_the_answers(tmp_path):
+  row = MBPP | {"code": "import abc\ndef sum(a, b):\n  len = 2\n  return a + b"}
+  (problem,) = one(tmp_path, "mbpp", row)
+  assert problem.job("x") == ("x", problem.tests, ("sum",))
+  (problem,) = one(tmp_path, "mbpp", MBPP | {"code": "print 'Python 2'"})
+  assert problem.job("x")[2] == ()
+
+
 def test_mbpp_without_the_published_numbers(tmp_path):
   problems = one(tmp_path, "mbpp", MBPP | {"task_id": 1})
   assert len(problems) == 1 and "[DONE]" not in problems[0].prompt

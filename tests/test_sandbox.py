@@ -141,6 +141,19 @@ def test_scripts_are_judged_by_what_they_print(box):
   ]
 
 
+def test_a_builtin_is_pythons_unless_it_is_replaced(box):
+  program = "def sum(a, b): return a + b\nall = lambda _: True"
+  tests = "assert sum(10, 15) == 25"
+  verdicts = box.check_all(
+    [
+      (program, tests, ["sum"]),
+      (program, tests),
+      (program, f"{tests} and all([False])", ["sum"]),
+    ]
+  )
+  assert [v.passed for v in verdicts] == [True, False, False]
+
+
 def test_a_script_that_closes_its_output_and_waits(box):
   limits = dataclasses.replace(box.limits, wall=0.5)
   verdict = dataclasses.replace(box, limits=limits).check(

@@ -82,7 +82,10 @@ class Sandbox:
   limits: Limits = Limits()
 
   def check(
-    self, program: str, tests: str | Sequence[tuple[str, str]]
+    self,
+    program: str,
+    tests: str | Sequence[tuple[str, str]],
+    replaced: Sequence[str] = (),
   ) -> Verdict:
     """Runs one program on its tests.
 
@@ -93,6 +96,8 @@ class Sandbox:
         numbers, strings, bytes, lists, tuples, sets, dicts; other objects stay
         with the program. Or pairs of strings: what the program, as a script,
         reads, and what it has to print (`same_output`).
+      replaced: builtins, such as 'sum', of which the tests mean the program's
+        own. All others stay Python's, whatever the program defines.
     """
     self.limits.check()
     begin = time.monotonic()
@@ -112,7 +117,7 @@ class Sandbox:
     secret = {"nonce": secrets.token_hex(16)}
     wall = self.limits.wall
     if isinstance(tests, str):
-      secret["tests"] = tests
+      secret |= {"tests": tests, "replaced": list(replaced)}
     else:
       job |= {
         "inputs": [text for text, _ in tests],
@@ -128,10 +133,15 @@ class Sandbox:
 
   def check_all(
     self,
-    jobs: Sequence[tuple[str, str | Sequence[tuple[str, str]]]],
+    jobs: Sequence[tuple],
     workers: int | None = None,
   ) -> list[Verdict]:
-    """`check` of (program, tests), so many at once; None: as many as cores."""
+    """`check` of (program, tests) or (program, tests, replaced).
+
+    Args:
+      jobs: the arguments of `check`.
+      workers: so many at once; None: as many as there are cores.
+    """
     workers = workers or os.cpu_count()
     with futures.ThreadPoolExecutor(workers) as pool:
       return list(pool.map(lambda job: self.check(*job), jobs))

@@ -18,10 +18,13 @@ of the same fields. The description stands in a docstring; before it,
 (both our decisions).
 """
 
+import builtins
 import dataclasses
+import functools
 import gzip
 import json
 import pathlib
+import symtable
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +52,17 @@ class Problem:
     """The whole program that an answer makes."""
     return self.before + answer
 
+  def job(self, answer: str) -> tuple[str, Tests, tuple[str, ...]]:
+    """What `sandbox.Sandbox.check` takes.
+
+    Where the known solution defines a builtin, as one of MBPP's defines `sum`,
+    the tests mean that of the answer.
+    """
+    replaced = ()
+    if self.solution is not None and isinstance(self.tests, str):
+      replaced = _replaced(self.program(self.solution))
+    return self.program(answer), self.tests, replaced
+
   def end(self, text: str, names: Sequence[str] = ()) -> int | None:
     """Where in `text` the answer ends; None: nowhere yet.
 
@@ -66,6 +80,19 @@ class Problem:
   def number(self, sample: int) -> int:
     """The number by which a sample draws, whatever other samples there are."""
     return zlib.crc32(f"{self.name}/{sample}".encode()) & 0x7FFFFFFF
+
+
+@functools.lru_cache(1024)
+def _replaced(source: str) -> tuple[str, ...]:
+  """The builtins that Python source defines for itself."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      table = symtable.symtable(source, "solution", "exec")
+  except (SyntaxError, ValueError):
+    return ()
+  names = (s.get_name() for s in table.get_symbols() if s.is_assigned())
+  return tuple(sorted(n for n in names if hasattr(builtins, n)))
 
 
 def inside_string(source: str, then: str = "") -> bool:
@@ -127,7 +154,10 @@ def read(task: str, path: str | pathlib.Path, group: str | None = None) -> File:
       rows.append((number, row))
     except ValueError as error:  # of UTF-8 or of JSON
       bad.append(f"line {number}: {error}")
-  make, shots = TASKS[task], _shots(task, [row for _, row in rows])
+  make, shots = TASKS[task], None
+  if task == "mbpp":
+    shots, faults = _shots([row for _, row in rows])
+    bad += faults
   for number, row in rows:
     name = f"line {number}"
     try:
@@ -136,10 +166,8 @@ def read(task: str, path: str | pathlib.Path, group: str | None = None) -> File:
       if problem is None:
         continue
       _check(problem, seen)
-    except KeyError as error:
-      bad.append(f"{name}: the field {error} is missing")
-    except (TypeError, ValueError, AttributeError) as error:
-      bad.append(f"{name}: {error}")
+    except _FAULTS as error:
+      bad.append(f"{name}: {_fault(error)}")
     else:
       problems.append(problem)
   if group is not None:
@@ -151,6 +179,14 @@ def read(task: str, path: str | pathlib.Path, group: str | None = None) -> File:
     first = f"; {bad[0]}" if bad else ""
     raise ValueError(f"{path} has no sound problem of {task}{first}")
   return File(problems, bad)
+
+
+_FAULTS = KeyError, TypeError, ValueError, AttributeError
+
+
+def _fault(error: Exception) -> str:
+  missing = isinstance(error, KeyError)
+  return f"the field {error} is missing" if missing else str(error)
 
 
 def _lines(path: pathlib.Path) -> Iterator[bytes]:
@@ -203,18 +239,23 @@ def _humaneval(row: dict, shots: str) -> Problem:
 _SHOTS, _TESTED = range(2, 5), range(11, 511)
 
 
-def _shots(task: str, rows: list[dict]) -> str | None:
-  """The solved problems before every prompt; None: all problems are tested."""
-  if task != "mbpp":
-    return None
-  known = {row.get("task_id"): row for row in rows}
-  if not known.keys() & set(_TESTED) or not known.keys() & set(_SHOTS):
-    return None
-  return "".join(
-    f"{_mbpp_question(known[i])}{known[i]['code']}\n[DONE]\n\n"
-    for i in _SHOTS
-    if i in known and "code" in known[i] and "test_list" in known[i]
-  )
+def _shots(rows: list[dict]) -> tuple[str | None, list[str]]:
+  """The solved problems before every prompt, and what is wrong with others.
+
+  None: the file lacks them, or has nothing else, and all problems are tested.
+  """
+  known = {repr(row.get("task_id")): row for row in rows}
+  some = [i for i in _SHOTS if repr(i) in known]
+  if not some or not any(repr(i) in known for i in _TESTED):
+    return None, []
+  texts, faults = [], []
+  for i in some:
+    row = known[repr(i)]
+    try:
+      texts.append(_mbpp_question(row) + row["code"] + "\n[DONE]\n\n")
+    except _FAULTS as error:
+      faults.append(f"task {i}, a solved problem to show: {_fault(error)}")
+  return "".join(texts), faults
 
 
 def _mbpp_question(row: dict) -> str:

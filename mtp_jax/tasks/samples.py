@@ -213,9 +213,7 @@ def judge(
 
     for begin in range(0, len(jobs), 64):
       some = jobs[begin : begin + 64]
-      found = box.check_all(
-        [(known[n].program(text), known[n].tests) for n, text in some]
-      )
+      found = box.check_all([known[n].job(text) for n, text in some])
       for job, verdict in zip(some, found, strict=True):
         add(job, verdict)
     for job in same.keys() - set(jobs):
@@ -233,8 +231,7 @@ def check_solutions(
   """
   solved = [p for p in problems if p.solution is not None]
   found = box.check_all(
-    [(p.program(p.solution), p.tests) for p in solved]
-    + [(p.program(""), p.tests) for p in problems]
+    [p.job(p.solution) for p in solved] + [p.job("") for p in problems]
   )
   why = {
     p.name: f"its own solution fails: {v.error}"
@@ -288,7 +285,7 @@ def prompt_digest(codec: tokenizer.Tokenizer, problem: code.Problem) -> str:
 
 def _digest(problem, row) -> str:
   """Of the program that is run and its tests."""
-  return _hash((problem.program(row["completion"]), problem.tests))
+  return _hash(problem.job(row["completion"]))
 
 
 def _hash(value) -> str:

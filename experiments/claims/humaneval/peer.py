@@ -56,7 +56,7 @@ def main(_: list[str]) -> None:
     ]
   answers = list(dict.fromkeys(answers))
   ours = sandbox.Sandbox(sandbox.find()).check_all(
-    [(problems[n].program(text), problems[n].tests) for n, text in answers]
+    [problems[n].job(text) for n, text in answers]
   )
   with futures.ThreadPoolExecutor(2) as pool:
     found = pool.map(
