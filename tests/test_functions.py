@@ -59,6 +59,12 @@ def test_the_examples_do_not_tell_the_hidden_values():
     assert len(shown) == 2 and len(hidden) == 6 and not shown & hidden
 
 
+def test_no_constant_solves_a_problem():
+  for problem in functions.problems(100):
+    answers = {line.split(" == ")[1] for line in problem.tests.splitlines()}
+    assert len(answers) > 1, problem.name
+
+
 def test_the_same_seed_gives_the_same():
   assert list(functions.documents(20, 7)) == list(functions.documents(20, 7))
   assert functions.problems(5, 1) != functions.problems(5, 2)

@@ -3,8 +3,9 @@
 A function takes a number or a list of numbers through one to three steps. Its
 docstring names the steps and shows two examples; hidden tests call it with
 other values. Models of a few million parameters that read bytes learn to write
-some of them. A function of the held-out part never occurs in a document: of
-every eight sequences of steps, chosen by a checksum, one is held out.
+some of them. A held-out sequence of steps never occurs in a document: of every
+eight, chosen by a checksum, one is held out. A document may still have other
+steps that amount to the same function, such as the same two in another order.
 
   def f(x):
     \"\"\"Adds 3, then multiplies by 2.
@@ -133,6 +134,9 @@ def documents(count: int, seed: int = 0) -> Iterator[pairs.Pair]:
 def problems(count: int, seed: int = 0) -> list[code.Problem]:
   """Different held-out functions as problems.
 
+  A function whose hidden answers are all alike is left out: a constant would
+  pass.
+
   Args:
     count: of problems, up to 2,000.
     seed: of the draw.
@@ -145,8 +149,10 @@ def problems(count: int, seed: int = 0) -> list[code.Problem]:
   rng, found = np.random.default_rng([1, seed]), {}
   while len(found) < count:
     function = draw(rng)
-    if function.held_out:
-      found.setdefault(function.words, function.problem())
+    if not function.held_out or function.words in found:
+      continue
+    if len({function(value) for value in function.values[2:]}) > 1:
+      found[function.words] = function.problem()
   return list(found.values())
 
 
