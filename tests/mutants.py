@@ -52,6 +52,13 @@ MUTANTS = [
     "test_sweep.py::test_a_sweep_resumes",
   ),
   Mutant(
+    "added heads read the first batches of their model once more",
+    "experiments/claims/self_speculation/ways.py",
+    'data={"seed": cfg.data.seed + _NEW_ORDER}',
+    'data={"seed": cfg.data.seed}',
+    "test_ways.py::test_heads_added_or_pretrained_have_one_shape",
+  ),
+  Mutant(
     "a table has one seed instead of their mean",
     "experiments/measure/plots.py",
     "mean = form.format(sum(values) / len(values))",

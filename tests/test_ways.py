@@ -63,6 +63,8 @@ def test_heads_added_or_pretrained_have_one_shape(
     (1, 2, "none", "next-token-seed1"),
   ]
   assert {cfg.train.seed for cfg, _ in trained} == {1}
+  # Added heads read other batches than the model that they are added to.
+  assert [cfg.data.seed for cfg, _ in trained] == [1, 1001, 1, 1001, 1]
   trunks = {cfg.model.trunk_layers for cfg, _ in trained}
   assert trunks == {scale.cfg.model.trunk_layers}
 

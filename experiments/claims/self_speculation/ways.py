@@ -5,7 +5,9 @@ frozen       a next-token model, then heads 2..N on a frozen trunk
 joint        the same, then the whole model with its new heads
 
 The two stages of the others together take as many steps as the first. Added
-heads begin as copies of head 1. The optimiser starts afresh with them.
+heads begin as copies of head 1. The optimiser starts afresh with them. They
+read the corpus in an order of their own: batches depend on the seed and the
+step, so the same seed would give them the first batches once more.
 """
 
 import dataclasses
@@ -22,6 +24,7 @@ from mtp_jax.model import model, surgery
 
 CLAIM = "self_speculation"
 WAYS = ("pretrained", "frozen", "joint")
+_NEW_ORDER = 1000  # what added heads add to the seed of the data
 
 
 def runs(
@@ -40,7 +43,8 @@ def runs(
         * scale.cfg.data.seq_len,
         "added": 0 if way == "pretrained" else scale.added,
         "peak": scale.added_peak,
-      },
+      }
+      | ({} if way == "pretrained" else {"data_seed": seed + _NEW_ORDER}),
       seed,
       _measure(way, scale, folder, seed),
     )
@@ -66,6 +70,7 @@ def _trained(way, cfg, scale, base, place) -> model.Model:
     return sweep.train(cfg, place)
   first = next_token(cfg, cfg.train.steps - scale.added)
   later = cfg.replace(
+    data={"seed": cfg.data.seed + _NEW_ORDER},
     train={
       "steps": scale.added,
       "freeze": "trunk" if way == "frozen" else "none",
