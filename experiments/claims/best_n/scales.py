@@ -3,8 +3,9 @@
 from experiments.measure import python_models, sweep
 
 HEADS = {"test": (1, 2), "cpu": (1, 2, 4, 6), "gpu": (1, 2, 4, 6, 8)}
-SEEDS = {"test": (0,), "cpu": (0,), "gpu": (0, 1, 2)}
+SEEDS = {"test": (0,), "cpu": (0, 1), "gpu": (0, 1, 2)}
 LAYERS = {"test": 3, "cpu": 7, "gpu": 12}  # L, heads included
+STEPS = {"test": 4, "cpu": 1500, "gpu": 1500}
 
 
 def runs(scale: str) -> list[sweep.Run]:
@@ -14,7 +15,10 @@ def runs(scale: str) -> list[sweep.Run]:
       "best_n",
       f"n={n}",
       scale,
-      {"model": {"n_future": n, "layers": LAYERS[scale]}},
+      {
+        "model": {"n_future": n, "layers": LAYERS[scale]},
+        "train": {"steps": STEPS[scale]},
+      },
       seed=seed,
     )
     for seed in SEEDS[scale]

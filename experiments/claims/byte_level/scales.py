@@ -3,7 +3,7 @@
 from experiments.measure import python_models, sweep
 
 HEADS = {"test": (1, 2), "cpu": (1, 8, 16, 32), "gpu": (1, 8, 16, 32)}
-SEEDS = {"test": (0,), "cpu": (0,), "gpu": (0, 1)}
+SEEDS = {"test": (0,), "cpu": (0, 1), "gpu": (0, 1)}
 LAYERS = {"test": 1, "cpu": 3, "gpu": 8}
 DECODED = (2, 4, 8, 12, 16, 20, 24, 28, 32)  # k of table S3
 

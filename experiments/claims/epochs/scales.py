@@ -2,7 +2,7 @@
 
 from experiments.measure import python_models, sweep
 
-SEEDS = {"test": (0,), "cpu": (0,), "gpu": (0, 1, 2)}
+SEEDS = {"test": (0,), "cpu": (0, 1), "gpu": (0, 1, 2)}
 LAYERS = {"test": 5, "cpu": 6, "gpu": 12}
 BYTES = {"test": 300_000, "cpu": 300_000, "gpu": 12_000_000}  # of the corpus
 # Steps that read the nine tenths of it which are not held out about once.

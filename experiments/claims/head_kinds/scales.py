@@ -2,8 +2,9 @@
 
 from experiments.measure import python_models, sweep
 
-SEEDS = {"test": (0,), "cpu": (0,), "gpu": (0, 1, 2)}
+SEEDS = {"test": (0,), "cpu": (0, 1), "gpu": (0, 1, 2)}
 LAYERS = {"test": 5, "cpu": 6, "gpu": 12}  # L, heads included
+STEPS = {"test": 4, "cpu": 1500, "gpu": 1500}
 ROWS = {
   "n=1": {"n_future": 1},
   "linear": {"head": "linear"},
@@ -17,9 +18,14 @@ ROWS = {
 def runs(scale: str) -> list[sweep.Run]:
   """The runs of a scale; n=4 unless said."""
   shape = {"n_future": 4, "layers": LAYERS[scale]}
+  train = {"steps": STEPS[scale]}
   return [
     python_models.run(
-      "head_kinds", name, scale, {"model": shape | row}, seed=seed
+      "head_kinds",
+      name,
+      scale,
+      {"model": shape | row, "train": train},
+      seed=seed,
     )
     for seed in SEEDS[scale]
     for name, row in ROWS.items()

@@ -2,10 +2,11 @@
 
 from experiments.measure import python_models, sweep
 
-SEEDS = {"test": (0,), "cpu": (0,), "gpu": (0, 1)}
+SEEDS = {"test": (0,), "cpu": (0, 1), "gpu": (0, 1)}
 WIDTHS = {"test": (16,), "cpu": (48, 96), "gpu": (128, 256, 512, 1024)}
 HEADS = {"test": (1, 2), "cpu": (1, 4), "gpu": (1, 2, 4)}
 LAYERS = {"test": 3, "cpu": 6, "gpu": 12}  # L, heads included
+STEPS = {"test": 4, "cpu": 1500, "gpu": 1500}
 
 
 def runs(scale: str) -> list[sweep.Run]:
@@ -21,7 +22,8 @@ def runs(scale: str) -> list[sweep.Run]:
           "mlp": 3 * width,
           "n_future": n,
           "layers": LAYERS[scale],
-        }
+        },
+        "train": {"steps": STEPS[scale]},
       },
       seed=seed,
     )
