@@ -502,6 +502,13 @@ MUTANTS = [
     "test_train_loop.py::test_sigterm_saves_and_exits_with_0",
   ),
   Mutant(
+    "SIGTERM waits for the first step of several processes",
+    "mtp_jax/train/processes.py",
+    '"jax_enable_preemption_service", False)',
+    '"jax_enable_preemption_service", True)',
+    "test_processes.py::test_a_silent_process_stops_the_others",
+  ),
+  Mutant(
     "norm scales decay",
     "mtp_jax/train/optim.py",
     "len(p.axes) > 1",

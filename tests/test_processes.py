@@ -353,7 +353,9 @@ time.sleep(100)
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_silent_process_stops_the_others(home, victim):
-  """One that no collective waits for: the heartbeat tells."""
+  """One that no collective waits for: the heartbeat tells. SIGTERM then ends
+  the silent one at once: it has not made a step, so nothing is to be saved.
+  """
   job = Job(home, python(2, ["-c", TALK]))
   for i in (0, 1):
     job.wait_for("together", i)
@@ -363,6 +365,9 @@ def test_a_silent_process_stops_the_others(home, victim):
   assert other.wait(30) == -signal.SIGABRT
   print(f"noticed after {time.monotonic() - begin:.1f} s")
   assert "another task died" in job.text(1 - victim)
+  job.processes[victim].send_signal(signal.SIGTERM)  # met once it goes on
+  job.processes[victim].send_signal(signal.SIGCONT)
+  assert job.processes[victim].wait(30) == -signal.SIGTERM
   job.kill()
 
 

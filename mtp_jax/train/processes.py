@@ -52,6 +52,8 @@ def join(
       not fit each other, or the port of process 0 is in use.
   """
   _check_join(coordinator, processes, process, heartbeat)
+  # `StopEvent.watch` does it later: JAX would from now on only note a SIGTERM.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(
       coordinator, processes, process, heartbeat_timeout_seconds=heartbeat
@@ -176,6 +178,9 @@ class StopEvent(threading.Event):
     With several processes, JAX's own handler of SIGTERM makes all of them stop
     at the same step. SIGTERM is left to it, and Ctrl-C raises SIGTERM.
     """
+    if self._several and not distributed.global_state.preemption_sync_manager:
+      jax.config.update("jax_enable_preemption_service", True)
+      distributed.global_state.initialize_preemption_sync_manager()
     if self._old or threading.current_thread() is not threading.main_thread():
       return
     for number in (signal.SIGINT, signal.SIGTERM)[: 1 if self._several else 2]:
