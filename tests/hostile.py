@@ -1,19 +1,10 @@
-"""Programs that try to do harm, or to pass without the right answer.
+"""Programs that try to do harm, and `cheating`'s.
 
 Each is (name, program, tests). A program gives the answer that its tests want
 only where its attack has succeeded, so that none may pass.
 """
 
-ASSERT = "assert f() == 42"
-# What an attack that finds the nonce, or a descriptor, then does.
-_FORGE = """
-import json, os
-def forge(nonce, descriptors=range(256)):
-  data = json.dumps({"error": None, "nonce": nonce}).encode()
-  for fd in descriptors:
-    try: os.write(fd, b"%10d" % len(data) + data)
-    except OSError: pass
-"""
+from tests import cheating
 
 _ATTACKS = {
   "a fork bomb": """
@@ -38,6 +29,78 @@ def f():
     if not os.fork():
       block = bytearray(400 << 20)
       time.sleep(60)
+  return 42
+""",
+  "memory in files that no folder has": """
+import os
+def f():
+  files = [os.memfd_create("x") for _ in range(3)]
+  if all(os.write(file, bytes(15 << 20)) == 15 << 20 for file in files):
+    return 42
+""",
+  "memory in System V segments": """
+import ctypes
+def f():
+  c = ctypes.CDLL(None)
+  c.shmat.restype, c.shmdt.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+  for _ in range(3):
+    place = c.shmat(c.shmget(0, 15 << 20, 0o1600), None, 0)
+    ctypes.memset(place, 1, 15 << 20)
+    if c.shmdt(place) != 0: return
+  return 42
+""",
+  "memory in System V queues": """
+import ctypes
+def f():
+  c = ctypes.CDLL(None)
+  message = ctypes.create_string_buffer(b"1", 8008)
+  queues = [c.msgget(0, 0o1600) for _ in range(999)]
+  if not any(c.msgsnd(q, message, 8000, 0o4000) for q in queues): return 42
+""",
+  "memory in a file system of its own": """
+import ctypes, os
+def f():
+  c, user, group = ctypes.CDLL(None), os.getuid(), os.getgid()
+  c.prctl(4, 1, 0, 0, 0)
+  if c.unshare(0x10000000 | 0x00020000) != 0: return
+  for name, text in {
+    "setgroups": "deny", "uid_map": f"0 {user} 1", "gid_map": f"0 {group} 1"
+  }.items(): open(f"/proc/self/{name}", "w").write(text)
+  if c.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, b"size=99m") != 0: return
+  for i in range(3): open(f"/tmp/{i}", "wb").write(bytes(15 << 20))
+  return 42
+""",
+  "a namespace of its own, by clone": """
+import ctypes, os
+def f():
+  c = ctypes.CDLL(None)
+  clone = 56 if os.uname().machine == "x86_64" else 220
+  pid = c.syscall(clone, 0x10000000 | 17, 0, 0, 0, 0)
+  if pid == 0: os._exit(0)
+  if pid > 0: return 42
+""",
+  "memory in the buffers of sockets": """
+import socket
+def f():
+  pairs = [socket.socketpair() for _ in range(9)]
+  for a, _ in pairs:
+    a.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 30)
+    a.setblocking(False)
+    for _ in range(4): a.send(bytes(1 << 16))
+  return 42
+""",
+  "memory that was lent to pipes": """
+import ctypes, mmap, os
+class Part(ctypes.Structure):
+  _fields_ = ("base", ctypes.c_void_p), ("size", ctypes.c_size_t)
+def f():
+  c, (_, pipe) = ctypes.CDLL(None), os.pipe()
+  for _ in range(9):
+    with mmap.mmap(-1, 4 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANON) as pages:
+      pages.madvise(mmap.MADV_HUGEPAGE)
+      pages[:] = bytes(4 << 20)
+      part = Part(ctypes.addressof(ctypes.c_char.from_buffer(pages)), 1)
+      if c.vmsplice(pipe, ctypes.byref(part), 1, 0) != 1: return
   return 42
 """,
   "an endless loop that ignores signals": """
@@ -119,121 +182,12 @@ import os
 os.kill(-1, 9)
 raise SystemExit
 """,
-  "the checker patched": """
-import sys
-main = sys.modules["__main__"]
-main.check = lambda *_: {"error": None}
-main.Program.call = lambda *_: 42
-main.Remote.__eq__ = lambda *_: True
-def f(): return main
-""",
-  "builtins patched": """
-import builtins
-builtins.compile = lambda *_: None
-builtins.exec = lambda *_: None
-builtins.AssertionError = builtins.Exception = ValueError
-len = abs = lambda *_: 42
-def f(): return 0
-""",
-  "modules replaced": """
-import json, os, sys
-json.dumps = lambda *_: '["returned", 42]'
-os.write = lambda *_: 0
-sys.modules["json"] = sys.modules["os"] = sys
-def f(): return object()
-""",
-  "the nonce in a frame": """
-import sys
-def f():
-  frame = sys._getframe()
-  while frame:
-    for space in frame.f_locals, frame.f_globals:
-      if "secret" in space: forge(space["secret"]["nonce"])
-    frame = frame.f_back
-""",
-  "the nonce in the collector's lists": """
-import gc
-def f():
-  for item in gc.get_objects():
-    if isinstance(item, dict) and "nonce" in item: forge(item["nonce"])
-""",
-  "the nonce in memory": """
-import re
-def f():
-  for line in open("/proc/self/maps"):
-    begin, end = (int(x, 16) for x in line.split()[0].split("-"))
-    if "r" not in line.split()[1] or end - begin > 1 << 26: continue
-    try:
-      with open("/proc/self/mem", "rb", 0) as memory:
-        memory.seek(begin)
-        text = memory.read(end - begin)
-    except OSError: continue
-    for found in re.findall(rb'"nonce": "(\\w{32})"', text)[:9]:
-      forge(found.decode())
-""",
-  "the nonce in a descriptor": """
-for fd in os.listdir("/proc/self/fd"):
-  try: os.set_blocking(int(fd), False)
-  except OSError: continue
-  try: text = os.read(int(fd), 9999)
-  except OSError: continue
-  if b"nonce" in text: forge(text[-34:-2].decode())
-def f(): return 0
-""",
-  "the nonce in the parent's descriptors": """
-def f():
-  for pid in os.listdir("/proc"):
-    if not pid.isdigit() or int(pid) == os.getpid(): continue
-    for fd in range(8):
-      try: file = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_NONBLOCK)
-      except OSError: continue
-      return 42
-""",
-  "the nonce in the parent's memory": """
-def f():
-  if open(f"/proc/{os.getppid()}/mem", "rb", 0): return 42
-""",
-  "the parent traced": """
-import ctypes
-def f():
-  if ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0: return 42
-""",
-  "the parent's memory copied": """
-import ctypes
-def f():
-  class Part(ctypes.Structure):
-    _fields_ = ("base", ctypes.c_void_p), ("size", ctypes.c_size_t)
-  text = ctypes.create_string_buffer(8)
-  here = Part(ctypes.addressof(text), 8)
-  size = ctypes.CDLL(None).process_vm_readv(
-    os.getppid(), ctypes.byref(here), 1, ctypes.byref(here), 1, 0)
-  if size > 0: return 42
-""",
   "gigabytes printed": """
 def f():
   for _ in range(10**9): print("x" * 9999)
 """,
   "gigabytes returned": """
 def f(): return "x" * (100 << 20)
-""",
-  "an answer too deep to read": """
-def f():
-  deep = []
-  for _ in range(10**5): deep = [deep]
-  return deep
-""",
-  "an exit before the tests": """
-import os
-os._exit(0)
-""",
-  "an exit in the tests": """
-import sys
-def f(): sys.exit(0)
-""",
-  "work left for the end": """
-import atexit
-atexit.register(forge, "0" * 32)
-def f(): raise SystemExit
 """,
   "deep recursion": """
 import sys
@@ -291,50 +245,6 @@ def f():
 """,
 }
 
-# What an object may say of itself, by other tests.
-_OBJECTS = {
-  "an object that equals all": (
-    """
-class All:
-  def __eq__(self, other): return True
-  def __ne__(self, other): return False
-  __hash__ = None
-def f(): return All()
-""",
-    ASSERT,
-  ),
-  "a number that equals all": (
-    """
-class All(int):
-  def __eq__(self, other): return True
-  def __hash__(self): return 0
-def f(): return [All(0)]
-""",
-    "assert f() == [42]",
-  ),
-  "an object near to all": (
-    """
-class All:
-  def __sub__(self, other): return 0.0
-  __rsub__ = __abs__ = __sub__
-  def __lt__(self, other): return True
-  __le__ = __gt__ = __ge__ = __lt__
-def f(): return All()
-""",
-    "assert abs(f() - 42) < 1e-6",
-  ),
-  "an object that holds all": (
-    """
-class All:
-  def __contains__(self, other): return True
-  def __lt__(self, other): return True
-  def __iter__(self): return iter(())
-def f(): return All()
-""",
-    "assert 42 in f()",
-  ),
-}
-
 
 def programs(home: str, port: int) -> list[tuple[str, str, str]]:
   """Name, program and tests of each.
@@ -344,8 +254,10 @@ def programs(home: str, port: int) -> list[tuple[str, str, str]]:
     port: of the host, at which a server listens.
   """
 
-  def filled(text):
-    return _FORGE + text.replace("HOME", home).replace("PORT", str(port))
-
-  plain = [(name, filled(text), ASSERT) for name, text in _ATTACKS.items()]
-  return plain + [(name, *both) for name, both in _OBJECTS.items()]
+  values = {"HOME": home, "PORT": port}
+  found = []
+  for name, text in (_ATTACKS | cheating.ATTACKS).items():
+    for word, value in values.items():
+      text = text.replace(word, str(value))
+    found.append((name, cheating.FORGE + text, cheating.ASSERT))
+  return found + [(name, *both) for name, both in cheating.OBJECTS.items()]

@@ -67,14 +67,14 @@ MUTANTS = [
   ),
   Mutant(
     "an object may say that it equals the answer",
-    "mtp_jax/evaluate/checker.py",
+    "mtp_jax/evaluate/isolation/checker.py",
     "if not (with_plain or isinstance(args[0], Remote)):",
     "if False:",
     "test_sandbox.py::test_no_hostile_program_passes",
   ),
   Mutant(
     "a program may define the builtins of its tests",
-    "mtp_jax/evaluate/checker.py",
+    "mtp_jax/evaluate/isolation/checker.py",
     "n in replaced or not hasattr(builtins, n)",
     "True",
     "test_sandbox.py::test_a_builtin_is_pythons_unless_it_is_replaced",
@@ -92,6 +92,20 @@ MUTANTS = [
     "places = np.arange(k)",
     "places = np.arange(1, k + 1)",
     "test_pass_at_k.py::test_equals_all_choices",
+  ),
+  Mutant(
+    "a program may make files that no folder has",
+    "mtp_jax/evaluate/isolation/seccomp.py",
+    '"memfd_create": (319, 279),',
+    "",
+    "test_sandbox.py::test_no_hostile_program_passes",
+  ),
+  Mutant(
+    "a program may clone itself into a user namespace",
+    "mtp_jax/evaluate/isolation/seccomp.py",
+    "_NAMESPACES = 0x7E020000",
+    "_NAMESPACES = 0x6E020000",
+    "test_seccomp.py::test_what_the_filter_says",
   ),
   Mutant(
     "a verdict counts without the nonce",

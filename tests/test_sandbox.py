@@ -11,6 +11,7 @@ import time
 import pytest
 
 from mtp_jax.evaluate import sandbox
+from mtp_jax.evaluate.isolation import backends, seccomp
 from tests import hostile
 
 LIMITS = sandbox.Limits(cpu=1, wall=2.0, output=1 << 12)
@@ -93,7 +94,7 @@ def attacked(box, tmp_path_factory):
 
 def test_no_hostile_program_passes(attacked):
   verdicts, *_ = attacked
-  assert len(verdicts) >= 40
+  assert len(verdicts) >= 55
   assert not [name for name, v in verdicts.items() if v.passed]
   unclear = [n for n, v in verdicts.items() if not v.error]
   assert not unclear
@@ -208,6 +209,31 @@ assert count(0) and not same([])
   assert good == sandbox.Verdict(True, "", good.seconds)
 
 
+def test_threads_processes_and_event_loops_work(box):
+  program = """
+import asyncio, os, subprocess, threading
+def by_thread():
+  found = []
+  thread = threading.Thread(target=found.append, args=(1,))
+  thread.start(); thread.join()
+  return found
+def by_process():
+  return subprocess.run(["/bin/echo", "2"], capture_output=True).stdout
+def by_loop():
+  async def later(): await asyncio.sleep(0.001); return 3
+  return asyncio.run(later())
+def spaces(names): return [os.readlink(f"/proc/self/ns/{n}") for n in names]
+"""
+  names = ["pid", "net", "ipc", "uts", "mnt"]
+  ours = [os.readlink(f"/proc/self/ns/{name}") for name in names]
+  tests = f"""
+assert by_thread() == [1] and by_process() == b"2\\n" and by_loop() == 3
+for ours, its in zip({ours}, spaces({names})): assert ours != its, ours
+"""
+  verdict = box.check(program, tests)
+  assert verdict.passed, verdict.error
+
+
 def test_a_wrong_answer_says_which_test(box):
   verdicts = box.check_all(
     [
@@ -241,11 +267,24 @@ def test_without_a_sandbox_nothing_is_run(monkeypatch):
 def test_a_sandbox_that_fails_is_passed_over(monkeypatch):
   monkeypatch.setattr(sandbox.shutil, "which", lambda name: name)
   broken = {"bwrap": lambda *_: ["false"], "unshare": lambda *_: []}
-  monkeypatch.setattr(sandbox, "_BACKENDS", broken)
+  monkeypatch.setattr(backends, "COMMANDS", broken)
   assert sandbox.find() == "unshare"
   broken["unshare"] = broken["bwrap"]
   with pytest.raises(ValueError, match="bwrap fails .ended without a verdict"):
     sandbox.find()
+  broken["none"] = broken["bwrap"]
+  with pytest.raises(ValueError, match="none fails .ended without a verdict"):
+    sandbox.find(allow_unsandboxed_execution=True)
+
+
+def test_a_machine_whose_calls_are_not_known_is_refused(monkeypatch):
+  with pytest.raises(ValueError, match="for riscv64, only for x86_64, aarch64"):
+    seccomp.assemble("riscv64")
+  monkeypatch.setattr(seccomp.platform, "machine", lambda: "riscv64")
+  monkeypatch.setattr(sandbox.shutil, "which", lambda name: name)
+  with pytest.raises(ValueError, match="bwrap fails .no filter of system call"):
+    sandbox.find()
+  assert sandbox.find(allow_unsandboxed_execution=True) == "none"
 
 
 def test_a_verdict_needs_the_nonce(monkeypatch):

@@ -9,12 +9,12 @@ processes. The kernel is the host's: this is no virtual machine.
 Backends, in this order: bubblewrap (`bwrap`), util-linux (`unshare`). Without
 either, nothing is run unless the caller says so.
 
-The verdict is a nonce, which the checker (`checker`) writes once the tests have
-run. The program is in another process, which never sees the nonce, the tests or
-the outputs wanted; its exit code says nothing. What no sandbox can judge: a
-program that computes the right answers to the tests by heart; and an object of
-the program's own class compares, hashes and iterates as the program wants. It
-never equals a plain value.
+The verdict is a nonce, which the checker (`isolation.checker`) writes once the
+tests have run. The program is in another process, which never sees the nonce,
+the tests or the outputs wanted; its exit code says nothing. What no sandbox can
+judge: a program that computes the right answers to the tests by heart; and an
+object of the program's own class compares, hashes and iterates as the program
+wants. It never equals a plain value.
 """
 
 import contextlib
@@ -24,30 +24,42 @@ import math
 import os
 import pathlib
 import secrets
-import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from concurrent import futures
 
+from mtp_jax.evaluate import isolation
+from mtp_jax.evaluate.isolation import backends, seccomp
+
 FLAG = "--allow_unsandboxed_execution"
 NO_VERDICT = "ended without a verdict"
-_CHECKER = pathlib.Path(__file__).with_name("checker.py")
 _FILES = 32  # open in each process
 _START = 5.0  # seconds that a sandbox may take to begin and to end
+# What the interpreter in a sandbox runs: these modules, and then the checker.
+_SOURCES = ("messages", "untrusted", "checker")
+_RUN = f"""
+import sys
+def add(name, source=""):
+  module = sys.modules[name] = type(sys)(name)
+  package, _, last = name.rpartition(".")
+  if package: setattr(sys.modules[package], last, module)
+  exec(compile(source, name, "exec"), module.__dict__)
+add("mtp_jax"), add("mtp_jax.evaluate"), add("{isolation.__name__}")
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
   """What a program may use.
 
-  At worst it takes processes times memory. Files in memory, which
-  `os.memfd_create` makes, and System V segments come on top: at most `_FILES`
-  of `file` bytes in each process, and without a limit. Only a control group
-  would bound them.
+  At worst it takes processes times memory and twice `file`; pipes and sockets
+  add 200 MB by Linux's defaults. `isolation.seccomp` denies calls that would
+  hold more. One way is open: bubblewrap does not limit the number of files, and
+  empty ones can take a sixth of the machine's memory. A control group bounds
+  the sum of all, as in `systemd-run --scope -p MemoryMax=8G python ...`.
   """
 
   cpu: int = 3  # seconds, of each of its processes
@@ -111,8 +123,11 @@ class Sandbox:
         "RLIMIT_CORE": 0,
       },
     }
-    # Without a sandbox the processes of the user's other programs would count.
-    if self.backend != "none":
+    if self.backend == "none":
+      job["filter"] = ""
+    else:
+      job["filter"] = seccomp.assemble().hex()
+      # Without a sandbox the user's other processes would count.
       job["limits"]["RLIMIT_NPROC"] = self.limits.processes
     secret = {"nonce": secrets.token_hex(16)}
     wall = self.limits.wall
@@ -153,7 +168,9 @@ class Sandbox:
     job |= {"uid": (1 << 30) + secrets.randbelow(1 << 29) if root else 0}
     data = _message(job) + _message(secret)
     with tempfile.TemporaryDirectory() as folder:
-      command = _BACKENDS[self.backend](pathlib.Path(folder), self.limits)
+      command = backends.COMMANDS[self.backend](
+        pathlib.Path(folder), 2 * self.limits.file
+      )
       process = subprocess.Popen(
         [*command, *_python()],
         stdin=subprocess.PIPE,
@@ -184,16 +201,17 @@ def find(*, allow_unsandboxed_execution: bool = False) -> str:
     ValueError: none does; says why, and what to do.
   """
   reasons = []
-  for name in ("bwrap", "unshare"):
-    if not shutil.which(name):
+  for name in ("bwrap", "unshare", "none")[: 2 + allow_unsandboxed_execution]:
+    if name != "none" and not shutil.which(name):
       reasons.append(f"{name} is not installed")
       continue
-    verdict = Sandbox(name).check("def f(): return 1", "assert f() == 1")
-    if verdict.passed:
+    try:
+      error = Sandbox(name).check("def f(): return 1", "assert f() == 1").error
+    except ValueError as refused:
+      error = str(refused)
+    if not error:
       return name
-    reasons.append(f"{name} fails ({verdict.error})")
-  if allow_unsandboxed_execution:
-    return "none"
+    reasons.append(f"{name} fails ({error})")
   raise ValueError(
     f"no sandbox for the programs that a model wrote: {'; '.join(reasons)}. "
     f"Install bubblewrap (Debian: apt install bubblewrap), or give {FLAG}, "
@@ -243,12 +261,12 @@ def _message(value) -> bytes:
 
 def _python() -> list[str]:
   """The interpreter, without packages, running the checker."""
-  source = _CHECKER.read_text(encoding="utf-8")
-  return [_interpreter(), "-I", "-S", "-B", "-c", source]
-
-
-def _interpreter() -> str:
-  return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+  name, lines = isolation.__name__, [_RUN]
+  for module in _SOURCES:
+    path = pathlib.Path(isolation.__file__).with_name(f"{module}.py")
+    lines.append(f"add('{name}.{module}', {path.read_text('utf-8')!r})")
+  lines.append(f"sys.modules['{name}.checker'].main()")
+  return [backends.interpreter(), "-I", "-S", "-B", "-c", "\n".join(lines)]
 
 
 def _kill(process) -> None:
@@ -257,86 +275,3 @@ def _kill(process) -> None:
     os.killpg(process.pid, 9)
   process.kill()
   process.communicate()
-
-
-def _folders() -> list[str]:
-  """What a program may read."""
-  prefix = os.path.realpath(sys.base_prefix)
-  folders = ["/usr"] if prefix.startswith("/usr") else ["/usr", prefix]
-  links = [f"/{name}" for name in ("bin", "lib", "lib32", "lib64")]
-  return [f for f in (*folders, *links) if os.path.exists(f)]
-
-
-def _bwrap(folder: pathlib.Path, limits: Limits) -> list[str]:
-  del folder
-  command = shlex.split(
-    "bwrap --unshare-pid --unshare-net --unshare-ipc --unshare-uts "
-    "--unshare-cgroup-try --die-with-parent --new-session --cap-drop ALL "
-    "--clearenv --setenv HOME /tmp --setenv LANG C.UTF-8"
-  )
-  # Process 1 has to end with bwrap, and holds the checker's descriptors. As
-  # root it is bwrap's own process, since the checker becomes another user, and
-  # Linux then forgets that it should end with its parent. Another user cannot
-  # read its descriptors. Without root, process 1 is the checker.
-  if os.geteuid() == 0:
-    command += shlex.split("--cap-add CAP_SETUID --cap-add CAP_SETGID")
-  else:
-    command += ["--as-pid-1"]
-  for name in _folders():
-    if os.path.islink(name):
-      command += ["--symlink", os.readlink(name), name]
-      continue
-    for parent in reversed(pathlib.Path(name).parents[:-1]):
-      command += ["--perms", "0755", "--dir", str(parent)]
-    command += ["--ro-bind", name, name]
-  size = 2 * limits.file
-  command += shlex.split(
-    f"--proc /proc --dev /dev --perms 1777 --size {size} --tmpfs /tmp "
-    "--remount-ro /dev --remount-ro / --chdir /tmp --"
-  )
-  return command
-
-
-def _unshare(folder: pathlib.Path, limits: Limits) -> list[str]:
-  """The same by mount and pivot_root, which takes twice as long."""
-  root = os.geteuid() == 0
-  lines = ["set -e", f"mount -t tmpfs -o mode=755,size=64k tmpfs {folder}"]
-  lines += [f"cd {folder}", "mkdir proc dev tmp old"]
-  for name in _folders():
-    inside = shlex.quote(f".{name}")
-    if os.path.islink(name):
-      lines.append(f"ln -s {shlex.quote(os.readlink(name))} {inside}")
-      continue
-    lines.append(f"mkdir -p {inside}")
-    lines.append(f"mount --rbind {shlex.quote(name)} {inside}")
-    lines.append(f"mount -o remount,bind,ro {inside}")
-  for name in ("null", "zero", "urandom", "random"):
-    lines.append(f"touch dev/{name}; mount --bind /dev/{name} dev/{name}")
-  lines += [
-    "mount -t proc proc proc",
-    f"mount -t tmpfs -o mode=1777,size={2 * limits.file} tmpfs tmp",
-    "pivot_root . old",
-    "umount -l /old; rmdir /old",
-    "mount -o remount,bind,ro /",
-    "cd /tmp",
-    "export HOME=/tmp",
-  ]
-  # As in `_bwrap`: process 1 is this shell, or else the checker.
-  keep, run = (",+setuid,+setgid", "") if root else ("", "exec ")
-  lines.append(
-    f"{run}setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{keep} "
-    '"$@"'
-  )
-  command = "setpriv --pdeathsig KILL unshare --mount --pid --net --ipc --uts "
-  command += "--fork --kill-child=KILL"
-  if not root:
-    command += " --map-root-user"
-  return [*shlex.split(command), "sh", "-c", "\n".join(lines), "sh"]
-
-
-def _none(folder: pathlib.Path, limits: Limits) -> list[str]:
-  del folder, limits
-  return []
-
-
-_BACKENDS = {"bwrap": _bwrap, "unshare": _unshare, "none": _none}
