@@ -1,4 +1,4 @@
-"""The README is true: its map is the tree, its commands and its code run."""
+"""The pages are true: the map is the tree, the commands and the code run."""
 
 import json
 import pathlib
@@ -14,8 +14,15 @@ from mtp_jax import tokenizer
 from tests import parameters
 
 ROOT = pathlib.Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-SMALL = [  # what makes a run of the README's commands take seconds
+README = (ROOT / "README.md").read_text("utf-8")
+EXPERIMENTS = (ROOT / "experiments" / "README.md").read_text("utf-8")
+PROGRAMS = EXPERIMENTS.partition("## Claims")[0]
+PAGES = [
+  path.relative_to(ROOT).as_posix()
+  for pages in ("*.md", "tests/*.md", "configs/**/*.md", "experiments/**/*.md")
+  for path in ROOT.glob(pages)
+]
+SMALL = [  # what makes a run of the pages' commands take seconds
   f"--config.{setting}"
   for setting in (
     "model.width=16 model.mlp=24 model.layers=1 model.n_future=4 "
@@ -26,13 +33,18 @@ SMALL = [  # what makes a run of the README's commands take seconds
 ]
 
 
-def blocks(language):
-  found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+def slug(title):
+  """The anchor that GitHub gives a heading."""
+  return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def blocks(language, page=README):
+  found = re.findall(r"^```(\w*)\n(.*?)^```$", page, re.M | re.S)
   return [text for name, text in found if name == language]
 
 
 def commands():
-  text = "\n".join(blocks("")).replace("\\\n", " ")
+  text = "\n".join(blocks("", README + PROGRAMS)).replace("\\\n", " ")
   lines = [s for s in text.splitlines() if s.startswith("python -m ")]
   return [shlex.split(line, comments=True) for line in lines]
 
@@ -45,24 +57,40 @@ def mapped():
     names = re.split(r"\s{2,}", line.strip())[0].split()
     indent = len(line) - len(line.lstrip())
     paths = [above.get(indent, "") + name for name in names]
-    above[indent + 2] = paths[0]
+    above[indent + 2] = paths[-1]
     found |= set(paths)
   return found
 
 
 def test_the_map_is_the_tree():
-  """Every folder, and the modules that lie directly in a package."""
+  """The README's map has the folders, but for those of single experiments."""
   tree = set()
   for top in ("configs", "experiments", "mtp_jax", "tests"):
-    tree.add(f"{top}/")
     for path in (ROOT / top).rglob("*.*"):
-      folder = path.relative_to(ROOT).parent.as_posix()
-      if path.suffix in (".py", ".sh", ".ipynb") and folder != top:
-        tree.add(f"{folder}/")
-  for top in ("experiments", "mtp_jax"):
-    files = (ROOT / top).glob("*.py")
-    tree |= {f"{top}/{f.name}" for f in files if f.name != "__init__.py"}
+      folder = path.relative_to(ROOT).parent
+      inside = folder.parent.name in ("claims", "engineering")
+      if path.suffix in (".py", ".sh", ".ipynb") and not inside:
+        tree.add(f"{folder.as_posix()}/")
   assert mapped() == tree
+
+
+def test_the_page_of_experiments_has_programs_and_measurements():
+  """`test_every_claim_is_in_the_table` looks for the claims."""
+  here = ROOT / "experiments"
+  files = {f.stem for f in here.glob("*.py")} - {"__init__"}
+  assert set(re.findall(r"^\| `(\w+)` \|", PROGRAMS, re.M)) == files
+  linked = set(re.findall(r"\]\(([\w/]+/README\.md)", EXPERIMENTS))
+  pages = {f.relative_to(here).as_posix() for f in here.glob("*/*/README.md")}
+  assert pages <= linked
+  for link in linked:
+    assert (here / link).exists(), link
+
+
+def test_pages_are_short():
+  """A long list belongs beside what it lists."""
+  for name, lines in (("README.md", 160), ("BUILD.md", 250)):
+    text = (ROOT / name).read_text("utf-8").splitlines()
+    assert len(text) <= lines and max(map(len, text)) <= 100, name
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +119,16 @@ def run(home, arguments):
 def test_every_command_runs(home):
   found = commands()
   assert [c[2] for c in found] == [
-    "experiments.train",
-    "experiments.train_tokenizer",
-    "experiments.train",
-    "experiments.plan",
-    "experiments.tune_tree",
-    "experiments.generate",
     "experiments.generate",
     "experiments.train",
     "experiments.convert",
+    "experiments.train",
+    "experiments.tune_tree",
+    "experiments.generate",
     "experiments.evaluate",
+    "experiments.train_tokenizer",
+    "experiments.train",
+    "experiments.plan",
   ]
   for _, *arguments in found:
     if "--init=llama" in arguments:
@@ -160,13 +188,22 @@ def test_the_demo_counts_what_is_repeated(text, words, times):
   assert report.most_repeats(text, words) == times
 
 
-def test_build_names_tests_that_exist():
-  text = (ROOT / "BUILD.md").read_text(encoding="utf-8")
+def test_promises_name_tests_that_exist():
+  text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
   files = [*(ROOT / "tests").glob("test_*.py")]
   known = {f.name for f in files}
   for file in files:
     known |= set(re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.M))
   named = set(re.findall(r"`(test_\w+(?:\.py)?)`", text))
   assert len(named) > 30 and named <= known, named - known
-  for link in re.findall(r"\]\(([\w/.]+)", text):
-    assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+  text = (ROOT / name).read_text(encoding="utf-8")
+  for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+    there = (ROOT / name).parent / link if link else ROOT / name
+    assert there.exists(), link
+    if anchor:
+      titles = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.M)
+      assert anchor in [slug(title) for title in titles], (link, anchor)
