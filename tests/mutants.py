@@ -559,11 +559,11 @@ MUTANTS = [
     "test_likelihood.py::test_equals_whole_passes",
   ),
   Mutant(
-    "a word of ROUGE-Lsum counts more often than both texts have it",
+    "ROUGE takes the summary for the reference",
     "mtp_jax/evaluate/rouge.py",
-    "counts[line[i]] -= 1",
-    "counts[line[i]] -= 0",
-    "test_summaries.py::test_rouge_equals_rouge_score",
+    "scorer.score(target=reference, prediction=summary)",
+    "scorer.score(target=summary, prediction=reference)",
+    "test_summaries.py::test_rouge_equals_its_definition",
   ),
   Mutant(
     "the last token of a prompt is learnt",

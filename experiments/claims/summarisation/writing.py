@@ -7,6 +7,7 @@ import mtp_jax
 from experiments.claims.finetuning import scales, ways
 from experiments.measure import sweep
 from mtp_jax import tokenizer
+from mtp_jax.evaluate import rouge
 from mtp_jax.tasks import pairs, summaries
 
 CLAIM = "summarisation"
@@ -54,15 +55,18 @@ def _measure(task, way, scale, folder, seed):
     ]
     if not file.exists():
       pairs.write(file, found)
+    held_out = summaries.take(
+      summaries.split(found, _HELD_OUT)[1], scale.problems
+    )
+    rouge.check([pair.answer for pair in held_out])  # before hours of training
     data = pairs.data(file, loss_on="answer", held_out=_HELD_OUT)
     net = ways.finetuned(
       way, scale.before, scale.after(data), seed, folder, place
     )
-    held_out = summaries.split(found, _HELD_OUT)[1]
     written = summaries.evaluate(
       mtp_jax.lay_out(net, codec.vocab),
       codec,
-      summaries.take(held_out, scale.problems),
+      held_out,
       max_new=_LONGEST + 1,
       rows=min(scale.rows, scale.problems),
     )
