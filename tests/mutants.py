@@ -47,8 +47,8 @@ MUTANTS = [
   Mutant(
     "a run of a sweep that was cut short counts as finished",
     "experiments/measure/sweep.py",
-    "finished = {_key(row) for row in rows if row.metric == _LAST}",
-    "finished = {_key(row) for row in rows}",
+    "return {_key(row) for row in rows if row.metric == _LAST}",
+    "return {_key(row) for row in rows}",
     "test_sweep.py::test_a_sweep_resumes",
   ),
   Mutant(
@@ -57,6 +57,13 @@ MUTANTS = [
     'data={"seed": cfg.data.seed + _NEW_ORDER}',
     'data={"seed": cfg.data.seed}',
     "test_ways.py::test_heads_added_or_pretrained_have_one_shape",
+  ),
+  Mutant(
+    "a table shows a run that was cut short",
+    "experiments/measure/sweep.py",
+    "return [row for row in rows if _key(row) in ended]",
+    "return [row for row in rows if ended]",
+    "test_sweep.py::test_runs_that_were_cut_are_in_no_table",
   ),
   Mutant(
     "a table has one seed instead of their mean",

@@ -66,6 +66,41 @@ def test_a_sweep_resumes(tmp_path):
   assert len(sweep.read(tmp_path)) == 6
 
 
+def test_runs_that_were_cut_are_in_no_table(tmp_path, monkeypatch):
+  """Of two runs one was cut; every claim reads rows through `finished`."""
+  sweep.run(runs([], seeds=(0,)), tmp_path)
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run(runs([], (0.5, KeyboardInterrupt()), seeds=(1,)), tmp_path)
+  rows = sweep.read(tmp_path)
+  assert [row.seed for row in rows] == [0, 0, 0, 1]
+  assert sweep.finished(rows) == rows[:3]
+  monkeypatch.setattr(plots, "curves", lambda *_, **__: None)
+  asked = []
+  monkeypatch.setattr(
+    sweep, "finished", lambda rows: asked.append(rows) or rows
+  )
+  for name, module in claims.reports().items():
+    results = claims.ROOT / name / "results"
+    asked.clear()
+    if any(map(_is_sweep, results.glob("*.csv"))):
+      module.redraw(results)
+      assert asked, name
+
+
+def _is_sweep(path):
+  return "commit" in path.read_text("utf-8").partition("\n")[0]
+
+
+def test_a_figure_does_not_end_its_run(tmp_path):
+  def measure(folder):
+    yield sweep.Figure(0, "seconds", 1.0)
+
+  one = sweep.Run("demo", "n=2", {}, 0, measure)
+  (why,) = sweep.run([one], tmp_path).failed.values()
+  assert "a figure is named 'seconds', which ends a run's rows" in why
+  assert sweep.read(tmp_path) == []
+
+
 def test_what_another_sweep_wrote_stays(tmp_path):
   sweep.run(runs([]), tmp_path)
   kept = sweep.read(tmp_path)

@@ -30,7 +30,7 @@ def start(runs: Callable[[str], list[sweep.Run]]) -> None:
   def main(_: list[str]) -> None:
     folder = output.value
     print(sweep.run(runs(scale.value), folder, minutes.value))
-    print(table(sweep.read(folder)))
+    print(table(sweep.finished(sweep.read(folder))))
 
   program.start(main)
 
@@ -50,7 +50,7 @@ def table(rows: Sequence[sweep.Row]) -> str:
 
 def redraw(results: pathlib.Path) -> str:
   """Draws head 1's loss and the speed by training step; returns the table."""
-  rows = sweep.read(results)
+  rows = sweep.finished(sweep.read(results))
   claim = rows[0].claim
   for metric, title in COLUMNS.items():
     kept = [row for row in rows if row.metric == metric]

@@ -40,7 +40,8 @@ class Figure(NamedTuple):
 class Run:
   """A run of a sweep: what distinguishes it, and how it is measured.
 
-  `name` and `seed` together name the run within a claim.
+  `name` and `seed` together name the run within a claim. No figure is named
+  "seconds": that row ends a finished run.
   """
 
   claim: str
@@ -124,11 +125,11 @@ def run(
   """
   begin, outcome = time.monotonic(), Outcome()
   folder.mkdir(parents=True, exist_ok=True)
-  finished = _check(runs, folder)
+  ended = _check(runs, folder)
   constant = _constant_columns()
   for i, one in enumerate(runs):
     name = _title(one)
-    if _key(one) in finished:
+    if _key(one) in ended:
       outcome.skipped.append(name)
       continue
     if time.monotonic() - begin > 60 * minutes:
@@ -195,8 +196,17 @@ def read(path: pathlib.Path) -> list[Row]:
   return rows
 
 
+def finished(rows: Sequence[Row]) -> list[Row]:
+  """The rows of runs that were not cut short: what a table may show."""
+  ended = _ended(rows)
+  return [row for row in rows if _key(row) in ended]
+
+
 def origin(rows: Sequence[Row]) -> str:
-  """One line for a README: hardware, date, versions, commit, time in all."""
+  """One line for a README: hardware, date, versions, commit, time in all.
+
+  The time of a run that was resumed is that of its last start.
+  """
   parts = [
     "; ".join(dict.fromkeys(getattr(row, name) for row in rows))
     for name in ("hardware", "date", "versions", "commit")
@@ -234,6 +244,11 @@ def _measure(one, folder, constant):
 
     with contextlib.redirect_stdout(log):
       for step, metric, value in one.measure(place):
+        if metric == _LAST:
+          raise ValueError(
+            f"a figure is named {metric!r}, which ends a run's rows: give it "
+            "another name"
+          )
         write(step, metric, value)
     write(step, _LAST, time.monotonic() - begin)
 
@@ -253,14 +268,18 @@ def _check(runs, folder) -> set:
         f"{folder} has {row.run}, seed {row.seed}, with {row.overrides}, and "
         f"{wanted} is asked for: name another --output"
       )
-  finished = {_key(row) for row in rows if row.metric == _LAST}
-  kept = [r for r in rows if _key(r) in finished or _key(r) not in asked]
+  ended = _ended(rows)
+  kept = [r for r in rows if _key(r) in ended or _key(r) not in asked]
   text = [r._asdict() | {"overrides": _text(r.overrides)} for r in kept]
   if text:
     study.write_csv(folder / FILE, text)
   else:
     logs.write_whole(folder / FILE, ",".join(_COLUMNS) + "\n")
-  return finished
+  return ended
+
+
+def _ended(rows) -> set:
+  return {_key(row) for row in rows if row.metric == _LAST}
 
 
 def _key(one: Run | Row) -> tuple[str, str, int]:

@@ -38,9 +38,7 @@ def _setting(row):
 
 
 def _section(path):
-  rows = sweep.read(path)
-  finished = {(r.run, r.seed) for r in rows if r.metric == "seconds"}
-  rows = [row for row in rows if (row.run, row.seed) in finished]
+  rows = sweep.finished(sweep.read(path))
   panels = final(rows)
   if not panels:
     return ""

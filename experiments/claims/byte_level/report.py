@@ -11,7 +11,7 @@ _SPEED = "tokens per forward k="
 def redraw(results: pathlib.Path) -> str:
   """As `byte_sweeps.redraw`, with tokens per forward by heads used."""
   text = byte_sweeps.redraw(results)
-  rows = byte_sweeps.final(sweep.read(results))
+  rows = byte_sweeps.final(sweep.finished(sweep.read(results)))
   lines = plots.group(
     [row for row in rows if row.metric.startswith(_SPEED)],
     lambda row: row.run,

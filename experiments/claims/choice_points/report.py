@@ -23,7 +23,7 @@ def table(rows: Sequence[sweep.Row]) -> str:
 
 def redraw(results: pathlib.Path) -> str:
   """Draws the ratios by n, and returns the table."""
-  rows = sweep.read(results)
+  rows = sweep.finished(sweep.read(results))
   heads = sorted({row.overrides["n"] for row in rows})
   panels = {}
   for metric, title in RATIOS.items():

@@ -26,7 +26,7 @@ def tables(rows: list[sweep.Row]) -> str:
 
 def redraw(results: pathlib.Path) -> str:
   """Draws `results`/pass_at_k.png; returns the table."""
-  rows = sweep.read(results)
+  rows = sweep.finished(sweep.read(results))
   plots.curves(
     results / "pass_at_k.png",
     {"held-out functions": lines(rows, "oracle")},

@@ -44,7 +44,7 @@ def main(_: list[str]) -> None:
     _MODEL.value, sound, box, scales.SCALES[_SCALE.value], folder, _SEED.value
   )
   print(sweep.run(answers.runs(work), folder, _MINUTES.value))
-  print(report.table(sweep.read(folder)))
+  print(report.table(sweep.finished(sweep.read(folder))))
 
 
 if __name__ == "__main__":

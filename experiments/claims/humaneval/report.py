@@ -44,7 +44,7 @@ def table(rows: Sequence[sweep.Row]) -> str:
 
 def redraw(results: pathlib.Path) -> str:
   """Draws pass@k by k, and returns the README's tables."""
-  rows = sweep.read(results)
+  rows = sweep.finished(sweep.read(results))
   sampled = [
     row
     for row in rows

@@ -38,7 +38,7 @@ def _label(row):
 
 
 def _section(path):
-  rows = sweep.read(path)
+  rows = sweep.finished(sweep.read(path))
   lines = best(rows)
   if not lines:
     return ""

@@ -38,7 +38,7 @@ def main(_: list[str]) -> None:
   for seed in range(scale.seeds):
     runs += [train(scale, n, seed) for n in scale.heads]
   print(sweep.run(runs, folder, _MINUTES.value))
-  print(report.tables(sweep.read(folder)))
+  print(report.tables(sweep.finished(sweep.read(folder))))
 
 
 def check_tables(count: int):

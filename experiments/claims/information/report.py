@@ -35,7 +35,7 @@ def _lines(rows, wanted):
 
 def redraw(results: pathlib.Path) -> str:
   """Draws I by place, and returns the tables."""
-  rows = sweep.read(results)
+  rows = sweep.finished(sweep.read(results))
   kept = [r for r in rows if r.metric.startswith("I where ")]
   lines = plots.group(
     kept, lambda row: row.run, lambda row: row.metric.removeprefix("I where ")

@@ -31,7 +31,7 @@ def main(_: list[str]) -> None:
   order = itertools.product(scale.graphs, scale.seeds, scale.heads)
   runs = [run(scale, *values) for values in order]
   print(sweep.run(runs, folder, _MINUTES.value))
-  print(report.table(sweep.read(folder)))
+  print(report.table(sweep.finished(sweep.read(folder))))
 
 
 def run(scale, graph, seed, n) -> sweep.Run:

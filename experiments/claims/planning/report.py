@@ -27,7 +27,7 @@ _TITLES = {"first": "first step right", "path": "whole path right"}
 
 def redraw(results: pathlib.Path) -> str:
   """Draws first-step accuracy by training step, and returns the table."""
-  rows = sweep.read(results)
+  rows = sweep.finished(sweep.read(results))
   panels = {}
   for row in rows:
     if row.metric == "first":

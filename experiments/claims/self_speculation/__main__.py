@@ -26,7 +26,8 @@ def main(_: list[str]) -> None:
   scale = scales.SCALES[_SCALE.value]
   runs = ways.runs(scale, _OUTPUT.value, _SEEDS.value or scale.seeds)
   outcome = sweep.run(runs, _OUTPUT.value, _MINUTES.value)
-  print(report.tables(sweep.read(_OUTPUT.value)))
+  rows = sweep.finished(sweep.read(_OUTPUT.value))
+  print(report.tables(rows))
   print(outcome)
 
 

@@ -30,7 +30,7 @@ def _lines(rows, metrics) -> list[plots.Line]:
 
 def redraw(results: pathlib.Path) -> str:
   """Draws `results`/accepted.png; returns the tables."""
-  rows = sweep.read(results)
+  rows = sweep.finished(sweep.read(results))
   chosen = [row for row in rows if row.metric.startswith("accepted")]
   lines = plots.group(chosen, lambda r: r.run, lambda r: int(r.metric[-1]))
   plots.curves(

@@ -32,7 +32,7 @@ def main(_: list[str]) -> None:
     scale, _OUTPUT.value, _SEEDS.value or scale.seeds, _TASKS.value
   )
   outcome = sweep.run(runs, _OUTPUT.value, _MINUTES.value)
-  rows = sweep.read(_OUTPUT.value)
+  rows = sweep.finished(sweep.read(_OUTPUT.value))
   print(report.tables([r for r in rows if r.claim == writing.CLAIM]))
   print(outcome)
 

@@ -30,7 +30,7 @@ def tables(rows: list[sweep.Row]) -> str:
 
 def redraw(results: pathlib.Path) -> str:
   """Draws `results`/rouge.png; returns the tables."""
-  rows = sweep.read(results)
+  rows = sweep.finished(sweep.read(results))
   tasks = list(dict.fromkeys(row.overrides["task"] for row in rows))
   plots.curves(
     results / "rouge.png",
