@@ -1,5 +1,6 @@
 """`experiments.claims.training_time`: ratios of measured steps."""
 
+from configs.paper import scaling
 from experiments.claims.training_time import __main__ as program
 from experiments.claims.training_time import report
 from experiments.measure import study
@@ -30,6 +31,11 @@ def test_steps_are_found_with_their_machine(tmp_path):
   # That of B has no n=1 beside it.
   (line,) = report.table(tmp_path).splitlines()[2:]
   assert line == "| 1 x A | 0.3B | 4 | 1.22 | 1.50 | 4.00 | 1.00 |"
+
+
+def test_every_size_of_the_paper_has_its_time():
+  wanted = {(size, n) for size in scaling.STEPS for n in (2, 4)}
+  assert set(report.PAPER) == wanted
 
 
 def test_the_measured_steps_are_in_the_table():

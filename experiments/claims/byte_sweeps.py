@@ -48,9 +48,8 @@ def table(rows: Sequence[sweep.Row]) -> str:
   return plots.table(lines, "model", "{:.3f}")
 
 
-def redraw(results: pathlib.Path) -> str:
-  """Draws head 1's loss and the speed by training step; returns the table."""
-  rows = sweep.finished(sweep.read(results))
+def draw(rows: Sequence[sweep.Row], results: pathlib.Path) -> None:
+  """Draws head 1's loss and the speed by training step."""
   claim = rows[0].claim
   for metric, title in COLUMNS.items():
     kept = [row for row in rows if row.metric == metric]
@@ -59,4 +58,10 @@ def redraw(results: pathlib.Path) -> str:
     plots.curves(
       results / f"{claim}_{name}.png", {claim: lines}, ("step", title)
     )
-  return table(rows)
+
+
+def redraw(results: pathlib.Path) -> str:
+  """Draws the pictures; returns the table, and where the runs were made."""
+  rows = sweep.finished(sweep.read(results))
+  draw(rows, results)
+  return f"{table(rows)}\n{sweep.origin(rows)}.\n"

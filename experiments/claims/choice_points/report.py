@@ -34,4 +34,4 @@ def redraw(results: pathlib.Path) -> str:
     )
   labels = "n, heads", "choice points over idle transitions"
   plots.curves(results / "choice_points.png", panels, labels)
-  return table(rows)
+  return f"{table(rows)}\n{sweep.origin(rows)}.\n"

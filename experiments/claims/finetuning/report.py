@@ -33,4 +33,4 @@ def redraw(results: pathlib.Path) -> str:
     ("k", "pass@k, best temperature"),
     log_x=True,
   )
-  return tables(rows)
+  return f"{tables(rows)}\n{sweep.origin(rows)}.\n"

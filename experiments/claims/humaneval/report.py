@@ -57,7 +57,7 @@ def redraw(results: pathlib.Path) -> str:
   plots.curves(
     results / "humaneval.png", {"HumanEval": lines}, ("k", "pass@k"), log_x=True
   )
-  return table(rows)
+  return f"{table(rows)}\n\n{sweep.origin(rows)}.\n"
 
 
 def _line(*cells) -> str:

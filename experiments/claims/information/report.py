@@ -45,4 +45,4 @@ def redraw(results: pathlib.Path) -> str:
     {"Relative mutual information of the next two bytes": lines},
     ("where the next byte stands", "bits"),
   )
-  return tables(rows)
+  return f"{tables(rows)}\n{sweep.origin(rows)}.\n"

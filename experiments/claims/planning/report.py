@@ -42,4 +42,4 @@ def redraw(results: pathlib.Path) -> str:
   plots.curves(
     results / "planning.png", panels, ("training step", "first step right")
   )
-  return table(rows)
+  return f"{table(rows)}\n{sweep.origin(rows)}.\n"

@@ -38,4 +38,4 @@ def redraw(results: pathlib.Path) -> str:
     {"Greedy texts": lines},
     ("head", "share of passes that accept its draft"),
   )
-  return tables(rows)
+  return f"{tables(rows)}\n{sweep.origin(rows)}.\n"

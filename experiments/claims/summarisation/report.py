@@ -37,4 +37,4 @@ def redraw(results: pathlib.Path) -> str:
     {task: lines(rows, task) for task in tasks},
     ("measure", "F1"),
   )
-  return tables(rows)
+  return f"{tables(rows)}\n{sweep.origin(rows)}.\n"
