@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import re
 
 import pytest
 
@@ -87,3 +88,18 @@ def test_the_page_of_names_is_right(tmp_path, monkeypatch):
   page = doctest.DocTestParser().get_doctest(text, {}, "API.md", None, 0)
   assert len(page.examples) > 30
   assert not failures([page])
+
+
+def test_the_table_of_names_has_what_exists():
+  """Its first column: paths below mtp_jax; a second one may leave some out."""
+  text = (ROOT / "API.md").read_text(encoding="utf-8")
+  cells = re.findall(r"^\| (`.*?) \|", text, re.M)
+  assert len(cells) > 20
+  for cell in cells:
+    where = ""
+    for name in re.findall(r"`([\w.]+)", cell):
+      if name.split(".")[0] in ("net", "codec"):  # instances
+        continue
+      name = name.removeprefix("mtp_jax.")
+      assert pkgutil.resolve_name(f"mtp_jax.{where}{name}"), name
+      where = "".join(f"{part}." for part in name.split(".")[:-2])

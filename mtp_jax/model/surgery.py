@@ -173,7 +173,7 @@ def pad_vocab(net: model.Model, size: int) -> model.Model:
   all others. The new ids together then get a probability of at most their share
   of the ids, at every position: the exponential of a mean is at most the mean
   of exponentials. Zeros would have no such bound. A decoder never writes these
-  ids, if `decode.decoder.lay_out` is told the tokenizer's number of ids.
+  ids, if `mtp_jax.lay_out` is told the tokenizer's number of ids.
 
   Args:
     net: a model.
