@@ -719,6 +719,20 @@ MUTANTS = [
     "storage,",
     "test_torch_files.py::test_torchs_own_bytes_are_read",
   ),
+  Mutant(
+    "a draft in a text with noise is taken for the text's last token",
+    "experiments/demo/noise.py",
+    "positions = window.start[:, None] + depth + 1 + head",
+    "positions = window.start[:, None] + 0 * depth + 1 + head",
+    "test_demo.py::test_any_heads_and_trees_write_the_text_of_the_formula",
+  ),
+  Mutant(
+    "a draft has the noise of the token before it",
+    "experiments/demo/noise.py",
+    "ahead = jnp.arange(1, 1 + logits.shape[1])",
+    "ahead = jnp.arange(0, 0 + logits.shape[1])",
+    "test_demo.py::test_a_draft_has_the_noise_of_its_position",
+  ),
 ]
 
 

@@ -31,19 +31,22 @@ def score(net, cfg, held, batches: int) -> dict:
 
 
 def decode(
-  net, decoder, codec, prompts, *, new: int, repeats: int
+  decoders, codec, prompts, *, heads: int, new: int, repeats: int
 ) -> list[dict]:
-  """One entry per number of heads: tokens, passes, seconds, agreement."""
-  counts = range(1, net.cfg.drafting + 1)
+  """An entry for each of 1 to `heads`: tokens, passes, seconds, agreement.
 
-  def generate(heads):
+  Each prompt has a decoder, which may be the same for all.
+  """
+
+  def generate(k):
     return [
       generate_lib.generate(
-        decoder, [prompt], heads=heads, max_new=new, stop=codec.eos
+        decoder, [prompt], heads=k, max_new=new, stop=codec.eos
       )
-      for prompt in prompts
+      for decoder, prompt in zip(decoders, prompts, strict=True)
     ]
 
+  counts = range(1, heads + 1)
   calls = {k: functools.partial(generate, k) for k in counts}
   texts = {k: call() for k, call in calls.items()}  # compiles
   seconds = timing.seconds_in_turns(calls, repeats)
@@ -62,26 +65,23 @@ def decode(
         "tokens_per_second": sum(len(r.tokens[0]) for r in rows)
         / float(np.median(seconds[k])),
         "speedup": timing.median_ratio(seconds[1], seconds[k]),
-        "differences": differences(net, prompts, texts[1], rows),
+        "differences": differences(texts[1], rows),
       }
     )
   return entries
 
 
-def differences(net, prompts, ordinary, other) -> list[dict]:
-  """Where texts part, with the top-two margin of head 1 at that place."""
+def differences(ordinary, other) -> list[dict]:
+  """Where texts part, and the margin of ordinary decoding's choice there."""
   found = []
-  for i, (prompt, a, b) in enumerate(
-    zip(prompts, ordinary, other, strict=True)
-  ):
-    a, b = a.tokens[0], b.tokens[0]
-    if np.array_equal(a, b):
+  for i, (a, b) in enumerate(zip(ordinary, other, strict=True)):
+    a, b = a.texts[0], b.texts[0]
+    if np.array_equal(a.tokens, b.tokens):
       continue
-    size = min(len(a), len(b))
-    place = int(np.argmax(np.append(a[:size] != b[:size], True)))
-    before = np.array([[*prompt, *a[:place]]], np.int32)
-    best = np.sort(np.asarray(net(before)[0, 0, -1]))
+    size = min(len(a.tokens), len(b.tokens))
+    unequal = a.tokens[:size] != b.tokens[:size]
+    place = int(np.argmax(np.append(unequal, True)))
     found.append(
-      {"prompt": i, "token": place, "margin": float(best[-1] - best[-2])}
+      {"prompt": i, "token": place, "margin": float(a.margin[place])}
     )
   return found

@@ -73,11 +73,19 @@ def write(folder: pathlib.Path, result: dict, codec) -> None:
 <p>A forward pass writes its accepted drafts and one free token; both count.</p>
 <h2>Completions: ordinary, and with {last["heads"]} heads</h2>
 <p class="key">Grey: the prompt. A colour is one forward pass, deeper for more
-tokens: {key(last["heads"])}. The texts are {same}.</p>
+tokens: {key(last["heads"])}. Both are
+{kind_of_text(result)}. The texts are {same}.</p>
 {samples}
 </html>
 """
   (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def kind_of_text(result: dict) -> str:
+  """How the tokens of the texts were chosen."""
+  if not result.get("temperature"):
+    return "greedy"
+  return f"sampled at temperature {result['temperature']}, with equal noise"
 
 
 def most_repeats(text: str, words: int = 1) -> int:

@@ -16,7 +16,7 @@ import time
 from absl import flags
 
 import mtp_jax
-from experiments.demo import figures, report, tables
+from experiments.demo import figures, noise, report, tables
 from experiments.measure import compare, study
 from experiments.startup import options, program
 from mtp_jax.data import pipeline
@@ -26,6 +26,9 @@ _CONFIG = options.define_config()
 _WORKDIR = options.define_path("workdir", "runs/demo", "Takes the results.")
 _PROMPTS = flags.DEFINE_integer("prompts", 8, "Held-out files to continue.")
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of a prompt.")
+_TEMPERATURE = flags.DEFINE_float(
+  "temperature", 0.5, "Of the texts; 0: greedy, which repeats itself."
+)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Timings of each, in turn.")
 _BATCHES = flags.DEFINE_integer("batches", 128, "Held-out batches to score.")
 
@@ -45,9 +48,20 @@ def main(_: list[str]) -> None:
   new = cfg.data.seq_len - _PROMPT_LEN.value
   prompts = held.excerpts(_PROMPTS.value, _PROMPT_LEN.value, cfg.data.seq_len)
   result["prompts"] = [p.tolist() for p in prompts]
-  decoder = mtp_jax.lay_out(net, codec.vocab)
+  result["temperature"] = _TEMPERATURE.value
+  decoders = noise.decoders(
+    mtp_jax.lay_out(net, codec.vocab),
+    len(prompts),
+    size=cfg.data.seq_len + cfg.model.reach,
+    temperature=_TEMPERATURE.value,
+  )
   result["decoding"] = figures.decode(
-    net, decoder, codec, result["prompts"], new=new, repeats=_REPEATS.value
+    decoders,
+    codec,
+    result["prompts"],
+    heads=cfg.model.drafting,
+    new=new,
+    repeats=_REPEATS.value,
   )
   texts = [codec.decode(t) for t in result["decoding"][0]["tokens"]]
   result["texts"] = texts

@@ -69,8 +69,8 @@ def show(result: dict, codec) -> None:
   repeats = result["most_repeats"]
   console.print(
     f"predicted on the files themselves: {predicted:.2f} tokens per forward\n"
-    "most often in a row in the texts: the same word "
-    f"{repeats[1]} times, two words {repeats[2]} times, three words "
+    f"the texts are {report.kind_of_text(result)}; most often in a row: the "
+    f"same word {repeats[1]} times, two words {repeats[2]} times, three words "
     f"{repeats[3]} times\n{result['seconds']} s since the command began",
     highlight=False,
   )

@@ -97,7 +97,12 @@ def completions(
   """What the demo's page shows: a few prompts continued with 1 to N heads."""
   prompts = [p.tolist() for p in some[:4]]
   entries = figures.decode(
-    net, decoder, codec, prompts, new=scale.new, repeats=scale.repeats
+    [decoder] * len(prompts),
+    codec,
+    prompts,
+    heads=net.cfg.drafting,
+    new=scale.new,
+    repeats=scale.repeats,
   )
   texts = [codec.decode(tokens) for tokens in entries[0]["tokens"]]
   return {
