@@ -115,6 +115,13 @@ MUTANTS = [
     "test_seccomp.py::test_what_the_filter_says",
   ),
   Mutant(
+    "what a busy machine left without time is not run again",
+    "mtp_jax/evaluate/sandbox.py",
+    "self.check(*job) if doubt(verdict.error) else verdict",
+    "verdict",
+    "test_sandbox.py::test_a_busy_machine_is_told_from_a_wrong_program",
+  ),
+  Mutant(
     "a verdict counts without the nonce",
     "mtp_jax/evaluate/sandbox.py",
     'if report["nonce"] == secret["nonce"]:',

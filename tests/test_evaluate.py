@@ -92,6 +92,9 @@ def test_the_results(finished, request_, capsys):
   assert "9 answers: 0 empty" in out and "without" not in out.lower()
   evaluation.show(result | {"sandbox": "none"})
   assert "the answers ran WITHOUT a sandbox" in capsys.readouterr().out
+  assert result["out_of_time"] == result["without_a_verdict"] == 0
+  evaluation.show(result | {"out_of_time": 2})
+  assert "2 answers out of time and 0 without" in capsys.readouterr().out
 
 
 def test_again_nothing_is_drawn(finished, request_, monkeypatch):

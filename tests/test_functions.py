@@ -74,10 +74,10 @@ def test_the_same_seed_gives_the_same():
 
 def test_they_run_in_a_sandbox():
   try:
-    box = sandbox.Sandbox(sandbox.find())
+    executor = sandbox.Sandbox(sandbox.find())
   except ValueError as error:
     pytest.skip(str(error))
-  found = box.check_all(
+  found = executor.check_all(
     [(p.program(p.solution), p.tests) for p in functions.problems(4)]
     + [(p.program("  return 0"), p.tests) for p in functions.problems(4)]
   )

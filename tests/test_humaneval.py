@@ -18,7 +18,7 @@ def finished(tmp_path_factory):
   """(work, its rows) after all runs of scale `test`."""
   home = tmp_path_factory.mktemp("humaneval")
   try:
-    box = sandbox.Sandbox(sandbox.find(), sandbox.Limits(cpu=1, wall=2.0))
+    executor = sandbox.Sandbox(sandbox.find(), sandbox.Limits(cpu=1, wall=2.0))
   except ValueError as error:
     pytest.skip(str(error))
   rows = [
@@ -33,11 +33,11 @@ def finished(tmp_path_factory):
   ]
   (home / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
   found = code.read("humaneval", home / "p.jsonl")
-  sound, lines = answers.check(box, found.problems)
+  sound, lines = answers.check(executor, found.problems)
   assert [p.name for p in sound] == ["HumanEval/1", "HumanEval/2"]
   assert lines.startswith("2 of 3 problems: the solution passes, an empty")
   assert "HumanEval/0: its own solution fails" in lines
-  work = answers.Work(home, sound, box, scales.SCALES["test"], home, 0)
+  work = answers.Work(home, sound, executor, scales.SCALES["test"], home, 0)
   # Drafts of its heads 2 and 3 are right at most places.
   wanted = np.broadcast_to(np.arange(999) % 3 + 1, (1, 999))
   work.loaded = Mock(wanted, 259, 3), tokenizer.Bytes(), "a mock"

@@ -146,7 +146,7 @@ def test_bad_settings(settings, words):
 
 
 @pytest.fixture(scope="module")
-def box():
+def executor():
   try:
     return sandbox.Sandbox(sandbox.find(), sandbox.Limits(cpu=1, wall=2.0))
   except ValueError as error:
@@ -160,10 +160,12 @@ def answers(*texts):
   ]
 
 
-def test_judged_once_and_an_empty_one_never_passes(box, tmp_path, monkeypatch):
+def test_judged_once_and_an_empty_one_never_passes(
+  executor, tmp_path, monkeypatch
+):
   path = tmp_path / "verdicts.jsonl"
   rows = answers("return 1", " \n", "return 2", "return 1", "return (")
-  first = samples.judge(box, PROBLEMS, rows[:2], path)
+  first = samples.judge(executor, PROBLEMS, rows[:2], path)
   with path.open("a") as file:
     file.write('{"task_id": "f", "temp')  # a kill
   run, check_all = [], sandbox.Sandbox.check_all
@@ -172,22 +174,22 @@ def test_judged_once_and_an_empty_one_never_passes(box, tmp_path, monkeypatch):
     "check_all",
     lambda self, jobs: run.extend(jobs) or check_all(self, jobs),
   )
-  got = samples.judge(box, PROBLEMS, rows, path)
+  got = samples.judge(executor, PROBLEMS, rows, path)
   assert [v["passed"] for v in got] == [True, False, False, True, False]
   assert got[:2] == first and got[1]["error"] == samples.EMPTY
   assert got[4]["error"].startswith("SyntaxError")
   assert len(run) == 3  # of the three that were left
-  assert samples.judge(box, PROBLEMS, rows, path) == got and len(run) == 3
-  assert got[0]["sandbox"] == box.backend
+  assert samples.judge(executor, PROBLEMS, rows, path) == got and len(run) == 3
+  assert got[0]["sandbox"] == executor.backend
   # Of other tests, a verdict says nothing.
   harder = [
     dataclasses.replace(p, tests=f"{p.tests}\nassert False") for p in PROBLEMS
   ]
-  again = samples.judge(box, harder, rows, path)
+  again = samples.judge(executor, harder, rows, path)
   assert len(run) > 3 and not any(v["passed"] for v in again)
 
 
-def test_a_solution_that_fails_is_no_problem(box):
+def test_a_solution_that_fails_is_no_problem(executor):
   def problem(name, solution, tests="assert f() == 1"):
     return code.Problem(name, "p", "def f(): ", (), tests, solution)
 
@@ -197,7 +199,7 @@ def test_a_solution_that_fails_is_no_problem(box):
     problem("unknown", None),
     code.Problem("easy", "p", "def f(): return 1", (), "assert f() == 1", ""),
   ]
-  sound, lines = samples.check_solutions(box, problems)
+  sound, lines = samples.check_solutions(executor, problems)
   assert [p.name for p in sound] == ["good", "unknown"]
   assert lines == [
     "wrong: its own solution fails: AssertionError: ",

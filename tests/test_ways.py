@@ -89,7 +89,7 @@ def test_three_ways_to_finetune(trained, tmp_path, monkeypatch):
     assert decoder.n_future in (1, 4)
     return problems
 
-  def judge(box, problems, rows, path):
+  def judge(executor, problems, rows, path):
     return [
       {"task_id": p.name, "temperature": 0.8, "passed": p.name == solved and i}
       for p in problems

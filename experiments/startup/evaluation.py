@@ -64,8 +64,8 @@ def run(request: Request) -> None:
   if heads > cfg.model.n_future:
     raise ValueError(f"--heads={heads}: the model has {cfg.model.n_future}")
   settings = dataclasses.replace(settings, heads=heads)
-  box = sandbox.Sandbox(backend)
-  problems, unsound = samples.check_solutions(box, found.problems)
+  executor = sandbox.Sandbox(backend)
+  problems, unsound = samples.check_solutions(executor, found.problems)
   left_out = found.bad + unsound
   for line in left_out:
     terminal.note(f"left out: {line}\n")
@@ -80,7 +80,8 @@ def run(request: Request) -> None:
   folder = request.output
   path = folder / "samples.jsonl"
   rows = samples.draw(decoder, codec, problems, settings, path)
-  verdicts = samples.judge(box, problems, rows, folder / "verdicts.jsonl")
+  verdicts = samples.judge(executor, problems, rows, folder / "verdicts.jsonl")
+  doubts = [sandbox.doubt(verdict["error"]) for verdict in verdicts]
   result = study.provenance(request.seed) | {
     "task": request.task,
     "model": str(request.workdir),
@@ -88,10 +89,8 @@ def run(request: Request) -> None:
     "problems": len(problems),
     "left_out": left_out,
     "samples": len(rows),
-    "without_a_verdict": sum(
-      v["error"].startswith(sandbox.NO_VERDICT) for v in verdicts
-    ),
-    "out_of_time": sum("out of time" in v["error"] for v in verdicts),
+    "without_a_verdict": doubts.count(sandbox.NO_VERDICT),
+    "out_of_time": doubts.count(sandbox.OUT_OF_TIME),
     "empty": sum(not row["completion"].strip() for row in rows),
     "cut_at_max_new": sum(not row["ended"] for row in rows),
     "with_a_near_tie": sum(row["near_ties"] > 0 for row in rows),
@@ -175,6 +174,12 @@ def show(result: dict) -> None:
     f"{result['with_a_near_tie']} with a token that rounding might change; "
     f"{len(result['left_out'])} problems left out"
   )
+  if result["without_a_verdict"] or result["out_of_time"]:
+    print(
+      f"{result['out_of_time']} answers out of time and "
+      f"{result['without_a_verdict']} without a verdict count as wrong: a busy "
+      "machine may be the reason"
+    )
   if result["sandbox"] == "none":
     print("the answers ran WITHOUT a sandbox")
 

@@ -23,6 +23,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ from mtp_jax.evaluate import isolation
 from mtp_jax.evaluate.isolation import backends, seccomp
 
 FLAG = "--allow_unsandboxed_execution"
-NO_VERDICT = "ended without a verdict"
+NO_VERDICT, OUT_OF_TIME = "ended without a verdict", "out of time"
 _FILES = 32  # open in each process
 _START = 5.0  # seconds that a sandbox may take to begin and to end
 # What the interpreter in a sandbox runs: these modules, and then the checker.
@@ -153,13 +154,19 @@ class Sandbox:
   ) -> list[Verdict]:
     """`check` of (program, tests) or (program, tests, replaced).
 
+    One of which there is `doubt` is run again, by itself.
+
     Args:
       jobs: the arguments of `check`.
       workers: so many at once; None: as many as there are cores.
     """
     workers = workers or os.cpu_count()
     with futures.ThreadPoolExecutor(workers) as pool:
-      return list(pool.map(lambda job: self.check(*job), jobs))
+      verdicts = list(pool.map(lambda job: self.check(*job), jobs))
+    return [
+      self.check(*job) if doubt(verdict.error) else verdict
+      for job, verdict in zip(jobs, verdicts, strict=True)
+    ]
 
   def _run(self, job, secret, wall):
     """(the checker's report or None, what went wrong)."""
@@ -183,7 +190,7 @@ class Sandbox:
       try:
         out, err = process.communicate(data, wall + _START)
       except subprocess.TimeoutExpired:
-        return None, "out of time"
+        return None, OUT_OF_TIME
       finally:
         _kill(process)
     with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -217,6 +224,19 @@ def find(*, allow_unsandboxed_execution: bool = False) -> str:
     f"Install bubblewrap (Debian: apt install bubblewrap), or give {FLAG}, "
     "which lets them do all that you can do"
   )
+
+
+def doubt(error: str) -> str | None:
+  """Why a verdict may be the fault of a busy machine; None: it is not.
+
+  A program whose CPU time is used up ends as "out of CPU time", however busy
+  the machine is.
+
+  Returns:
+    OUT_OF_TIME (of wall time), NO_VERDICT or None.
+  """
+  found = re.match(rf"(?:input \d+: )?({OUT_OF_TIME}|{NO_VERDICT})", error)
+  return found and found[1]
 
 
 def same_output(got: str, wanted: str) -> bool:

@@ -172,7 +172,7 @@ def draw(
 
 
 def judge(
-  box: sandbox.Sandbox,
+  executor: sandbox.Sandbox,
   problems: Sequence[code.Problem],
   rows: Iterable[dict[str, Any]],
   path: pathlib.Path,
@@ -180,7 +180,7 @@ def judge(
   """Runs the answers that a file has no verdict of; returns their verdicts.
 
   Args:
-    box: where they run.
+    executor: where they run.
     problems: of the answers.
     rows: from `draw`.
     path: JSONL. A line has the key of a sample, passed, error and the backend.
@@ -193,7 +193,7 @@ def judge(
     v
     for v in read(path)
     if (digest := digests.get(_key(v))) is None
-    or (v.get("digest"), v["sandbox"]) == (digest, box.backend)
+    or (v.get("digest"), v["sandbox"]) == (digest, executor.backend)
   ]
   done = {_key(verdict) for verdict in verdicts}
   same = collections.defaultdict(list)  # equal answers are run once
@@ -205,15 +205,17 @@ def judge(
 
     def add(job, verdict):
       for row in same[job]:
-        verdicts.append(_verdict(row, verdict, box.backend, digests[_key(row)]))
+        verdicts.append(
+          _verdict(row, verdict, executor.backend, digests[_key(row)])
+        )
         # A sandbox that failed says nothing of the answer: the next call tries
         # again.
-        if not verdict.error.startswith(sandbox.NO_VERDICT):
+        if sandbox.doubt(verdict.error) != sandbox.NO_VERDICT:
           write(verdicts[-1])
 
     for begin in range(0, len(jobs), 64):
       some = jobs[begin : begin + 64]
-      found = box.check_all([known[n].job(text) for n, text in some])
+      found = executor.check_all([known[n].job(text) for n, text in some])
       for job, verdict in zip(some, found, strict=True):
         add(job, verdict)
     for job in same.keys() - set(jobs):
@@ -223,14 +225,14 @@ def judge(
 
 
 def check_solutions(
-  box: sandbox.Sandbox, problems: Sequence[code.Problem]
+  executor: sandbox.Sandbox, problems: Sequence[code.Problem]
 ) -> tuple[list[code.Problem], list[str]]:
   """The problems whose known solution passes, and a line for each other.
 
   Those without a solution are not tested. An answer of nothing must fail.
   """
   solved = [p for p in problems if p.solution is not None]
-  found = box.check_all(
+  found = executor.check_all(
     [p.job(p.solution) for p in solved] + [p.job("") for p in problems]
   )
   why = {

@@ -75,8 +75,8 @@ def figures(
     place / "samples.jsonl",
   )
   # `find` refuses where there is no sandbox.
-  box = sandbox.Sandbox(sandbox.find(), sandbox.Limits(cpu=2, wall=20.0))
-  verdicts = samples.judge(box, problems, rows, place / "verdicts.jsonl")
+  executor = sandbox.Sandbox(sandbox.find(), sandbox.Limits(cpu=2, wall=20.0))
+  verdicts = samples.judge(executor, problems, rows, place / "verdicts.jsonl")
   right = {t: dict.fromkeys((p.name for p in problems), 0)
            for t in scale.temperatures}  # fmt: skip
   for verdict in verdicts:

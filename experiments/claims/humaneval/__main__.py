@@ -36,12 +36,17 @@ def main(_: list[str]) -> None:
   jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
   found = code.read("humaneval", _DATA.value or wheels.humaneval(folder))
-  box = sandbox.Sandbox(backend)
-  sound, lines = answers.check(box, found.problems)
+  executor = sandbox.Sandbox(backend)
+  sound, lines = answers.check(executor, found.problems)
   print("\n".join([*found.bad, lines, f"sandbox: {backend}"]), flush=True)
   study.write_json(folder / "machine.json", study.provenance(_SEED.value))
   work = answers.Work(
-    _MODEL.value, sound, box, scales.SCALES[_SCALE.value], folder, _SEED.value
+    _MODEL.value,
+    sound,
+    executor,
+    scales.SCALES[_SCALE.value],
+    folder,
+    _SEED.value,
   )
   print(sweep.run(answers.runs(work), folder, _MINUTES.value))
   print(report.table(sweep.finished(sweep.read(folder))))

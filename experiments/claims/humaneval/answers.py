@@ -24,7 +24,7 @@ class Work:
 
   model: pathlib.Path
   problems: Sequence[code.Problem]
-  box: sandbox.Sandbox
+  executor: sandbox.Sandbox
   scale: scales.Scale
   folder: pathlib.Path
   seed: int
@@ -178,7 +178,7 @@ def _right(work, problems, rows, name) -> dict[float, list[int]]:
   """Right answers of each problem, by temperature."""
   path = work.folder / f"{name}-verdicts.jsonl"
   counts = {}
-  for verdict in samples.judge(work.box, problems, rows, path):
+  for verdict in samples.judge(work.executor, problems, rows, path):
     of = counts.setdefault(verdict["temperature"], {})
     task = verdict["task_id"]
     of[task] = of.get(task, 0) + verdict["passed"]
@@ -196,8 +196,8 @@ def _scores(n, right, ks, name) -> Iterator[sweep.Figure]:
       yield sweep.Figure(0, f"pass@{k} temperature", found.temperature)
 
 
-def check(box, problems) -> tuple[list[code.Problem], str]:
+def check(executor, problems) -> tuple[list[code.Problem], str]:
   """The sound problems, and a line about solutions and empty answers."""
-  sound, bad = samples.check_solutions(box, problems)
+  sound, bad = samples.check_solutions(executor, problems)
   line = f"{len(sound)} of {len(problems)} problems: the solution passes, an "
   return sound, "\n".join([line + "empty answer does not", *bad])

@@ -14,12 +14,14 @@ object whose == is always true arrives as an object, not as the value wanted.
 import builtins
 import ctypes
 import fcntl
+import functools
 import os
 import resource
 import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 from mtp_jax.evaluate.isolation import messages, untrusted
 
@@ -35,7 +37,8 @@ def main() -> None:
     secret = messages.receive(0)
   else:
     requests, replies = os.pipe(), os.pipe()
-    if not os.fork():
+    pid = os.fork()
+    if not pid:
       os.close(requests[1])
       os.close(replies[0])
       untrusted.isolate(job)
@@ -43,7 +46,7 @@ def main() -> None:
     os.close(requests[0])
     os.close(replies[1])
     secret = messages.receive(0)
-    program = Program(requests[1], replies[0])
+    program = Program(requests[1], replies[0], lambda: finish(pid, job["cpu"]))
     report = check(secret["tests"], program, secret["replaced"])
   messages.send(1, report | {"nonce": secret["nonce"]})
   os._exit(0)
@@ -70,8 +73,11 @@ class Program:
     Failed: the program has ended, or its answer cannot be read.
   """
 
-  def __init__(self, requests: int, replies: int):
+  def __init__(
+    self, requests: int, replies: int, finish: Callable[[], str | None]
+  ):
     self._requests, self._replies = requests, replies
+    self._finish = functools.cache(finish)
 
   def load(self) -> None:
     """Runs the program's definitions."""
@@ -97,13 +103,13 @@ class Program:
     try:
       messages.send(self._requests, request)
     except BrokenPipeError:
-      raise Failed("the program ended") from None
+      raise self._ended() from None
     return self._reply()
 
   def _reply(self):
     reply = messages.receive(self._replies)
     if reply is None:
-      raise Failed("the program ended")
+      raise self._ended()
     if reply[0] == "returned":
       return messages.unpack(reply[1], self._find)
     name, text = reply[1]
@@ -115,6 +121,9 @@ class Program:
         error = Failed(f"{name}: {text}")
       raise error
     raise Failed(f"{name}: {text}")
+
+  def _ended(self):
+    return Failed(self._finish() or "the program ended")
 
   def _find(self, reference):
     kind, name = reference
@@ -241,11 +250,22 @@ def run(job: dict, text: str) -> list:
     if time.monotonic() > end:
       error = "out of time"
     time.sleep(0.001)
-  if error:
-    os.kill(pid, signal.SIGKILL)
-  code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-  if not error and code in (-signal.SIGXCPU, -signal.SIGKILL):
-    error = "out of time"
-  elif not error and code:
-    error = f"exit code {code}"
-  return [output[: job["output"]].decode("utf-8", "replace"), error]
+  ending = finish(pid, job["cpu"])
+  text = output[: job["output"]].decode("utf-8", "replace")
+  return [text, error or ending]
+
+
+def finish(pid: int, cpu: int) -> str | None:
+  """Ends a process, if it has not ended; says why it ended.
+
+  None: by itself, with exit code 0. `cpu`: the seconds that it had.
+  """
+  os.kill(pid, signal.SIGKILL)
+  _, status, used = os.wait4(pid, 0)
+  code = os.waitstatus_to_exitcode(status)
+  busy = used.ru_utime + used.ru_stime >= cpu
+  if code == -signal.SIGXCPU or (code == -signal.SIGKILL and busy):
+    return "out of CPU time"
+  if code:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+  return None
