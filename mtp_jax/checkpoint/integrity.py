@@ -34,32 +34,36 @@ def checksums(arrays: list[jax.Array]) -> list[str]:
 
 @jax.jit
 def _sums(arrays: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
-  def one(x):
-    if x.dtype == jnp.bool_:
-      x = x.astype(jnp.uint8)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-      x = jnp.stack([x.real, x.imag], -1)
-    bits = min(jax.dtypes.itemsize_bits(x.dtype), 32)
-    words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
-    words = words.astype(jnp.uint32)
-    position = jnp.zeros(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-      stride = math.prod(words.shape[axis + 1 :]) % 2**32
-      index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-      position += index * jnp.uint32(stride)
-    place = _mix(position + jnp.uint32(1))
-    first = _mix(words ^ place)
-    second = _mix(words * jnp.uint32(0x9E3779B1) + (place ^ position))
-    # One reduction for both: two would keep `place` as an array in memory.
-    zero, axes = jnp.uint32(0), tuple(range(words.ndim))
-    return jax.lax.reduce(
-      (first, second),
-      (zero, zero),
-      lambda a, b: (a[0] + b[0], a[1] + b[1]),
-      axes,
-    )
+  return [_sum(x) for x in arrays]
 
-  return [one(x) for x in arrays]
+
+# Jitted, so that it is traced once for all arrays of a shape and dtype: a
+# parameter and its moments.
+@jax.jit
+def _sum(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  if x.dtype == jnp.bool_:
+    x = x.astype(jnp.uint8)
+  if jnp.issubdtype(x.dtype, jnp.complexfloating):
+    x = jnp.stack([x.real, x.imag], -1)
+  bits = min(jax.dtypes.itemsize_bits(x.dtype), 32)
+  words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}"))
+  words = words.astype(jnp.uint32)
+  position = jnp.zeros(words.shape, jnp.uint32)
+  for axis in range(words.ndim):
+    stride = math.prod(words.shape[axis + 1 :]) % 2**32
+    index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+    position += index * jnp.uint32(stride)
+  place = _mix(position + jnp.uint32(1))
+  first = _mix(words ^ place)
+  second = _mix(words * jnp.uint32(0x9E3779B1) + (place ^ position))
+  # One reduction for both: two would keep `place` as an array in memory.
+  zero, axes = jnp.uint32(0), tuple(range(words.ndim))
+  return jax.lax.reduce(
+    (first, second),
+    (zero, zero),
+    lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    axes,
+  )
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -20,12 +20,14 @@ from mtp_jax.data import batch as batch_lib
 from mtp_jax.loss import cross_entropy
 from mtp_jax.model import attention, model
 
+BLOCK = 64  # positions whose logits are alive at once
+
 
 def measure(
   net: model.Model,
   batches: Iterable[batch_lib.Batch],
   *,
-  block: int = 64,
+  block: int = BLOCK,
   kernel: attention.Kernel = attention.xla,
 ) -> dict[str, np.ndarray]:
   """Averages of `score` over batches.
@@ -70,7 +72,7 @@ def score(
   net: model.Model,
   batch: batch_lib.Batch,
   *,
-  block: int = 64,
+  block: int = BLOCK,
   kernel: attention.Kernel = attention.xla,
 ) -> dict[str, jax.Array]:
   """Sums over one batch, from which `measure` takes means.
@@ -127,7 +129,7 @@ def tokens_per_forward(
   batches: Iterable[batch_lib.Batch],
   heads: tuple[int, ...],
   *,
-  block: int = 64,
+  block: int = BLOCK,
 ) -> dict[int, float]:
   """`measure`'s `greedy` for decoders that use the first k heads alone.
 

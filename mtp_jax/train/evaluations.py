@@ -1,12 +1,11 @@
 """Evaluations during a run: held-out measures and a sample of text."""
 
-import functools
 from collections.abc import Callable
 
 import jax
 from absl import logging
 
-from mtp_jax import config, tokenizer
+from mtp_jax import config, sharding, tokenizer
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pipeline
 from mtp_jax.decode import generate, layout
@@ -28,9 +27,14 @@ def check(
   """
   rows = cfg.data.batch // cfg.train.accumulate
   length = cfg.data.seq_len + cfg.model.reach
-  kernel = step_lib.attention_kernel(cfg.model, mesh)
-  score = functools.partial(head_measures.score, kernel=kernel)
-  jax.eval_shape(score, net, batch_lib.abstract(rows, length))
+  batch = batch_lib.abstract(rows, length, sharding.batch_sharding(mesh))
+  # With what `measure` passes: the first evaluation need not trace it again.
+  head_measures.score.eval_shape(
+    net,
+    batch,
+    block=head_measures.BLOCK,
+    kernel=step_lib.attention_kernel(cfg.model, mesh),
+  )
 
 
 class Evaluations:

@@ -44,7 +44,7 @@ def init_state(
     ValueError: an axis of a parameter does not divide by its devices, `init` is
       no model of this config, or what `train.freeze` asks for is not possible.
   """
-  make, where = _maker(cfg, mesh)
+  make, _, where = _maker(cfg, mesh)
   if init is None:
     return jax.jit(make, out_shardings=where)(jax.random.key(cfg.train.seed))
 
@@ -69,8 +69,7 @@ def init_state(
 
 def abstract_state(cfg: config.Config, mesh: jax.sharding.Mesh) -> State:
   """Shapes, dtypes and shardings of `init_state`, without making it."""
-  make, where = _maker(cfg, mesh)
-  shapes = jax.eval_shape(make, jax.random.key(0))
+  _, shapes, where = _maker(cfg, mesh)
   return jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
     shapes,
@@ -215,7 +214,7 @@ def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
     >>> metrics["nats"].shape  # one loss per head, nats per token
     (4,)
   """
-  where = _maker(cfg, mesh)[1]
+  where = _maker(cfg, mesh)[2]
   return jax.jit(
     functools.partial(train_step, cfg=cfg, mesh=mesh),
     in_shardings=(where, sharding.batch_sharding(mesh)),
@@ -237,14 +236,18 @@ def attention_kernel(
   return sharding.local(kernel, mesh, (q, kv, kv, ("batch", None)), q)
 
 
+# Cached: a run asks for it three times, and each would trace the model.
+@functools.lru_cache(maxsize=8)
 def _maker(cfg, mesh):
-  """How a State is made, and its shardings: Adam's moments too, which a bare
-  jit would leave replicated."""
+  """How a State is made, its shapes, and its shardings: Adam's moments too,
+  which a bare jit would leave replicated."""
 
+  @jax.jit
   def make(key):
     return _state(cfg, model.Model(cfg.model, key))
 
-  return make, sharding.shardings(jax.eval_shape(make, jax.random.key(0)), mesh)
+  shapes = jax.eval_shape(make, jax.random.key(0))
+  return make, shapes, sharding.shardings(shapes, mesh)
 
 
 def _state(cfg, net):
