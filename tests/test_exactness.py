@@ -165,23 +165,22 @@ def ordinary(trained):
 def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
   net, prompts = trained
   decoder = layout.lay_out(net)
+  same_width = greedy(decoder, prompts, k, MAX_NEW)
   for size in range(1, 8):
-    batch = prompts[:size]
     run = functools.partial(
       decode.generate,
       decoder,
-      batch,
+      prompts[:size],
       heads=k,
       max_new=MAX_NEW,
       cache_len=CACHE,
     )
     got = run()
-    same_width = greedy(decoder, batch, k, MAX_NEW)
-    assert [t.tolist() for t in got.tokens] == same_width
+    assert [t.tolist() for t in got.tokens] == same_width[:size]
     for row, text in enumerate(got.tokens):
       ordinary.check(row, text.tolist())
     stop = ord(" ")
-    for text, want in zip(run(stop=stop).tokens, same_width, strict=True):
+    for text, want in zip(run(stop=stop).tokens, same_width, strict=False):
       assert text.tolist() == cut(want, stop)
   ordinary.report(f"trained, k={k}")
   print(f"{got.tokens_per_forward:.3f} tokens per forward at batch 7")

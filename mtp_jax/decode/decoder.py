@@ -35,6 +35,9 @@ from mtp_jax.model import heads as heads_lib
 from mtp_jax.model import layers
 
 _static = {"static": True}
+# Within a program, layers of one shape are traced and lowered only once.
+project_kv = jax.jit(layers.Block.project_kv)
+mix = jax.jit(layers.Block.mix)
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +134,7 @@ class Transformer:
     window = window_lib.Window(cache, start, x, tree=tree, heads=heads)
     for layer, block in enumerate(self.trunk):
       window = self._write(window, layer, block, x, ctx, valid)
-      x = block.mix(x, ctx, *window.cache[layer])
+      x = mix(block, x, ctx, *window.cache[layer])
     window = dataclasses.replace(window, trunk=x)
     if tree is not None:
       heads = self._verifying(window)
@@ -226,7 +229,7 @@ class Transformer:
       x = self._read(window, i)
       window = self._write(window, layer, block, x, ctx, valid)
       if self._kind.feeds and i != window.heads[-1]:
-        x = block.mix(x, ctx, *window.cache[layer])
+        x = mix(block, x, ctx, *window.cache[layer])
         window = dataclasses.replace(window, states=window.states | {i: x})
     return window
 
@@ -236,7 +239,7 @@ class Transformer:
 
   def _write(self, window, layer, block, x, ctx, valid=None):
     """The window after one layer's K and V of x [B, W, D] are in the cache."""
-    new = cache_lib.stored(*block.project_kv(x, ctx), self.cache_dtype)
+    new = cache_lib.stored(*project_kv(block, x, ctx), self.cache_dtype)
     cache = list(window.cache)
     cache[layer] = self._put(cache[layer], new, window.start, valid)
     return dataclasses.replace(
@@ -260,7 +263,7 @@ class Transformer:
     if head in heads and not has_run:
       width = states.shape[1]
       ctx = self._context(window.start, width, at, window.cache, window.tree)
-      return layer.mix(x, ctx, *window.cache[len(self.trunk) + head])
+      return mix(layer, x, ctx, *window.cache[len(self.trunk) + head])
     return x if has_run or layer is None else layer(x, None)
 
   def _unembed(self, x, head):
