@@ -59,8 +59,9 @@ class Limits:
   At worst it takes processes times memory and twice `file`; pipes and sockets
   add 200 MB by Linux's defaults. `isolation.seccomp` denies calls that would
   hold more. One way is open: bubblewrap does not limit the number of files, and
-  empty ones can take a sixth of the machine's memory. A control group bounds
-  the sum of all, as in `systemd-run --scope -p MemoryMax=8G python ...`.
+  empty ones can take an eighth of the machine's memory. Where memory runs out,
+  Linux ends programs in a sandbox first. A control group bounds the sum of all,
+  as in `systemd-run --scope -p MemoryMax=8G python ...`.
   """
 
   cpu: int = 3  # seconds, of each of its processes
