@@ -73,11 +73,8 @@ def main(_: list[str]) -> None:
   """Draws and judges what is missing, then prints the table."""
   values = {flag.name: flag.value for flag in _FLAGS}
   is_language = values["task"] in language.TASKS
-  for name in _PROGRAMS_ALONE if is_language else ("examples",):
-    if not flags.FLAGS[name].using_default_value:
-      raise ValueError(
-        f"--{name} does nothing for --task={values['task']}: leave it out"
-      )
+  idle = _PROGRAMS_ALONE if is_language else ("examples",)
+  options.refuse_idle(idle, f"for --task={values['task']}")
   if is_language:
     return language.run(values)
   del values["examples"]

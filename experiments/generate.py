@@ -56,7 +56,7 @@ _FLAGS = [
   ),
   flags.DEFINE_multi_integer("stop_id", [], "The text ends behind this token."),
   flags.DEFINE_integer(
-    "tree", None, "Nodes of a tree of drafts from the workdir's tree.json."
+    "tree", None, "Nodes of a tree of drafts from the workdir's tree.json.", 2
   ),
   flags.DEFINE_float("temperature", 0.0, "0: greedy."),
   flags.DEFINE_integer("top_k", None, "Draw from the k likeliest."),

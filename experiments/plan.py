@@ -45,14 +45,19 @@ flags.mark_flag_as_required("topology")
 
 def main(_: list[str]) -> None:
   """Compiles the program, prints its plan and writes it as JSON if asked."""
-  cfg = _CONFIG.value.check()
+  if not _DECODE.value:
+    options.refuse_idle(["decode_batch", "cache_len"], "without --decode")
+  cfg = _CONFIG.value
   if _MODEL.value:
+    given = [f"config.{name}" for name in _CONFIG.given if "model." in name]
+    options.refuse_idle(given, "with --model, which is planned as it is")
     shape = folders.settings(_MODEL.value)[0].model
-    cfg = dataclasses.replace(cfg, model=shape)
     # What the config says of its own model's heads.
     of_heads = {"head_weights": (), "head_stages": (), "head_change": "step"}
     of_heads |= {"detach": 0}
-    cfg = cfg.replace(train=of_heads, decode={"heads": 0}).check()
+    cfg = dataclasses.replace(cfg, model=shape)
+    cfg = cfg.replace(train=of_heads, decode={"heads": 0})
+  cfg = cfg.check()
   compiler = _compiler_options(_OPTIONS.value)
   if _JSON.value:
     options.make_room(_JSON.value)

@@ -52,6 +52,7 @@ def main(_: list[str]) -> None:
 
 def _start() -> initial.Start:
   if _INIT.value is None:
+    options.refuse_idle(["init_heads"], "without --init")
     return initial.Start(_CONFIG.value.check(), None)
   return initial.choose(
     _CONFIG.value, _CONFIG.given, _INIT.value, _WORKDIR.value, _INIT_HEADS.value

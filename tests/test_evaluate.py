@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -118,7 +119,11 @@ def test_again_nothing_is_drawn(finished, request_, monkeypatch):
     ({"k": ["x"]}, "--k=x: give numbers"),
     ({"temperatures": ["hot"]}, "--temperatures=hot: give numbers"),
     ({"temperatures": ["-1"]}, "from 0 on"),
-    ({"heads": 9}, "--heads=9: the model has 1"),
+    ({"temperatures": ["nan"]}, "temperature=nan has to be"),
+    ({"top_p": 2.0}, "top_p=2.0 has to be"),
+    ({"seed": -5}, "seed=-5 is outside"),
+    ({"heads": 9}, "--heads=9: the model can draft with 1"),
+    ({"output": pathlib.Path(__file__)}, "cannot make .*: File exists"),
   ],
 )
 def test_errors_come_before_the_model_is_read(
@@ -126,6 +131,7 @@ def test_errors_come_before_the_model_is_read(
 ):
   monkeypatch.setattr(sandbox, "find", lambda **_: "none")
   monkeypatch.delattr(folders, "load")
+  monkeypatch.delattr(samples, "check_solutions")
   with pytest.raises(ValueError, match=words):
     evaluation.run(dataclasses.replace(request_, **change))
 

@@ -1,13 +1,14 @@
 """`experiments.evaluate` on summaries and on benchmarks of language."""
 
 import json
+import pathlib
 
 import pytest
 
 import mtp_jax
 from experiments.startup import language
 from mtp_jax import tokenizer
-from mtp_jax.evaluate import harness
+from mtp_jax.interchange import folders
 from mtp_jax.tasks import summaries
 from tests import parameters
 
@@ -17,8 +18,10 @@ def values(tmp_path, monkeypatch):
   """Flags; the model is random, and what it writes is chosen."""
   net = parameters.random_model("unembedding", vocab=259, n_future=2, layers=1)
 
+  cfg, codec = mtp_jax.Config(model=net.cfg), tokenizer.Bytes()
+
   def load(path, step=None):
-    return net, mtp_jax.Config(model=net.cfg), tokenizer.Bytes()
+    return net, cfg, codec
 
   def evaluate(decoder, codec, found, *, heads, max_new, rows):
     assert (heads, max_new, rows) == (2, 9, 4)
@@ -29,6 +32,7 @@ def values(tmp_path, monkeypatch):
     return summaries.Summaries(texts, scores, 1.5)
 
   monkeypatch.setattr(mtp_jax, "load", load)
+  monkeypatch.setattr(folders, "settings", lambda path, step: (cfg, codec))
   monkeypatch.setattr(summaries, "evaluate", evaluate)
   flags = dict(problems=2, max_new=9, rows=4, heads=0, seed=0, step=None)
   paths = dict(workdir=tmp_path, data=None, examples=None)
@@ -60,15 +64,24 @@ def test_built_in_summaries_are_held_out(values, monkeypatch):
   assert results(values)["summaries"] == len(held_out) < 15
 
 
-def test_what_a_task_needs(values, tmp_path, monkeypatch):
-  for task in ("xsum", "piqa"):
-    with pytest.raises(ValueError, match=f"--task={task} needs --data=FILE"):
-      language.run(values | {"task": task})
-  monkeypatch.setattr(harness, "adapter", lambda *a, **k: None)
-  pytest.importorskip("lm_eval")
-  for task, line in (
-    ("piqa", "no file"),
-    ("gsm8k", "needs a file of examples"),
-  ):
-    with pytest.raises(ValueError, match=line):
-      language.run(values | {"task": task, "data": tmp_path / "none.jsonl"})
+@pytest.mark.parametrize(
+  "change, line",
+  [
+    ({"task": "xsum"}, "--task=xsum needs --data=FILE"),
+    ({"task": "piqa"}, "--task=piqa needs --data=FILE"),
+    ({"task": "piqa", "data": "none.jsonl"}, "no file none.jsonl"),
+    ({"task": "gsm8k", "data": "none.jsonl"}, "needs a file of examples"),
+    ({"task": "man_pages", "data": "x"}, "man_pages is built in: leave out --"),
+    ({"heads": 3}, "--heads=3: the model can draft with 2"),
+    ({"seed": -5}, "seed=-5 is outside"),
+    ({"output": pathlib.Path(__file__)}, "cannot make .*: File exists"),
+    ({"task": "xsum", "data": "none.jsonl"}, "there is no file none.jsonl"),
+  ],
+)
+def test_errors_come_before_the_model_is_read(
+  values, change, line, monkeypatch
+):
+  monkeypatch.delattr(mtp_jax, "load")
+  monkeypatch.setattr(summaries, "built_in", lambda name, size: 1 / 0)
+  with pytest.raises(ValueError, match=line):
+    language.run(values | {"task": "man_pages"} | change)

@@ -9,6 +9,7 @@ import re
 import sys
 import tomllib
 
+import jax
 import pytest
 from absl import flags
 from conftest import ROOT
@@ -102,13 +103,23 @@ def test_what_is_missing_is_a_line(call, arguments, line):
     (["plan", "--cache_len=-4"], "flag --cache_len=-4: -4 is not"),
     (["plan", "--json=configs"], "configs is a folder; name a file in it"),
     (["plan", "--json=README.md/x"], "cannot make README.md: File exists"),
+    (["plan", "--cache_len=9"], "--cache_len does nothing without --decode"),
+    (["plan", "--decode_batch=9"], "--decode_batch does nothing without --d"),
+    (
+      ["plan", "--model=nowhere", "--config.model.n_future=2"],
+      "--config.model.n_future does nothing with --model, which is planned",
+    ),
+    (
+      ["train", "--init_heads=fresh"],
+      "--init_heads does nothing without --init",
+    ),
   ],
 )
 def test_bad_flags_are_told_before_the_work(call, arguments, line, tmp_path):
-  name, flag = arguments
+  name, *more = arguments
   given = {"train": f"--workdir={tmp_path / 'w'}", "plan": "--topology=v5e:2x2"}
   code, out, err = call(
-    *CONFIG, given[name], flag, module=f"experiments.{name}"
+    *CONFIG, given[name], *more, module=f"experiments.{name}"
   )
   assert (code, out, err.count("\n")) == (1, "", 1)
   assert line in err and not list(tmp_path.iterdir())
@@ -214,6 +225,25 @@ def test_a_full_output_fails_a_program_but_no_finished_run(
     program.mendable(lambda _: print("text", flush=True))([])
   with contextlib.suppress(OSError):
     stream.close()
+
+
+def test_too_little_memory_is_a_line():
+  def run(error):
+    def main(_):
+      raise error
+
+    program.mendable(main)([])
+
+  gone = jax.errors.JaxRuntimeError(
+    "RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes."
+  )
+  line = "^error: not enough memory .*Out of memory allocating 9 bytes.*: ask f"
+  with pytest.raises(SystemExit, match=line):
+    run(gone)
+  with pytest.raises(SystemExit, match="^error: not enough memory .Memo"):
+    run(MemoryError())
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    run(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
 
 
 def test_an_output_that_is_closed_takes_nothing(call, tmp_path):

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments.measure import study
-from experiments.startup import terminal
+from experiments.startup import options, terminal
 from mtp_jax.decode import layout
 from mtp_jax.evaluate import pass_at_k, sandbox
 from mtp_jax.interchange import folders
@@ -59,11 +59,9 @@ def run(request: Request) -> None:
     allow_unsandboxed_execution=request.allow_unsandboxed_execution
   )
   found = read(request)
-  cfg, _ = folders.settings(request.workdir, request.step)
-  heads = request.heads or cfg.model.n_future
-  if heads > cfg.model.n_future:
-    raise ValueError(f"--heads={heads}: the model has {cfg.model.n_future}")
+  heads = drafting(request.workdir, request.step, request.heads)
   settings = dataclasses.replace(settings, heads=heads)
+  options.make_room(request.output / "results.json")
   executor = sandbox.Sandbox(backend)
   problems, unsound = samples.check_solutions(executor, found.problems)
   left_out = found.bad + unsound
@@ -103,6 +101,18 @@ def run(request: Request) -> None:
   )
   show(result)
   print(folder / "report.html")
+
+
+def drafting(workdir: pathlib.Path, step: int | None, asked: int) -> int:
+  """The heads to draft with; 0 asks for all that can.
+
+  Raises:
+    ValueError: the model, which is not read, has fewer.
+  """
+  most = folders.settings(workdir, step)[0].model.drafting
+  if asked > most:
+    raise ValueError(f"--heads={asked}: the model can draft with {most}")
+  return asked or most
 
 
 def read(request: Request) -> code.File:

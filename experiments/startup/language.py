@@ -7,9 +7,11 @@ from typing import Any
 import mtp_jax
 from configs import harness as harness_tasks
 from experiments.measure import study
+from experiments.startup import evaluation, options
+from mtp_jax.decode import checks
 from mtp_jax.evaluate import harness
 from mtp_jax.interchange import folders
-from mtp_jax.tasks import summaries
+from mtp_jax.tasks import pairs, summaries
 
 SUMMARIES = (*summaries.BUILT_IN, *summaries.SETS)
 TASKS = (*SUMMARIES, *harness_tasks.NAMES)
@@ -26,17 +28,24 @@ def run(values: dict[str, Any]) -> None:
       for summaries, summaries.jsonl with every text.
 
   Raises:
-    ValueError: the task needs a file, or lm_eval.
+    ValueError: what the values ask for cannot be done. It is raised before the
+      model is read.
   """
   task, output = values["task"], values["output"]
+  if task in summaries.BUILT_IN and values["data"] is not None:
+    raise ValueError(f"--task={task} is built in: leave out --data")
   if task not in summaries.BUILT_IN and values["data"] is None:
     raise ValueError(f"--task={task} needs --data=FILE, a JSONL file")
+  checks.seed(values["seed"])
+  heads = evaluation.drafting(
+    values["workdir"], values["step"], values["heads"]
+  )
+  options.make_room(output / "results.json")
+  work = _pairs(values) if task in SUMMARIES else _task(values)
   net, cfg, codec = mtp_jax.load(values["workdir"], step=values["step"])
   decoder = mtp_jax.lay_out(net, codec.vocab)
-  heads = values["heads"] or cfg.model.n_future
-  output.mkdir(parents=True, exist_ok=True)
   if task in SUMMARIES:
-    found = _summaries(decoder, codec, heads, values)
+    found = _summaries(decoder, codec, heads, work, values)
   else:
     is_workdir = folders.kind(values["workdir"]) == "workdir"
     lm = harness.adapter(
@@ -48,7 +57,7 @@ def run(values: dict[str, Any]) -> None:
       heads=heads,
       seed=values["seed"],
     )
-    found = _harness(lm, values)
+    found = _harness(lm, work, values)
   study.write_json(
     output / "results.json",
     study.provenance(values["seed"]) | {"task": task} | found,
@@ -56,13 +65,17 @@ def run(values: dict[str, Any]) -> None:
   print(json.dumps(found, indent=1, default=float))
 
 
-def _summaries(decoder, codec, heads, values) -> dict[str, Any]:
+def _pairs(values) -> list[pairs.Pair]:
+  """The texts to summarise, with the summaries of others."""
   task = values["task"]
   if task in summaries.BUILT_IN:
     found = summaries.split(summaries.built_in(task, _SIZE), _HELD_OUT)[1]
   else:
     found = list(summaries.read(values["data"], summaries.SETS[task], _SIZE))
-  found = summaries.take(found, values["problems"] or len(found))
+  return summaries.take(found, values["problems"] or len(found))
+
+
+def _summaries(decoder, codec, heads, found, values) -> dict[str, Any]:
   written = summaries.evaluate(
     decoder,
     codec,
@@ -84,12 +97,18 @@ def _summaries(decoder, codec, heads, values) -> dict[str, Any]:
   }
 
 
-def _harness(lm, values) -> dict[str, Any]:
-  import lm_eval  # an extra; `harness.adapter` raises where it is missing
-
+def _task(values) -> dict[str, Any]:
+  """The task for lm-evaluation-harness, which has to be installed."""
   task = harness_tasks.load(
     values["task"], values["data"], train=values["examples"]
   )
+  harness.base_class()
+  return task
+
+
+def _harness(lm, task, values) -> dict[str, Any]:
+  import lm_eval  # an extra; `_task` raises where it is missing
+
   found = lm_eval.simple_evaluate(
     model=lm, tasks=[task], limit=values["problems"]
   )

@@ -146,6 +146,21 @@ def define_minutes() -> flags.FlagHolder:
   )
 
 
+def refuse_idle(names: Iterable[str], why: str) -> None:
+  """Refuses flags that are given and do nothing.
+
+  Args:
+    names: of the flags, such as ['cache_len'].
+    why: the end of '--cache_len does nothing', such as 'without --decode'.
+
+  Raises:
+    ValueError: the first of them.
+  """
+  for name in names:
+    if not flags.FLAGS[name].using_default_value:
+      raise ValueError(f"--{name} does nothing {why}: leave it out")
+
+
 def make_room(path: pathlib.Path) -> None:
   """Makes the folder of a file that will be written once the work is done.
 

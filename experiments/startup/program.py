@@ -24,6 +24,7 @@ from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import loop, processes
 
 _PIPE = 128 + signal.SIGPIPE  # the exit code of `yes | head` in a shell
+_EXHAUSTED = "RESOURCE_EXHAUSTED"  # in JAX's message about too little memory
 _MENDABLE = (  # by the user: told in one line
   ValueError,
   OSError,
@@ -137,6 +138,16 @@ def mendable(fun: Callable) -> Callable:
         sys.exit(_PIPE)
       absl_logging.debug("where it happened", exc_info=True)  # --verbosity=1
       sys.exit(f"error: {_output_fault() or error}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+      text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+      if not isinstance(error, MemoryError) and _EXHAUSTED not in text:
+        raise
+      absl_logging.debug("where it happened", exc_info=True)
+      sys.exit(
+        f"error: not enough memory ({text[:200]}): ask for less at once, such "
+        "as fewer rows, samples or tokens; in training, for a smaller "
+        "--config.data.batch or a higher --config.train.accumulate"
+      )
 
   return call
 

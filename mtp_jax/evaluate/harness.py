@@ -178,14 +178,23 @@ def adapter(
   Raises:
     ValueError: the package is missing.
   """
+
+  class Adapter(Served, base_class()):
+    """See `Served`."""
+
+  return Adapter(decoder, codec, **settings)
+
+
+def base_class() -> type:
+  """The class of which lm-evaluation-harness's models are.
+
+  Raises:
+    ValueError: the package is missing.
+  """
   try:
-    from lm_eval.api import model as lm_eval_model
+    from lm_eval.api import model
   except ImportError as error:
     raise ValueError(
       f"lm-evaluation-harness cannot be imported ({error}): pip install lm_eval"
     ) from error
-
-  class Adapter(Served, lm_eval_model.LM):
-    """See `Served`."""
-
-  return Adapter(decoder, codec, **settings)
+  return model.LM

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mtp_jax import tokenizer
-from mtp_jax.decode import accept, interface, sampling, serve, stream
+from mtp_jax.decode import accept, checks, interface, sampling, serve, stream
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.evaluate import sandbox
 from mtp_jax.tasks import code
@@ -41,7 +41,7 @@ class Settings:
   model: str = ""  # names the model, so that another's answers are refused
 
   def check(self) -> None:
-    """Raises ValueError where there is nothing to draw, or twice the same."""
+    """Raises ValueError: nothing to draw, twice the same, or a bad number."""
     if not self.temperatures or min(self.temperatures) < 0:
       raise ValueError(
         f"temperatures {self.temperatures}: give some, from 0 on"
@@ -52,6 +52,9 @@ class Settings:
       raise ValueError(f"{self.count} samples: give at least 1")
     if self.top_p is not None and max(self.temperatures) == 0:
       raise ValueError("top_p filters what is drawn; greedy draws nothing")
+    for temperature in filter(None, self.temperatures):
+      self.rule(temperature).sampler.check()
+    checks.seed(self.seed)
 
   def samples(self, temperature: float) -> range:
     """The samples of each problem."""
