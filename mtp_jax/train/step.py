@@ -186,6 +186,8 @@ def train_step(
   return State(net, opt, state.step + 1, bad, metrics["skipped"]), metrics
 
 
+# Cached, so that a second `fit` in a notebook compiles nothing.
+@functools.lru_cache(maxsize=8)
 def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
   """`train_step` jitted for `cfg`: state sharded as declared, and donated.
 
