@@ -176,7 +176,7 @@ from mtp_jax import config, sharding
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.train import step
 
-found, states = [], []
+found, states, born = [], [], None
 for impl in ("xla", "splash"):
   cfg = config.Config(
     model=config.Model(vocab=22, width=16, mlp=20, layers=3, attn_heads=4,
@@ -187,7 +187,8 @@ for impl in ("xla", "splash"):
   rows = jax.random.randint(jax.random.key(1), (4, 21), 0, 22)
   batch = batch_lib.of(rows, 1 + jnp.cumsum(rows == 3, 1))
   batch = jax.device_put(batch, sharding.batch_sharding(mesh))
-  state = step.init_state(cfg, mesh)
+  state = step.init_state(cfg, mesh, born)
+  born = jax.device_get(state.model)  # the other starts from it, too
   state, metrics = step.compile_step(cfg, mesh)(state, batch)
   found.append((metrics["loss"], metrics["grad_norm"]))
   states.append(state.opt)  # Adam's first moment is a tenth of the gradient

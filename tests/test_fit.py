@@ -192,6 +192,11 @@ def one_device():
   return loop.sharding.make_mesh(config.Mesh(1, 1), jax.devices()[:1])
 
 
+def short(cfg):
+  """One evaluation and no sample; its programs are compiled once."""
+  return cfg.replace(train={"steps": 6, "eval_every": 6, "sample_tokens": 0})
+
+
 def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
   """The rows are those of whole batches, as many at once as a step holds."""
   seen = []
@@ -203,11 +208,7 @@ def test_evaluates_in_microbatches(cfg, tmp_path, monkeypatch):
 
   monkeypatch.setattr(loop.evaluations.head_measures, "measure", measure)
   for parts in (1, 3):
-    cfg = cfg.replace(
-      train={
-        "steps": 6, "eval_every": 6, "sample_tokens": 0, "accumulate": parts,
-      }
-    )  # fmt: skip
+    cfg = short(cfg).replace(train={"accumulate": parts})
     loop.fit(cfg, tmp_path / str(parts))
   whole, small = seen
   assert [len(rows) for rows in small] == [1] * 6
@@ -240,7 +241,8 @@ def test_a_tokenizer_model_stays_with_the_run(cfg, tmp_path):
   cfg = cfg.replace(
     data={"tokenizer": str(tmp_path / "m.model")},
     model={"vocab": model.vocab},
-    train={"steps": 6, "eval_every": 6},
+    train={"steps": 1, "eval_every": 1, "sample_tokens": 0},
+    optim={"warmup": 0},
   )
   loop.fit(cfg, tmp_path / "w")
   (tmp_path / "m.model").unlink()
@@ -320,7 +322,7 @@ def test_reports_the_share_of_peak_where_it_is_known(
   cfg, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(metrics.cost, "peak_flops", lambda: 1e12)
-  cfg = cfg.replace(train={"steps": 6, "eval_every": 6})
+  cfg = short(cfg)
   loop.fit(cfg, tmp_path)
   with (tmp_path / "train.csv").open() as file:
     row = list(csv.DictReader(file))[-1]

@@ -247,9 +247,14 @@ assert configurations.config.nnx_graph_updates is False
 for head in ("causal", "unembedding"):
   cfg = config.Model(vocab=23, width=12, mlp=17, layers=5, attn_heads=3,
                      kv_heads=1, n_future=3, head=head, remat="full")
-  net = jax.jit(lambda key: model.Model(cfg, key))(jax.random.key(0))
   tx = optax.adamw(1e-2)
-  opt = tx.init(net)
+
+  @jax.jit
+  def start(key):
+    net = model.Model(cfg, key)
+    return net, tx.init(net)
+
+  net, opt = start(jax.random.key(0))
   tokens = jax.random.randint(jax.random.key(1), (5, 14), 0, 23)
   windows = batch.of(tokens)
   targets = loss.future_targets(windows, 3)

@@ -49,6 +49,11 @@ def windows():
   return batch.Batch(tokens, segments, weight)
 
 
+@jax.jit
+def forward(net, tokens, segments):
+  return net(tokens, segments)
+
+
 def distance(a, b):
   """Norm of the difference of two trees over the norm of the second."""
   a, b = (
@@ -62,7 +67,7 @@ def distance(a, b):
 def test_logits_against_a_loop_over_the_heads(kind):
   net, rows = filled(kind), windows()
   tokens, segments = rows.tokens[:, : T + N - 1], rows.segments
-  logits = jax.jit(lambda net: net(tokens, segments[:, : T + N - 1]))(net)
+  logits = forward(net, tokens, segments[:, : T + N - 1])
   assert logits.shape == (N, B, T, V)
   ctx = layers.training_context(jnp.asarray(segments[:, :T]), net.cfg)
   z = jax.jit(lambda net: net.run_trunk(tokens[:, :T], ctx))(net)
@@ -82,8 +87,9 @@ def test_a_head_sees_up_to_the_token_before_its_target(kind):
   net, s = filled(kind), 6
   tokens = jnp.asarray(windows().tokens[:, : T + N - 1])
   other = tokens.at[:, s].set((tokens[:, s] + 1) % V)
-  run = jax.jit(lambda tokens: net(tokens))
-  change = np.abs(run(other) - run(tokens)).max((1, 3))  # [N, T]
+  one = jnp.ones_like(tokens)
+  change = forward(net, other, one) - forward(net, tokens, one)
+  change = np.abs(change).max((1, 3))  # [N, T]
   for i in range(N):  # head i+1 at t reads tokens up to t+i
     np.testing.assert_array_equal(change[i, : s - i], 0)
     assert (change[i, s - i : s + 1] > 1e-3).all()
@@ -109,8 +115,8 @@ def gradients(kind, name, dtype="float32", remat="none"):
 def test_the_formula_against_float64(kind):
   net, rows = filled(kind), windows()
   at = slice(0, T + N - 1)
-  logits = jax.jit(lambda net: net(rows.tokens[:, at], rows.segments[:, at]))
-  logits = np.float64(logits(net))
+  logits = forward(net, rows.tokens[:, at], rows.segments[:, at])
+  logits = np.float64(logits)
   log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   tokens, weight = loss.future_targets(rows, N)
   picked = np.take_along_axis(log_p, np.maximum(tokens, 0)[..., None], -1)
@@ -208,10 +214,14 @@ def test_evaluation(kind):
   assert 1 <= found["greedy"] <= N and 1 <= found["sampled"] <= N
 
 
+@functools.cache
+def inputs_of(kind):
+  return filled(kind).read(windows().tokens, windows().segments)
+
+
 @pytest.mark.parametrize("name", loss.IMPLEMENTATIONS)
 def test_errors_name_the_numbers(name):
-  net, rows = filled("reading"), windows()
-  inputs = net.read(rows.tokens, rows.segments)
+  net, rows, inputs = filled("reading"), windows(), inputs_of("reading")
   targets, scale = loss.future_targets(rows, N), jnp.ones(N)
   call = loss.IMPLEMENTATIONS[name]
   none = heads.Inputs(inputs.z, inputs.ctx)

@@ -178,14 +178,15 @@ for head, layers in (("parallel", 3), ("causal", 3), ("unembedding", 1)):
   one = jax.tree_util.tree_map_with_path(fill, shapes)
   given = batch, targets, scale
   (value, nll), grads = gradient(one, given)
+  adam = jax.jit(tx.init)(one)
   for shape in ((8, 1), (4, 2), (2, 4)):
     mesh = sharding.make_mesh(config.Mesh(data=shape[0], model=shape[1]))
     where = sharding.shardings(shapes, mesh)
-    where_opt = sharding.shardings(jax.eval_shape(tx.init, shapes), mesh)
+    where_opt = sharding.shardings(adam, mesh)
     own = head == "unembedding"
     net = jax.device_put(one, where)
     check_placed(net, mesh, "parameters", own)
-    opt = jax.jit(tx.init, out_shardings=where_opt)(net)
+    opt = jax.device_put(adam, where_opt)
     rows = sharding.batch_sharding(mesh)
     placed = jax.device_put(
       given, (rows, NamedSharding(mesh, P(None, "data")), None)
@@ -203,21 +204,22 @@ for head, layers in (("parallel", 3), ("causal", 3), ("unembedding", 1)):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(grads)):
       assert np.abs(b).max() > 1e-4
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    adam = optax.tree_utils.tree_get(opt, "ScaleByAdamState")
-    for tree, what in ((net, "parameters"), (adam.mu, "mu"), (adam.nu, "nu"),
+    moved = optax.tree_utils.tree_get(opt, "ScaleByAdamState")
+    for tree, what in ((net, "parameters"), (moved.mu, "mu"), (moved.nu, "nu"),
                        (got, "gradients")):
       check_placed(tree, mesh, what, own)
-    assert adam.count.sharding.is_fully_replicated
+    assert moved.count.sharding.is_fully_replicated
     # In one step every matrix moved: nothing above compared a frozen model.
     for a, b in zip(jax.tree.leaves(net), jax.tree.leaves(one)):
       assert (np.asarray(a) != np.asarray(b)).any()
 
 mesh = sharding.make_mesh(config.Mesh(data=4, model=2))
 where = sharding.shardings(shapes, mesh)
+init = jax.jit(init)  # traced once
 born = jax.jit(init, out_shardings=where)(jax.random.key(0))
 check_placed(born, mesh, "born", True)
 for a, b in zip(jax.tree.leaves(born),
-                jax.tree.leaves(jax.jit(init)(jax.random.key(0)))):
+                jax.tree.leaves(init(jax.random.key(0)))):
   # The same draw in parts: last bits of its transform.
   np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 

@@ -46,7 +46,7 @@ def init_state(
   """
   make, _, where = _maker(cfg, mesh)
   if init is None:
-    return jax.jit(make, out_shardings=where)(jax.random.key(cfg.train.seed))
+    return make(jax.random.key(cfg.train.seed))
 
   def place(a, sharding):
     # A copy: the training step donates its state. From the host: the mesh may
@@ -238,18 +238,29 @@ def attention_kernel(
   return sharding.local(kernel, mesh, (q, kv, kv, ("batch", None)), q)
 
 
+def _maker(cfg, mesh):
+  """`_make` of what a first state depends on; other fields may differ."""
+  names = "steps", "freeze", "detach"
+  train = config.Train(**{name: getattr(cfg.train, name) for name in names})
+  cfg = config.Config(model=cfg.model, optim=cfg.optim, train=train)
+  return _make(cfg, mesh)
+
+
 # Cached: a run asks for it three times, and each would trace the model.
 @functools.lru_cache(maxsize=8)
-def _maker(cfg, mesh):
-  """How a State is made, its shapes, and its shardings: Adam's moments too,
-  which a bare jit would leave replicated."""
+def _make(cfg, mesh):
+  """A jitted function of a key that makes a State, its shapes, its shardings.
+
+  Those are of Adam's moments too, which a bare jit would leave replicated.
+  """
 
   @jax.jit
   def make(key):
     return _state(cfg, model.Model(cfg.model, key))
 
   shapes = jax.eval_shape(make, jax.random.key(0))
-  return make, shapes, sharding.shardings(shapes, mesh)
+  where = sharding.shardings(shapes, mesh)
+  return jax.jit(make, out_shardings=where), shapes, where
 
 
 def _state(cfg, net):
