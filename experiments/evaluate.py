@@ -9,9 +9,9 @@ read --data and get ROUGE; man_pages and docstrings are built in. arc_challenge
 and others run in lm-evaluation-harness (pip install lm_eval).
 
 Each programming problem is answered greedily (temperature 0) or --samples times
-at each of several --temperatures, and the answers run in a sandbox (bubblewrap,
-or else unshare). Without one, nothing runs unless --allow_unsandboxed_execution
-says so.
+at each of several --temperatures, and so is each question of gsm8k. Programs
+run in a sandbox (bubblewrap, or else unshare). Without one, nothing runs unless
+--allow_unsandboxed_execution says so.
 
 --output takes samples.jsonl, verdicts.jsonl, results.json and report.html, a
 page with every answer. The same command goes on after an interruption, draws
@@ -74,6 +74,8 @@ def main(_: list[str]) -> None:
   values = {flag.name: flag.value for flag in _FLAGS}
   is_language = values["task"] in language.TASKS
   idle = _PROGRAMS_ALONE if is_language else ("examples",)
+  if values["task"] in language.SAMPLED:
+    idle = ("group",)
   options.refuse_idle(idle, f"for --task={values['task']}")
   if is_language:
     return language.run(values)

@@ -66,6 +66,13 @@ MUTANTS = [
     "test_sweep.py::test_runs_that_were_cut_are_in_no_table",
   ),
   Mutant(
+    "of the drawn answers to a question the first alone is scored",
+    "configs/harness/__init__.py",
+    'if f["function"] != "take_first"]',
+    "if f]",
+    "test_harness.py::test_answers_that_are_drawn_are_all_scored",
+  ),
+  Mutant(
     "a table has one seed instead of their mean",
     "experiments/measure/plots.py",
     "mean = form.format(sum(values) / len(values))",
@@ -99,6 +106,15 @@ MUTANTS = [
     "places = np.arange(k)",
     "places = np.arange(1, k + 1)",
     "test_pass_at_k.py::test_equals_all_choices",
+  ),
+  Mutant(
+    "correct samples of all temperatures are counted together",
+    "mtp_jax/evaluate/pass_at_k.py",
+    '(v["temperature"], v["task_id"]) for v in verdicts if v["passed"]',
+    '(t["temperature"], v["task_id"])\n    for v in verdicts if v["passed"] '
+    "for t in verdicts",
+    "test_pass_at_k.py::"
+    "test_correct_samples_are_counted_by_problem_and_temperature",
   ),
   Mutant(
     "a program may make files that no folder has",

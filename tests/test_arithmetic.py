@@ -197,7 +197,7 @@ def test_an_accelerator_compiles_ahead(monkeypatch):
 
 
 def test_every_run_reads_the_same_expressions():
-  rows = [training.rows(5, 0, True, 128, most, 40, 1) for most in (4, 4)]
+  rows = [training.rows(training.Text(5, 0, True, 128, 4), 40, 1) for _ in "ab"]
   assert rows[0] is rows[1] and rows[0].tokens.shape == (40, 132)
 
 

@@ -15,7 +15,7 @@ import pytest
 from configs import harness as tasks
 from mtp_jax import tokenizer
 from mtp_jax.decode import generate, layout
-from mtp_jax.evaluate import harness, likelihood
+from mtp_jax.evaluate import harness, likelihood, pass_at_k
 from tests import parameters
 
 needs_lm_eval = pytest.mark.skipif(
@@ -210,6 +210,93 @@ def test_a_task_over_a_local_file(name, tmp_path, monkeypatch):
   scores = found["results"][f"{name}_local"]
   metric = [k for k in scores if k.startswith(("acc,", "exact_match,"))]
   assert scores[metric[0]] == 1.0
+
+
+GSM8K = {
+  "task": "gsm8k_local",
+  "num_fewshot": 8,
+  "metric_list": [{"metric": "exact_match", "ignore_case": True}],
+  "generation_kwargs": {"until": ["Q"], "do_sample": False},
+  "filter_list": [
+    {"name": "a", "filter": [{"function": "regex"}, {"function": "take_first"}]}
+  ],
+}
+
+
+def test_answers_that_are_drawn_are_all_scored():
+  kept = json.dumps(GSM8K)
+  found = tasks.sampled(GSM8K, 5, (1, 4), temperature=0.6, top_p=0.95)
+  assert (found["task"], found["repeats"]) == ("gsm8k_local_t0.6", 5)
+  drawn = {"do_sample": True, "temperature": 0.6, "top_p": 0.95}
+  assert found["generation_kwargs"] == {"until": ["Q"]} | drawn
+  assert found["filter_list"] == [
+    {"name": "a", "filter": [{"function": "regex"}]}
+  ]
+  assert json.dumps(GSM8K) == kept
+  for settings, line in (
+    ((GSM8K, 5, (6,), 0.6), "k=6 is not in 1..5, the samples"),
+    ((GSM8K, 5, (1,), 0.0), "temperature 0.0 is not above 0"),
+    (
+      (GSM8K | {"num_fewshot": None}, 5, (1,), 0.6),
+      "gsm8k_local has no pass@k",
+    ),
+  ):
+    *positional, temperature = settings
+    with pytest.raises(ValueError, match=line):
+      tasks.sampled(*positional, temperature=temperature)
+
+
+@needs_lm_eval
+def test_pass_at_k_of_drawn_answers(tmp_path, monkeypatch):
+  """Through the harness: of 4 answers each 3, 0 and 1 are correct."""
+  import lm_eval
+  from lm_eval.api import model as lm_eval_model
+
+  monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+  monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+  correct = [3, 0, 1]
+  file = tmp_path / "test.jsonl"
+  lines = [
+    {"question": f"Q{i}?", "answer": f"So\n#### 1,00{i}"} for i in range(8)
+  ]
+  file.write_text("\n".join(map(json.dumps, lines)))
+
+  class Knowing(lm_eval_model.LM):
+    """Of a question's answers, so many are correct."""
+
+    def generate_until(self, requests, **unused):
+      assert {r.args[1]["temperature"] for r in requests} == {0.8}
+      texts = [
+        f"Thus #### 100{i}." if sample < correct[i] else "Thus 100"
+        for i in range(3)
+        for sample in range(4)
+      ]
+      asked = [f"Question: Q{i}?\nAnswer:" for i in range(3) for _ in range(4)]
+      for one, want in zip(requests, asked, strict=True):
+        assert one.args[0].endswith(want)
+      return texts
+
+    def loglikelihood(self, requests):
+      raise NotImplementedError
+
+    loglikelihood_rolling = loglikelihood
+
+  task = tasks.sampled(
+    tasks.load("gsm8k", file, train=file), 4, (1, 2, 4), temperature=0.8
+  )
+  found = lm_eval.simple_evaluate(
+    model=Knowing(),
+    tasks=[task],
+    task_manager=lm_eval.tasks.TaskManager(include_defaults=False),
+    limit=3,
+    bootstrap_iters=0,
+  )
+  (scores,) = found["results"].values()
+  for k in (1, 2, 4):
+    want = np.mean(pass_at_k.pass_at_k(4, correct, k))
+    assert scores[f"pass@{k},number"] == pytest.approx(want)
+  (rows,) = found["samples"].values()
+  assert [row["correct"] for row in rows] == correct
 
 
 @needs_lm_eval

@@ -2,12 +2,16 @@
 
 import json
 import pathlib
+import sys
+import types
 
+import numpy as np
 import pytest
 
 import mtp_jax
 from experiments.startup import language
 from mtp_jax import tokenizer
+from mtp_jax.evaluate import harness, pass_at_k
 from mtp_jax.interchange import folders
 from mtp_jax.tasks import summaries
 from tests import parameters
@@ -36,7 +40,8 @@ def values(tmp_path, monkeypatch):
   monkeypatch.setattr(summaries, "evaluate", evaluate)
   flags = dict(problems=2, max_new=9, rows=4, heads=0, seed=0, step=None)
   paths = dict(workdir=tmp_path, data=None, examples=None)
-  return flags | paths | {"output": tmp_path / "out"}
+  drawn = dict(temperatures=["0"], samples=10, k=["1", "10"], top_p=None)
+  return flags | paths | drawn | {"output": tmp_path / "out"}
 
 
 def results(values):
@@ -85,3 +90,60 @@ def test_errors_come_before_the_model_is_read(
   monkeypatch.setattr(summaries, "built_in", lambda name, size: 1 / 0)
   with pytest.raises(ValueError, match=line):
     language.run(values | {"task": "man_pages"} | change)
+
+
+@pytest.mark.parametrize(
+  "change, line",
+  [
+    ({"k": ["11"]}, "--k=11: none is in 1..10, the samples"),
+    ({"temperatures": ["warm"]}, "--temperatures=warm: give numbers"),
+    ({"temperatures": ["0", "-1"]}, "temperature -1.0 is not above 0"),
+  ],
+)
+def test_errors_of_gsm8k_come_before_the_model_is_read(
+  values, change, line, monkeypatch
+):
+  monkeypatch.delattr(mtp_jax, "load")
+  monkeypatch.setattr(harness, "base_class", lambda: object)
+  file = pathlib.Path(__file__)  # any
+  asked = {"task": "gsm8k", "data": file, "examples": file}
+  with pytest.raises(ValueError, match=line):
+    language.run(values | asked | change)
+
+
+def test_pass_at_k_of_gsm8k(values, tmp_path, monkeypatch):
+  """What the harness counts becomes pass@k, by temperature."""
+  correct = {"gsm8k_local": [1, 0, 0], "gsm8k_local_t0.8": [3, 0, 1]}
+  correct["gsm8k_local_t1"] = [1, 2, 4]
+
+  def simple_evaluate(model, tasks, task_manager, limit, log_samples):
+    assert task_manager == {"include_defaults": False}
+    assert (model, limit, log_samples) == ("lm", 2, True)
+    (task,) = tasks
+    metric = "correct" if task.get("repeats") else "exact_match"
+    assert task.get("repeats", 4) == 4
+    rows = [{metric: count} for count in correct[task["task"]]]
+    return {"results": {"t": {}}, "samples": {"t": rows}}
+
+  module = types.SimpleNamespace(
+    simple_evaluate=simple_evaluate,
+    tasks=types.SimpleNamespace(TaskManager=dict),
+  )
+  monkeypatch.setitem(sys.modules, "lm_eval", module)
+  monkeypatch.setattr(harness, "base_class", lambda: object)
+  monkeypatch.setattr(harness, "adapter", lambda *a, **k: "lm")
+  monkeypatch.setattr(folders, "kind", lambda path: "workdir")
+  file = tmp_path / "test.jsonl"
+  file.touch()
+  flags = dict(temperatures=["0", "0.8", "1"], samples=4, k=["1", "2", "9"])
+  asked = {"task": "gsm8k", "data": file, "examples": file}
+  language.run(values | flags | asked)
+  found = results(values)["pass_at_k"]
+  means = {t: {k: e["mean"] for k, e in of.items()} for t, of in found.items()}
+  want = {"0": {"1": 1 / 3}}
+  for t, counts in ("0.8", (3, 0, 1)), ("1", (1, 2, 4)):
+    want[t] = {
+      str(k): np.mean(pass_at_k.pass_at_k(4, counts, k)) for k in (1, 2)
+    }
+  want["oracle"] = {k: max(want["0.8"][k], want["1"][k]) for k in ("1", "2")}
+  assert means == {t: pytest.approx(of) for t, of in want.items()}

@@ -64,7 +64,7 @@ def test_an_interval_covers_the_mean_as_often_as_it_says():
   [
     (3, [1], 4, "k=4 is not in 1..3"),
     (3, [1], 0, "k=0 is not in 1..3"),
-    (3, [1, 4], 1, "4 right samples of 3"),
+    (3, [1, 4], 1, "4 correct samples of 3"),
   ],
 )
 def test_errors_name_the_value(n, right, k, words):
@@ -77,3 +77,18 @@ def test_every_temperature_has_the_same_problems():
     pass_at_k.table(2, {0.1: [1], 0.8: [1, 2]}, [1])
   with pytest.raises(ValueError, match="give as many, above 0"):
     pass_at_k.table(2, {0.1: []}, [1])
+
+
+def test_correct_samples_are_counted_by_problem_and_temperature():
+  verdicts = [
+    {"task_id": name, "temperature": t, "passed": passed}
+    for name, t, passed in (
+      ("b", 0.8, True),
+      ("a", 0.8, False),
+      ("b", 0.2, False),
+      ("b", 0.8, True),
+      ("a", 0.2, True),
+    )
+  ]
+  found = pass_at_k.count(["a", "b", "c"], iter(verdicts))
+  assert [*found.items()] == [(0.2, [1, 0, 0]), (0.8, [0, 2, 0])]

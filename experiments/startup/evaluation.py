@@ -49,12 +49,7 @@ def run(request: Request) -> None:
     ValueError: what the request asks for cannot be done. It is raised before
       the model is read.
   """
-  settings, ks = _settings(request), _numbers("k", request.k, int)
-  ks = [k for k in ks if k <= request.samples]
-  if not ks or min(ks) < 1:
-    raise ValueError(
-      f"--k={','.join(request.k)}: none is in 1..{request.samples}, the samples"
-    )
+  settings, ks = _settings(request), read_ks(request.k, request.samples)
   backend = sandbox.find(
     allow_unsandboxed_execution=request.allow_unsandboxed_execution
   )
@@ -147,19 +142,26 @@ def scores(
   ks: Sequence[int],
 ) -> dict[str, dict[str, dict[str, float]]]:
   """pass@k by temperature; the oracle is over those above 0."""
-  right = {
-    t: dict.fromkeys((p.name for p in problems), 0)
-    for t in settings.temperatures
-  }
-  for verdict in verdicts:
-    counts = right[verdict["temperature"]]
-    counts[verdict["task_id"]] += verdict["passed"]
-  counts = {t: [*of.values()] for t, of in right.items()}
-  found = {}
-  if 0.0 in counts:
-    found["0"] = pass_at_k.table(1, {0.0: counts.pop(0.0)}, [1])["0"]
-  if counts:
-    found |= pass_at_k.table(settings.count, counts, ks)
+  passed = pass_at_k.count([p.name for p in problems], verdicts)
+  counts = {t: passed[t] for t in settings.temperatures}
+  return estimates(counts, settings.count, ks)
+
+
+def estimates(
+  correct: dict[float, Sequence[int]], samples: int, ks: Sequence[int]
+) -> dict[str, dict[str, dict[str, float]]]:
+  """pass@k by temperature from correct samples of each problem.
+
+  Args:
+    correct: by temperature; at 0 there is one sample.
+    samples: of each problem at other temperatures.
+    ks: up to `samples`.
+  """
+  found, drawn = {}, {t: counts for t, counts in correct.items() if t}
+  if 0.0 in correct:
+    found["0"] = pass_at_k.table(1, {0.0: correct[0.0]}, [1])["0"]
+  if drawn:
+    found |= pass_at_k.table(samples, drawn, ks)
   return {
     name: {str(k): estimate._asdict() for k, estimate in row.items()}
     for name, row in found.items()
@@ -207,9 +209,9 @@ def page(
   parts = [f"<!doctype html><meta charset=utf-8><title>{task}</title>{_STYLE}"]
   for problem in problems:
     some = answers.get(problem.name, [])
-    right = sum(verdict["passed"] for _, verdict in some)
+    passed = sum(verdict["passed"] for _, verdict in some)
     parts.append(
-      f"<h2>{html.escape(problem.name)}: {right} of {len(some)}</h2>"
+      f"<h2>{html.escape(problem.name)}: {passed} of {len(some)}</h2>"
       f"<details><summary>what the model read</summary>"
       f"<pre>{html.escape(problem.prompt)}</pre></details>"
     )
@@ -234,7 +236,7 @@ _STYLE = (
 
 def _settings(request: Request) -> samples.Settings:
   settings = samples.Settings(
-    temperatures=_numbers("temperatures", request.temperatures, float),
+    temperatures=read_numbers("temperatures", request.temperatures, float),
     count=request.samples,
     max_new=request.max_new,
     top_p=request.top_p,
@@ -245,7 +247,18 @@ def _settings(request: Request) -> samples.Settings:
   return settings
 
 
-def _numbers(name: str, texts: Sequence[str], kind: type) -> tuple:
+def read_ks(texts: Sequence[str], samples: int) -> list[int]:
+  """The k's of --k that so many samples allow; ValueError without any."""
+  ks = [k for k in read_numbers("k", texts, int) if k <= samples]
+  if not ks or min(ks) < 1:
+    raise ValueError(
+      f"--k={','.join(texts)}: none is in 1..{samples}, the samples"
+    )
+  return ks
+
+
+def read_numbers(name: str, texts: Sequence[str], kind: type) -> tuple:
+  """The numbers of a flag; ValueError names it."""
   try:
     return tuple(kind(text) for text in texts)
   except ValueError:

@@ -9,12 +9,13 @@ from configs import harness as harness_tasks
 from experiments.measure import study
 from experiments.startup import evaluation, options
 from mtp_jax.decode import checks
-from mtp_jax.evaluate import harness
+from mtp_jax.evaluate import harness, rouge
 from mtp_jax.interchange import folders
 from mtp_jax.tasks import pairs, summaries
 
 SUMMARIES = (*summaries.BUILT_IN, *summaries.SETS)
 TASKS = (*SUMMARIES, *harness_tasks.NAMES)
+SAMPLED = ("gsm8k",)  # tasks with --samples at each of --temperatures
 _SIZE = 4096  # characters of a text to summarise
 _LENGTH = 2048  # tokens that a benchmark's model reads at once
 _HELD_OUT = 0.1  # of the built-in pairs
@@ -41,7 +42,7 @@ def run(values: dict[str, Any]) -> None:
     values["workdir"], values["step"], values["heads"]
   )
   options.make_room(output / "results.json")
-  work = _pairs(values) if task in SUMMARIES else _task(values)
+  work = _pairs(values) if task in SUMMARIES else _tasks(values)
   net, cfg, codec = mtp_jax.load(values["workdir"], step=values["step"])
   decoder = mtp_jax.lay_out(net, codec.vocab)
   if task in SUMMARIES:
@@ -72,7 +73,9 @@ def _pairs(values) -> list[pairs.Pair]:
     found = summaries.split(summaries.built_in(task, _SIZE), _HELD_OUT)[1]
   else:
     found = list(summaries.read(values["data"], summaries.SETS[task], _SIZE))
-  return summaries.take(found, values["problems"] or len(found))
+  found = summaries.take(found, values["problems"] or len(found))
+  rouge.check([pair.answer for pair in found])  # raises
+  return found
 
 
 def _summaries(decoder, codec, heads, found, values) -> dict[str, Any]:
@@ -97,20 +100,59 @@ def _summaries(decoder, codec, heads, found, values) -> dict[str, Any]:
   }
 
 
-def _task(values) -> dict[str, Any]:
-  """The task for lm-evaluation-harness, which has to be installed."""
+def _tasks(values) -> dict[float, dict]:
+  """lm-evaluation-harness's task by temperature, 0 for greedy answers.
+
+  Raises:
+    ValueError: a file or a flag is bad, or the harness is missing.
+  """
   task = harness_tasks.load(
     values["task"], values["data"], train=values["examples"]
   )
-  harness.base_class()
-  return task
-
-
-def _harness(lm, task, values) -> dict[str, Any]:
-  import lm_eval  # an extra; `_task` raises where it is missing
-
-  found = lm_eval.simple_evaluate(
-    model=lm, tasks=[task], limit=values["problems"]
+  harness.base_class()  # raises
+  if values["task"] not in SAMPLED:
+    return {0.0: task}
+  count = values["samples"]
+  ks = evaluation.read_ks(values["k"], count)
+  temperatures = evaluation.read_numbers(
+    "temperatures", values["temperatures"], float
   )
-  (scores,) = found["results"].values()
-  return {"scores": scores}
+  return {
+    t: harness_tasks.sampled(
+      task, count, ks, temperature=t, top_p=values["top_p"]
+    )
+    if t
+    else task
+    for t in temperatures
+  }
+
+
+def _harness(lm, tasks, values) -> dict[str, Any]:
+  # An extra; `_tasks` raises where it is missing.
+  import lm_eval
+  from lm_eval import tasks as own_tasks
+
+  # Without the harness's own tasks, whose thousands of files it would read.
+  manager = own_tasks.TaskManager(include_defaults=False)
+  correct = {}
+  for temperature, task in tasks.items():
+    found = lm_eval.simple_evaluate(
+      model=lm,
+      tasks=[task],
+      task_manager=manager,
+      limit=values["problems"],
+      log_samples=True,
+    )
+    (scores,), (rows,) = found["results"].values(), found["samples"].values()
+    metric = "correct" if temperature else "exact_match"
+    correct[temperature] = [round(row.get(metric, 0)) for row in rows]
+  if values["task"] not in SAMPLED:
+    return {"scores": scores}
+  count = values["samples"]
+  return {
+    "problems": len(rows),
+    "samples": count,
+    "pass_at_k": evaluation.estimates(
+      correct, count, evaluation.read_ks(values["k"], count)
+    ),
+  }

@@ -264,7 +264,7 @@ def _score(decoder, prompt, places, tokens, lengths, skips):
   counted = (jnp.arange(tokens.shape[1]) >= skips[:, None]) & (
     jnp.arange(tokens.shape[1]) < lengths[:, None]
   )
-  first = _judge(prompt.logits[:, None], tokens[:, :1], counted[:, :1])
+  first = _logprobs(prompt.logits[:, None], tokens[:, :1], counted[:, :1])
   size = min(tokens.shape[1] - 1, window_lib.CHUNK)
 
   def one_window(carry, i):
@@ -282,7 +282,7 @@ def _score(decoder, prompt, places, tokens, lengths, skips):
       at = jnp.broadcast_to(j * block + jnp.arange(block), (len(start), block))
       logits = decoder.logits(window, 0, at)
       picked = (jnp.take_along_axis(a, at, 1) for a in (said, count))
-      return _judge(logits, *picked)
+      return _logprobs(logits, *picked)
 
     sums, all_best = jax.lax.map(one_block, jnp.arange(size // block))
     carry = window.cache, logprob + sums.sum(0), greedy & all_best.all(0)
@@ -293,7 +293,7 @@ def _score(decoder, prompt, places, tokens, lengths, skips):
   return jax.lax.scan(one_window, carry, jnp.arange(count))[0][1:]
 
 
-def _judge(logits, tokens, counted):
+def _logprobs(logits, tokens, counted):
   """Sums of log-probabilities [B], and whether all counted are the best."""
   logits = logits - jax.nn.logsumexp(logits, -1, keepdims=True)
   own = jnp.take_along_axis(logits, tokens[..., None], -1)[..., 0]

@@ -1,8 +1,8 @@
 """pass@k: how likely one of k samples solves a problem.
 
-With n samples of a problem, c of them right, the estimate without bias is
+With n samples of a problem, c of them correct, the estimate without bias is
 1 - C(n-c, k) / C(n, k): the share of all choices of k samples that hold a
-right one. The table has its mean over problems for each temperature, and for
+correct one. The table has its mean over problems for each temperature, and for
 the best temperature of each k (the paper's oracle), with intervals from
 problems drawn again with replacement.
 
@@ -10,8 +10,9 @@ Reference: Chen et al. 2021 (arXiv 2107.03374), section 2.1; the paper, table 1
 and table S12, and 90 % intervals as in figure 3.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,9 @@ class Estimate(NamedTuple):
   temperature: float  # of the oracle: the one that was chosen
 
 
-def pass_at_k(n: int, right: Sequence[int] | np.ndarray, k: int) -> np.ndarray:
+def pass_at_k(
+  n: int, correct: Sequence[int] | np.ndarray, k: int
+) -> np.ndarray:
   """The estimate for each problem [P], float64.
 
   Example:
@@ -34,27 +37,47 @@ def pass_at_k(n: int, right: Sequence[int] | np.ndarray, k: int) -> np.ndarray:
 
   Args:
     n: samples of each problem.
-    right: [P] how many of them were right.
+    correct: [P] how many of them were correct.
     k: from 1 to n.
 
   Raises:
     ValueError: k is not in 1..n, or a count is not in 0..n.
   """
-  right = np.asarray(right, np.int64)
+  correct = np.asarray(correct, np.int64)
   if not 1 <= k <= n:
     raise ValueError(f"k={k} is not in 1..{n}, the samples of a problem")
-  outside = right[(right < 0) | (right > n)]
+  outside = correct[(correct < 0) | (correct > n)]
   if outside.size:
-    raise ValueError(f"{outside[0]} right samples of {n}")
+    raise ValueError(f"{outside[0]} correct samples of {n}")
   # The ratio of binomials, factor by factor; one is 0 where n - c < k.
   places = np.arange(k)
-  factors = (n - right[:, None] - places) / (n - places)
+  factors = (n - correct[:, None] - places) / (n - places)
   return 1 - factors.clip(min=0).prod(1)
+
+
+def count(
+  names: Sequence[str], verdicts: Iterable[Mapping[str, Any]]
+) -> dict[float, list[int]]:
+  """Correct samples of each problem [P], by temperature in ascending order.
+
+  Args:
+    names: of the problems.
+    verdicts: of their samples, each with task_id (a name), temperature and
+      passed, as `mtp_jax.tasks.samples.judge` returns them.
+  """
+  verdicts = list(verdicts)
+  passed = collections.Counter(
+    (v["temperature"], v["task_id"]) for v in verdicts if v["passed"]
+  )
+  return {
+    temperature: [passed[temperature, name] for name in names]
+    for temperature in sorted({v["temperature"] for v in verdicts})
+  }
 
 
 def table(
   n: int,
-  right: Mapping[float, Sequence[int]],
+  correct: Mapping[float, Sequence[int]],
   ks: Sequence[int],
   *,
   draws: int = 1000,
@@ -69,7 +92,7 @@ def table(
 
   Args:
     n: samples per problem and temperature.
-    right: by temperature, [P] the right ones of each problem.
+    correct: by temperature, [P] correct samples of each problem.
     ks: the k's, each from 1 to n.
     draws: of P problems with replacement.
     level: share of the draws that the interval holds.
@@ -82,15 +105,17 @@ def table(
     ValueError: as `pass_at_k`; no problems, or not as many for each
       temperature.
   """
-  sizes = {t: len(counts) for t, counts in right.items()}
+  sizes = {t: len(counts) for t, counts in correct.items()}
   if len(set(sizes.values())) != 1 or 0 in sizes.values():
     raise ValueError(f"problems by temperature: {sizes}; give as many, above 0")
-  count = next(iter(sizes.values()))
-  chosen = np.random.default_rng(seed).integers(count, size=(draws, count))
-  temperatures = [*right]
+  problems = next(iter(sizes.values()))
+  chosen = np.random.default_rng(seed).integers(
+    problems, size=(draws, problems)
+  )
+  temperatures = [*correct]
   found = {f"{t:g}": {} for t in temperatures} | {"oracle": {}}
   for k in ks:
-    values = np.stack([pass_at_k(n, right[t], k) for t in temperatures])
+    values = np.stack([pass_at_k(n, correct[t], k) for t in temperatures])
     means, drawn = values.mean(1), values[:, chosen].mean(-1)  # [t], [t, draws]
     for i, t in enumerate(temperatures):
       found[f"{t:g}"][k] = _estimate(means[i], drawn[i], level, t)

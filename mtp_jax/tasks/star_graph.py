@@ -19,11 +19,10 @@ centre.
 import dataclasses
 import string
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax.data import batch as batch_lib
+from mtp_jax.evaluate import choices
 from mtp_jax.model import model
 
 # The names of nodes: one byte each, so the byte tokenizer reads the documents.
@@ -145,20 +144,13 @@ def accuracy(
     arms has 1 / degree.
     `path`: share whose every step is right.
   """
-  chosen = np.asarray(_choices(net, jnp.asarray(documents)))
-  right = chosen[:, shape.prompt - 1 : -1] == documents[:, shape.prompt :]
-  right = right[:, : shape.steps]
+  path = documents[:, shape.prompt : -1]
+  before = shape.prompt - 1 + np.arange(shape.steps)  # each step's last token
+  chosen = choices.first_choices(
+    net, documents, np.broadcast_to(before, path.shape)
+  )
+  correct = np.asarray(chosen) == path
   return {
-    "first": float(right[:, 0].mean()),
-    "path": float(right.all(1).mean()),
+    "first": float(correct[:, 0].mean()),
+    "path": float(correct.all(1).mean()),
   }
-
-
-@jax.jit
-def _choices(net, documents):
-  """Head 1's first choice [B, T] behind every token."""
-  inputs = net.read(documents, jnp.ones_like(documents), documents.shape[1])
-  heads = net.heads
-  own = heads.own_unembed
-  unembed = heads.unembed[...] if own is None else own[0]
-  return jnp.einsum("BTD,DV->BTV", heads.first(inputs), unembed).argmax(-1)

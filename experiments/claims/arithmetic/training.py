@@ -4,6 +4,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -92,15 +93,10 @@ def _measure(
 
   def chunk_of(call):
     T, N = cfg.data.seq_len, cfg.model.n_future
-    chunk = rows(
-      scale.trained,
-      pauses,
-      scale.answers_only,
-      T,
-      max(scale.futures),
-      scale.per_call * cfg.data.batch,
-      int(order[call]),
+    text = Text(
+      scale.trained, pauses, scale.answers_only, T, max(scale.futures)
     )
+    chunk = rows(text, scale.per_call * cfg.data.batch, int(order[call]))
     return jax.tree.map(lambda a: a[:, : T + N], chunk)
 
   for p in device_loop.train(cfg, chunk_of, steps_per_call=scale.per_call):
@@ -127,33 +123,35 @@ def _test(tested: int, expressions: int) -> arithmetic.Expressions:
   return arithmetic.draw(np.random.default_rng(1), operations)
 
 
+class Text(NamedTuple):
+  """What the rows hold that a model is trained on."""
+
+  trained: int  # operations of an expression: 1 to this
+  pauses: int  # pause tokens
+  answers_only: bool  # the question's tokens are not learnt
+  seq_len: int  # T
+  n_future: int  # N, the largest of all runs
+
+
 # All runs read the same expressions, which are drawn once.
 @functools.lru_cache(maxsize=64)
-def rows(
-  trained: int,
-  pauses: int,
-  answers_only: bool,
-  seq_len: int,
-  most: int,
-  count: int,
-  chunk: int,
-) -> batch_lib.Batch:
-  """`count` rows of T + `most` tokens, of expressions of 1 to `trained`.
+def rows(text: Text, count: int, chunk: int) -> batch_lib.Batch:
+  """`count` rows of T+N tokens; each chunk has other expressions.
 
   At no more than three quarters binary operations an expression of m
   operations has 5 + 6.75 m characters on average.
   """
   random = np.random.default_rng((2, chunk))
-  mean = 5 + 6.75 * (1 + trained) / 2 + pauses + arithmetic.FRAME
+  mean = 5 + 6.75 * (1 + text.trained) / 2 + text.pauses + arithmetic.FRAME
   # Rows are not full, so these would be enough without the spare ones.
-  some = int(1.1 * count * seq_len / mean) + 10
-  found = arithmetic.draw(random, random.integers(1, trained + 1, some))
+  some = int(1.1 * count * text.seq_len / mean) + 10
+  found = arithmetic.draw(random, random.integers(1, text.trained + 1, some))
   packed = arithmetic.pack(
     found,
-    pauses,
-    seq_len=seq_len,
-    n_future=most,
-    answers_only=answers_only,
+    text.pauses,
+    seq_len=text.seq_len,
+    n_future=text.n_future,
+    answers_only=text.answers_only,
   )
   return jax.tree.map(lambda a: _small(a[:count]), packed)
 

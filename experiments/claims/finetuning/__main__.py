@@ -17,9 +17,7 @@ from experiments.startup import options, program
 _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
 _OUTPUT = options.define_output("Folder that takes sweep.csv and the models.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "How many; else the scale's.")
-_MINUTES = flags.DEFINE_float(
-  "minutes", float("inf"), "After these minutes no run begins."
-)
+_MINUTES = options.define_minutes()
 
 
 def main(_: list[str]) -> None:

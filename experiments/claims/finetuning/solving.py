@@ -77,11 +77,7 @@ def figures(
   # `find` refuses where there is no sandbox.
   executor = sandbox.Sandbox(sandbox.find(), sandbox.Limits(cpu=2, wall=20.0))
   verdicts = samples.judge(executor, problems, rows, place / "verdicts.jsonl")
-  right = {t: dict.fromkeys((p.name for p in problems), 0)
-           for t in scale.temperatures}  # fmt: skip
-  for verdict in verdicts:
-    right[verdict["temperature"]][verdict["task_id"]] += verdict["passed"]
-  counts = {t: list(by_name.values()) for t, by_name in right.items()}
+  counts = pass_at_k.count([p.name for p in problems], verdicts)
   ks = [2**i for i in range(scale.samples.bit_length())]
   ks = [k for k in ks if k <= scale.samples]
   for name, by_k in pass_at_k.table(scale.samples, counts, ks).items():

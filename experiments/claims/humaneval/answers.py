@@ -109,8 +109,8 @@ def _greedy(work: Work) -> Iterator[sweep.Figure]:
   yield from _counts(rows, minutes)
   ties = [bool(row["near_ties"]) for row in rows]
   yield sweep.Figure(0, "answers with a near-tie", sum(ties))
-  right = _right(work, problems, rows, "greedy")
-  yield from _scores(1, right, (1,), "0")
+  passed = _passed(work, problems, rows, "greedy")
+  yield from _scores(1, passed, (1,), "0")
 
 
 def _compared(work: Work, name: str, heads: Callable) -> Iterator[sweep.Figure]:
@@ -128,8 +128,8 @@ def _compared(work: Work, name: str, heads: Callable) -> Iterator[sweep.Figure]:
   wanted = {row["task_id"]: row["tokens"] for row in ordinary}
   same = [row["tokens"] == wanted[row["task_id"]] for row in rows]
   yield sweep.Figure(0, "same texts", sum(same))
-  right = _right(work, problems, rows, f"compared-{name}")
-  yield from _scores(1, right, (1,), "0")
+  passed = _passed(work, problems, rows, f"compared-{name}")
+  yield from _scores(1, passed, (1,), "0")
 
 
 def _sampled(
@@ -138,9 +138,9 @@ def _sampled(
   problems = spread(work.problems, work.scale.sampled)
   rows, minutes = _draw(work, problems, "sampled", temperatures)
   yield from _counts(rows, minutes)
-  right = _right(work, problems, rows, "sampled")
+  passed = _passed(work, problems, rows, "sampled")
   name = "oracle" if len(temperatures) > 1 else f"{temperatures[0]:g}"
-  yield from _scores(work.scale.samples, right, work.scale.ks, name)
+  yield from _scores(work.scale.samples, passed, work.scale.ks, name)
 
 
 def _counts(rows, minutes) -> Iterator[sweep.Figure]:
@@ -174,21 +174,14 @@ def _draw(work, problems, name, temperatures, heads=1, max_new=None):
   return rows, minutes if drawn == len(rows) else 0.0
 
 
-def _right(work, problems, rows, name) -> dict[float, list[int]]:
-  """Right answers of each problem, by temperature."""
+def _passed(work, problems, rows, name) -> dict[float, list[int]]:
   path = work.folder / f"{name}-verdicts.jsonl"
-  counts = {}
-  for verdict in samples.judge(work.executor, problems, rows, path):
-    of = counts.setdefault(verdict["temperature"], {})
-    task = verdict["task_id"]
-    of[task] = of.get(task, 0) + verdict["passed"]
-  return {
-    t: [of[problem.name] for problem in problems] for t, of in counts.items()
-  }
+  verdicts = samples.judge(work.executor, problems, rows, path)
+  return pass_at_k.count([p.name for p in problems], verdicts)
 
 
-def _scores(n, right, ks, name) -> Iterator[sweep.Figure]:
-  for k, found in pass_at_k.table(n, right, ks)[name].items():
+def _scores(n, passed, ks, name) -> Iterator[sweep.Figure]:
+  for k, found in pass_at_k.table(n, passed, ks)[name].items():
     yield sweep.Figure(0, f"pass@{k}", found.mean)
     yield sweep.Figure(0, f"pass@{k} low", found.low)
     yield sweep.Figure(0, f"pass@{k} high", found.high)

@@ -10,8 +10,6 @@ runs that are left are listed.
 import functools
 import itertools
 
-import jax
-
 from experiments.claims.planning import report, scales, training
 from experiments.measure import sweep
 from experiments.startup import options, program
@@ -25,9 +23,7 @@ def main(_: list[str]) -> None:
   """Trains what is not trained yet, and prints the table."""
   scale, folder = scales.SCALES[_SCALE.value], _OUTPUT.value
   folder.mkdir(parents=True, exist_ok=True)
-  # Seeds share programs: the second one does not compile.
-  jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  sweep.keep_programs(folder)  # seeds share them
   order = itertools.product(scale.graphs, scale.seeds, scale.heads)
   runs = [run(scale, *values) for values in order]
   print(sweep.run(runs, folder, _MINUTES.value))

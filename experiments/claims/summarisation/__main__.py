@@ -20,9 +20,7 @@ _SEEDS = flags.DEFINE_integer("seeds", None, "How many; else the scale's.")
 _TASKS = flags.DEFINE_list(
   "tasks", list(writing.TASKS), "Of man_pages and docstrings."
 )
-_MINUTES = flags.DEFINE_float(
-  "minutes", float("inf"), "After these minutes no run begins."
-)
+_MINUTES = options.define_minutes()
 
 
 def main(_: list[str]) -> None:
