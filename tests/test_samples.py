@@ -189,6 +189,22 @@ def test_judged_once_and_an_empty_one_never_passes(
   assert len(run) > 3 and not any(v["passed"] for v in again)
 
 
+def test_a_sandbox_that_failed_is_asked_again(tmp_path, monkeypatch):
+  """What it says then is returned, to be counted, and not kept."""
+  path, rows = tmp_path / "verdicts.jsonl", answers("return 1", "return 2")
+  lost = sandbox.Verdict(False, f"{sandbox.NO_VERDICT}: Killed")
+  found = [lost, sandbox.Verdict(False, sandbox.OUT_OF_TIME)]
+  monkeypatch.setattr(sandbox.Sandbox, "check_all", lambda *_: found)
+  executor = sandbox.Sandbox("none")
+  got = samples.judge(executor, PROBLEMS, rows, path)
+  assert [v["error"] for v in got] == [v.error for v in found]
+  assert [v["sample"] for v in samples.read(path)] == [1]
+  found[:] = [sandbox.Verdict(True)]
+  again = samples.judge(executor, PROBLEMS, rows, path)
+  assert [v["passed"] for v in again] == [True, False]
+  assert len(samples.read(path)) == 2
+
+
 def test_a_solution_that_fails_is_no_problem(executor):
   def problem(name, solution, tests="assert f() == 1"):
     return code.Problem(name, "p", "def f(): ", (), tests, solution)
