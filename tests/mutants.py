@@ -45,6 +45,13 @@ MUTANTS = [
     "test_induction.py::test_mentions_are_those_of_names_met_before",
   ),
   Mutant(
+    "two sweeps write to one folder",
+    "experiments/measure/sweep.py",
+    "  with lock.exclusive(folder):",
+    "  if folder:",
+    "test_sweep.py::test_one_sweep_at_a_time_writes_to_a_folder",
+  ),
+  Mutant(
     "a run of a sweep that was cut short counts as finished",
     "experiments/measure/sweep.py",
     "return {_key(row) for row in rows if row.metric == _LAST}",

@@ -125,6 +125,26 @@ def test_bad_flags_are_told_before_the_work(call, arguments, line, tmp_path):
   assert line in err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+  "arguments, line",
+  [
+    (["humaneval", "--model=nowhere"], "there is no run in nowhere"),
+    (["heads_for_a_model", "--model=nowhere"], "there is no run in nowhere"),
+    (["summarisation", "--tasks=x"], "--tasks=x: choose of man_pages, docs"),
+    (["finetuning", "--seeds=0"], "flag --seeds=0: 0 is not a positive"),
+    (["self_speculation", "--minutes=-1"], "flag --minutes=-1: -1.0 is not"),
+    (["best_n", "--minutes=nan"], "minutes=nan is no time"),
+  ],
+)
+def test_a_claim_refuses_before_the_work(call, arguments, line, tmp_path):
+  name, *more = arguments
+  code, out, err = call(
+    *more, f"--output={tmp_path / 'w'}", module=f"experiments.claims.{name}"
+  )
+  assert (code, out, err.count("\n")) == (1, "", 1)
+  assert line in err and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("flag", ["--help", "--helpshort", "--helpfull"])
 def test_help_is_no_error(call, flag):
   code, out, err = call(flag)

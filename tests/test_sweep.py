@@ -7,6 +7,8 @@ import pytest
 
 from experiments.claims import __main__ as claims
 from experiments.measure import plots, study, sweep
+from mtp_jax.checkpoint import checkpoints
+from mtp_jax.train import lock
 
 
 def runs(log, values=(0.5, 0.25), seeds=(0, 1), n=2):
@@ -64,6 +66,34 @@ def test_a_sweep_resumes(tmp_path):
   assert outcome.skipped == ["1M n=2, seed 0"]
   assert outcome.done == ["1M n=2, seed 1"]
   assert len(sweep.read(tmp_path)) == 6
+
+
+def test_a_damaged_file_is_left_as_it_is(tmp_path):
+  sweep.run(runs([]), tmp_path)
+  file, log = tmp_path / sweep.FILE, []
+  sound = file.read_text()
+  for old, new in ((",10,", ",ten,"), ("commit", "sha"), ("demo,", "de,mo,")):
+    assert old in sound
+    file.write_text(sound.replace(old, new))
+    with pytest.raises(ValueError, match=r"sweep.csv is damaged behind \d row"):
+      sweep.run(runs(log), tmp_path)
+    assert file.read_text() == sound.replace(old, new) and not log
+
+
+def test_one_sweep_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
+  monkeypatch.setattr(lock, "_RELEASE", 0)
+  with pytest.raises(ValueError, match="minutes=nan is no time"):
+    sweep.run(runs([]), tmp_path / "folder", float("nan"))
+  assert not (tmp_path / "folder").exists()
+
+  def measure(folder):
+    with pytest.raises(checkpoints.CheckpointError, match="in use by another"):
+      sweep.run(runs([]), tmp_path)
+    yield sweep.Figure(0, "nats", 0.5)
+
+  one = sweep.Run("demo", "first", {}, 0, measure)
+  assert sweep.run([one], tmp_path).done == ["first, seed 0"]
+  assert sweep.run(runs([]), tmp_path).done
 
 
 def test_runs_that_were_cut_are_in_no_table(tmp_path, monkeypatch):

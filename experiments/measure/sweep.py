@@ -20,7 +20,7 @@ import mtp_jax
 from experiments.measure import study
 from mtp_jax import config
 from mtp_jax.model import model
-from mtp_jax.train import logs
+from mtp_jax.train import lock, logs
 
 FILE = "sweep.csv"
 _COLUMNS = ("claim", "run", "overrides", "seed", "step", "metric", "value")
@@ -110,7 +110,9 @@ def run(
 
   Raises:
     ValueError: two runs have one name and seed, or `folder` has a run of the
-      same name and seed and other overrides. Nothing is measured then.
+      same name and seed and other overrides; `minutes` is no time; sweep.csv is
+      damaged. Nothing is measured then.
+    checkpoints.CheckpointError: another sweep writes to `folder`.
 
   Example:
     >>> import pathlib
@@ -123,8 +125,15 @@ def run(
     >>> sweep.read(pathlib.Path("runs/demo"))[0].value
     0.7
   """
+  if not minutes >= 0:
+    raise ValueError(f"minutes={minutes} is no time; give a number from 0 on")
+  # Two sweeps would each replace the file that the other one appends to.
+  with lock.exclusive(folder):
+    return _run(runs, folder, minutes)
+
+
+def _run(runs, folder, minutes) -> Outcome:
   begin, outcome = time.monotonic(), Outcome()
-  folder.mkdir(parents=True, exist_ok=True)
   ended = _check(runs, folder)
   constant = _constant_columns()
   for i, one in enumerate(runs):
@@ -185,14 +194,24 @@ def read(path: pathlib.Path) -> list[Row]:
 
   Args:
     path: the file, or a folder with sweep.csv.
+
+  Raises:
+    ValueError: what stands there is no row; names the file and how far it is
+      sound.
   """
-  rows = []
-  for row in study.read_csv(path / FILE if path.is_dir() else path):
-    if None in row.values() or not row["commit"]:
-      continue
-    row["overrides"] = json.loads(row["overrides"])
-    row |= {name: int(row[name]) for name in ("seed", "step")}
-    rows.append(Row(**row | {"value": float(row["value"])}))
+  file, rows = path / FILE if path.is_dir() else path, []
+  try:
+    for row in study.read_csv(file):
+      if None in row.values() or not row["commit"]:
+        continue
+      row["overrides"] = json.loads(row["overrides"])
+      row |= {name: int(row[name]) for name in ("seed", "step")}
+      rows.append(Row(**row | {"value": float(row["value"])}))
+  except (ValueError, KeyError, TypeError, csv.Error) as error:
+    raise ValueError(
+      f"{file} is damaged behind {len(rows)} rows ({error}): mend or remove "
+      "what follows them, or name another --output"
+    ) from error
   return rows
 
 

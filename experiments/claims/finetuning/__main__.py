@@ -16,7 +16,7 @@ from experiments.startup import options, program
 
 _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
 _OUTPUT = options.define_output("Folder that takes sweep.csv and the models.")
-_SEEDS = flags.DEFINE_integer("seeds", None, "How many; else the scale's.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "How many; else the scale's.", 1)
 _MINUTES = options.define_minutes()
 
 

@@ -33,6 +33,7 @@ from experiments.startup import options, program
 from mtp_jax.data import pipeline
 from mtp_jax.decode import layout
 from mtp_jax.evaluate import heads as head_measures
+from mtp_jax.interchange import folders
 from mtp_jax.model import surgery
 
 _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
@@ -57,7 +58,9 @@ def main(_: list[str]) -> None:
   names = _CORPORA.value or scale.corpora
   if not set(names) <= set(corpora.NAMES):
     raise ValueError(f"--corpora={','.join(names)}: choose files or written")
-  folder.mkdir(parents=True, exist_ok=True)
+  if _MODEL.value:  # refuses what is no model before anything is fetched
+    folders.settings(_MODEL.value)
+  options.make_room(folder / "results.json")
   source = _MODEL.value or smollm2.fetch(folder)
   asked = scale.training() | {
     "heads": _HEADS.value,

@@ -15,6 +15,7 @@ from experiments.claims.humaneval import answers, report, scales
 from experiments.measure import study, sweep, wheels
 from experiments.startup import options, program
 from mtp_jax.evaluate import sandbox
+from mtp_jax.interchange import folders
 from mtp_jax.tasks import code
 
 _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is answered.")
@@ -31,6 +32,7 @@ _ALLOW = flags.DEFINE_bool(
 def main(_: list[str]) -> None:
   """Draws and judges what is missing, and prints the table."""
   folder = _OUTPUT.value
+  folders.settings(_MODEL.value)  # refuses what is no model before the work
   backend = sandbox.find(allow_unsandboxed_execution=_ALLOW.value)
   folder.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))

@@ -16,7 +16,7 @@ from experiments.startup import options, program
 
 _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
 _OUTPUT = options.define_output("Folder that takes sweep.csv and the models.")
-_SEEDS = flags.DEFINE_integer("seeds", None, "How many; else the scale's.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "How many; else the scale's.", 1)
 _TASKS = flags.DEFINE_list(
   "tasks", list(writing.TASKS), "Of man_pages and docstrings."
 )
@@ -26,6 +26,10 @@ _MINUTES = options.define_minutes()
 def main(_: list[str]) -> None:
   """Trains and measures every way on every task, with every seed."""
   scale = scales.SCALES[_SCALE.value]
+  if not set(_TASKS.value) <= set(writing.TASKS):
+    raise ValueError(
+      f"--tasks={','.join(_TASKS.value)}: choose of {', '.join(writing.TASKS)}"
+    )
   runs = writing.runs(
     scale, _OUTPUT.value, _SEEDS.value or scale.seeds, _TASKS.value
   )
