@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,8 +183,15 @@ def alone(home):
   return home / "alone"
 
 
+@pytest.fixture(scope="module")
+def stopped(home):
+  """The run of two processes, stopped by SIGTERM on the way; its step."""
+  target = home / "stopped"
+  return target, stop(train(home, target, 2, 1, QUIET), 1, target)
+
+
 TWICE = """
-import shutil, sys
+import pathlib, shutil, sys
 from mtp_jax import config
 from mtp_jax.train import loop, processes
 arguments = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
@@ -200,17 +208,19 @@ loop.fit(cfg, arguments["workdir"])
 loop.pipeline.batch_at = read
 processes.gather("finished")
 if process == 0:
-  for step in (20, 23):
-    shutil.rmtree(f"{arguments['workdir']}/checkpoints/{step}")
+  for path in pathlib.Path(arguments["workdir"], "checkpoints").iterdir():
+    if path.name.isdecimal() and int(path.name) > 16:
+      shutil.rmtree(path)
 processes.gather("removed")
 loop.fit(cfg, arguments["workdir"])
 """
 
 
-def test_two_processes_train_save_and_restore(home, alone, tmp_path):
+def test_two_processes_train_save_and_restore(home, alone, stopped, tmp_path):
   """As a notebook does, which calls `fit` again. In the first run process 1
   cannot read the held-out data, which ends no run.
   """
+  shutil.copytree(stopped[0], tmp_path / "w")
   flags = [f"--config={home / 'config.json'}", f"--workdir={tmp_path / 'w'}"]
   out = Job(home, python(2, ["-c", TWICE], *flags)).finish().text()
   failed = "evaluation at step 23 failed: OSError: [Errno 5] Input/output error"
@@ -230,12 +240,12 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
 """
 
 
-def test_two_processes_end_with_the_bits_of_one(home, alone, tmp_path):
+def test_two_processes_end_with_the_bits_of_one(home, alone, stopped, tmp_path):
   """Stopped by SIGTERM on the way; what one of them wrote then is damaged;
   continued as SLURM starts them, and traced.
   """
-  target = tmp_path / "two"
-  step = stop(train(home, target, 2, 1, QUIET), 1, target)
+  target = shutil.copytree(stopped[0], tmp_path / "two")
+  step = stopped[1]
   for file in (target / f"checkpoints/{step}").rglob("ocdbt.process_1/d/*"):
     file.write_bytes(bytes(file.stat().st_size))
 

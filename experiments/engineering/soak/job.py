@@ -1,4 +1,4 @@
-"""Two processes that train, their disk, and bits to flip."""
+"""Processes that train together, their disk, and bits to flip."""
 
 import json
 import os
@@ -101,9 +101,15 @@ class Disk:
 
 
 class Job:
-  """Two processes that train in home/name, from where they were."""
+  """Two devices that train in home/name, from where they were.
 
-  def __init__(self, home: pathlib.Path, name: str):
+  Args:
+    home: made by `prepare`.
+    name: of the workdir in it.
+    processes: two with a device each, or one with both.
+  """
+
+  def __init__(self, home: pathlib.Path, name: str, processes: int = 2):
     self.folder = home / name / "checkpoints"
     if not self.folder.exists():
       (home / name).mkdir()
@@ -112,9 +118,12 @@ class Job:
     with socket.socket() as free:
       free.bind(("", 0))
       port = free.getsockname()[1]
-    command = [sys.executable, "-m", "experiments.train", "--num_processes=2"]
-    command += [f"--coordinator=localhost:{port}", "--heartbeat_s=15"]
+    command = [sys.executable, "-m", "experiments.train"]
     command += [f"--config={home / 'config.py'}", f"--workdir={home / name}"]
+    if processes > 1:
+      command += [f"--coordinator=localhost:{port}", "--heartbeat_s=15"]
+      command += [f"--num_processes={processes}"]
+    devices = 2 // processes
     env = os.environ | {
       "JAX_PLATFORMS": "cpu",
       "JAX_COMPILATION_CACHE_DIR": str(home / "compiled"),
@@ -123,18 +132,22 @@ class Job:
       "PYTHONUNBUFFERED": "1",
       # LLVM's optimisation takes longer than these trainings.
       "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-      + os.environ.get("XLA_FLAGS", ""),
+      f"{os.environ.get('XLA_FLAGS', '')} "
+      f"--xla_force_host_platform_device_count={devices}",
     }
     outputs = home / "outputs"
     outputs.mkdir(exist_ok=True)
-    number = len(list(outputs.iterdir())) // 2
-    self._outputs = [outputs / f"{number:03d}.{i}.txt" for i in (0, 1)]
+    number = len(list(outputs.glob("*.0.txt")))
+    self._outputs = [
+      outputs / f"{number:03d}.{i}.txt" for i in range(processes)
+    ]
     self.processes = []
     for i, output in enumerate(self._outputs):
+      own = [f"--process_id={i}"] if processes > 1 else []
       with output.open("w", encoding="utf-8") as file:
         self.processes.append(
           subprocess.Popen(
-            [*command, f"--process_id={i}"],
+            [*command, *own],
             env=env,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -142,18 +155,18 @@ class Job:
         )
 
   def text(self) -> str:
-    """What both wrote."""
+    """What all of them wrote."""
     return "".join(
       path.read_text(errors="replace", encoding="utf-8")
       for path in self._outputs
     )
 
   def runs(self) -> bool:
-    """Whether both processes are alive."""
+    """Whether all processes are alive."""
     return all(process.poll() is None for process in self.processes)
 
   def wait_for(self, condition) -> bool:
-    """Whether `condition()` came true while both ran."""
+    """Whether `condition()` came true while all ran."""
     while self.runs():
       if condition():
         return True
