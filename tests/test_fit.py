@@ -292,7 +292,8 @@ from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import step
 
 cfg = config.Config(
-  model=config.Model(vocab=64, width=32, mlp=48, layers=3, n_future=2),
+  model=config.Model(vocab=64, width=32, mlp=48, layers=1, n_future=2,
+                     head="unembedding"),
   optim=config.Optim(warmup=1, kind=sys.argv[2]))
 
 def mesh(*shape):

@@ -46,8 +46,12 @@ def build(cfg, seed=0):
   )
 
 
-@functools.cache
 def case(kind, dtype="float32", remat="none"):
+  return made(kind, dtype, remat)
+
+
+@functools.cache
+def made(kind, dtype, remat):
   """heads, inputs, targets and scale of two documents a row.
 
   Some targets have weight 0, in the middle of a document too, or a fraction.
@@ -66,19 +70,35 @@ def case(kind, dtype="float32", remat="none"):
   return net.heads, inputs, targets, jnp.asarray([0.7, 0.2, 0.05])
 
 
-def run(name, kind, block=4, dtype="float32", scale=None, **more):
-  """((total, nll), gradients of heads, z and scale)."""
-  heads, inputs, targets, weights = case(kind, dtype, **more)
+def run(
+  name, kind, block=4, *, scale=None, weight=None, dtype="float32", remat="none"
+):
+  """((total, nll), gradients of heads, z and scale) of a `case`.
+
+  scale and weight may be others than the case's: the program is the same.
+  """
+  heads, inputs, targets, its_scale = case(kind, dtype, remat)
+  return program(name, kind, block, dtype, remat)(
+    heads,
+    inputs.z,
+    its_scale if scale is None else scale,
+    targets.weight if weight is None else weight,
+  )
+
+
+@functools.cache
+def program(name, kind, block, dtype, remat):
+  _, inputs, targets, _ = case(kind, dtype, remat)
 
   @jit
-  def step(heads, z, scale):
+  def step(heads, z, scale, weight):
     def total(heads, z, scale):
-      call = loss.IMPLEMENTATIONS[name]
-      return call(heads, inputs._replace(z=z), targets, scale, block=block)
+      call, here = loss.IMPLEMENTATIONS[name], targets._replace(weight=weight)
+      return call(heads, inputs._replace(z=z), here, scale, block=block)
 
     return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(heads, z, scale)
 
-  return step(heads, inputs.z, weights if scale is None else scale)
+  return step
 
 
 reference = functools.cache(functools.partial(run, "formula"))
@@ -176,21 +196,16 @@ WEIGHTS = weights()
 @pytest.mark.parametrize("kind", ["parallel", "causal"])
 def test_weights(kind):
   """Serial and checkpointed, and their gradients, equal the formula's."""
-  heads, inputs, targets, scale = case(kind)
 
-  @functools.partial(jit, static_argnums=0)
-  def run(name, weight):
-    def total(heads, z):
-      call, here = loss.IMPLEMENTATIONS[name], targets._replace(weight=weight)
-      return call(heads, inputs._replace(z=z), here, scale, block=4)
-
-    return jax.value_and_grad(total, (0, 1), has_aux=True)(heads, inputs.z)
+  def of(name, weight):
+    value, gradients = run(name, kind, weight=weight)
+    return value, gradients[:2]  # of heads and z
 
   for name, weight in WEIGHTS.items():
-    wanted = run("formula", weight)
+    wanted = of("formula", weight)
     d_z = np.abs(wanted[1][1]).max(-1)  # [B, T]
     for rival in RIVALS:
-      found = run(rival, weight)
+      found = of(rival, weight)
       if not weight.any():
         assert not any(g.any() for g in jax.tree.leaves((found, wanted)))
         continue
