@@ -1,10 +1,11 @@
 """Random models, none of whose parameters is special, and quickly made.
 
 `random_model` builds a small one, `model_of` that of a config, `filled` any
-other module. NumPy draws the values, so no initialiser is compiled.
+other module. NumPy draws the values and scales them, so nothing is compiled.
 """
 
 import dataclasses
+import functools
 import zlib
 
 import jax
@@ -16,20 +17,25 @@ from mtp_jax.model import model
 
 
 def normal(seed, *shape):
-  values = np.random.default_rng(seed).standard_normal(shape)
-  return jnp.asarray(values, jnp.float32)
+  return jnp.asarray(_normal(seed, shape))
+
+
+def _normal(seed, shape):
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def filled(make, gain, seed=0):
   """`make(key)` with norms about 1 and the rest about `gain`, by name."""
-  made = jax.eval_shape(make, jax.random.key(0))
+  return _filled(jax.eval_shape(make, jax.random.key(0)), gain, seed)
 
+
+def _filled(shapes, gain, seed):
   def fill(path, leaf):
     name = jax.tree_util.keystr(path)
-    values = normal([seed, zlib.crc32(name.encode())], *leaf.shape)
-    return 1 + 0.3 * values if "norm" in name else gain * values
+    values = _normal([seed, zlib.crc32(name.encode())], leaf.shape)
+    return jnp.asarray(1 + 0.3 * values if "norm" in name else gain * values)
 
-  return jax.tree_util.tree_map_with_path(fill, made)
+  return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def model_config(kind="parallel", **fields) -> config.Model:
@@ -47,4 +53,9 @@ def random_model(kind="parallel", *, seed=0, deviation=0.2, **fields):
 
 
 def model_of(cfg: config.Model, deviation=0.2, seed=0) -> model.Model:
-  return filled(lambda key: model.Model(cfg, key), deviation, seed)
+  return _filled(_shapes(cfg), deviation, seed)
+
+
+@functools.cache
+def _shapes(cfg):
+  return jax.eval_shape(lambda key: model.Model(cfg, key), jax.random.key(0))

@@ -327,18 +327,21 @@ def random_model(kind, seed):
   return net, prompts
 
 
-def plain(net, prompts):
+@functools.cache
+def plain(kind, seed):
+  """(model, prompts, judge of their ordinary texts)."""
+  net, prompts = random_model(kind, seed)
   texts = decode.generate(
     layout.lay_out(net), prompts, heads=1, max_new=64
   ).tokens
-  return Ties(net, prompts, texts, len(prompts))
+  return net, prompts, Ties(net, prompts, texts, len(prompts))
 
 
 @pytest.mark.parametrize("kind", config.HEAD_KINDS)
 def test_random_models_lose_nothing(kind):
   """208 prompts of 64 tokens each, every k, all tokens equal."""
-  net, prompts = random_model(kind, 0)
-  want, decoder = plain(net, prompts), layout.lay_out(net)
+  net, prompts, want = plain(kind, 0)
+  decoder = layout.lay_out(net)
   for k in (2, 3, 4) if kind == "parallel" else (3,):
     got = decode.generate(decoder, prompts, heads=k, max_new=64)
     for row, text in enumerate(got.tokens):
@@ -349,8 +352,7 @@ def test_random_models_lose_nothing(kind):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_heads_that_always_or_never_agree_lose_nothing(seed):
-  net, prompts = random_model("parallel", seed)
-  want = plain(net, prompts)
+  net, prompts, want = plain("parallel", seed)
   texts = np.zeros((len(prompts), 16 + 64 + 4), np.int32)
   for row, p, t in zip(texts, prompts, want.texts, strict=True):
     row[: len(p) + len(t)] = [*p, *t]
