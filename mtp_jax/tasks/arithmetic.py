@@ -28,8 +28,8 @@ TERMS = 5  # coefficients of an element
 PAUSE = "."
 FRAME = 3 + TERMS  # tokens of a document beside question and pauses
 _BINARY = "+*@"  # operations 1, 2, 3; negation is 0
-# Entries of a stack of what is still to be written. Others are counts of
-# operations, of expressions.
+# Symbols that are still to be written, on a stack; a number from 0 on stands
+# for an expression of so many operations.
 _CLOSE = -1  # ")"; operation k is _CLOSE - k
 
 
