@@ -55,7 +55,7 @@ def _bwrap(folder: pathlib.Path, size: int) -> list[str]:
 
 
 def _unshare(folder: pathlib.Path, size: int) -> list[str]:
-  """The same by mount and pivot_root, which takes twice as long."""
+  """The same by mount and pivot_root, which takes longer."""
   root = os.geteuid() == 0
   lines = ["set -e", f"mount -t tmpfs -o mode=755,size=64k tmpfs {folder}"]
   lines += [f"cd {folder}", "mkdir proc dev tmp old"]
