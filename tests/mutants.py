@@ -204,8 +204,8 @@ MUTANTS = [
   Mutant(
     "heads are trained on a random trunk",
     "mtp_jax/train/loop.py",
-    'if init is None and cfg.train.freeze == "trunk":',
-    'if init is None and cfg.train.freeze == "random":',
+    'is_frozen = cfg.train.freeze == "trunk"',
+    "is_frozen = False",
     "test_init.py::test_a_random_trunk_is_not_frozen",
   ),
   Mutant(
@@ -527,9 +527,16 @@ MUTANTS = [
   Mutant(
     "microbatches averaged twice",
     "mtp_jax/train/step.py",
-    "scale = head_weights / weight_sums[0]",
-    "scale = head_weights / (weight_sums[0] * parts)",
+    "step) / weight_sums[0]",
+    "step) / (weight_sums[0] * cfg.train.accumulate)",
     "test_train.py::test_microbatches_give_the_same_step",
+  ),
+  Mutant(
+    "microbatches forget that heads leap",
+    "mtp_jax/train/step.py",
+    "loss.future_targets(rows, N, cfg.model.offsets)",
+    "loss.future_targets(rows, N)",
+    "test_head_settings.py::test_microbatches_know_how_far_heads_leap",
   ),
   Mutant(
     "resumed one step off",

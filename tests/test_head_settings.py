@@ -120,6 +120,20 @@ def test_heads_that_are_held_back_teach_the_trunk_nothing(name, kind):
   assert jnp.abs(d_z_all - d_z).max() > 1e-2
 
 
+def test_microbatches_know_how_far_heads_leap():
+  tokens = np.random.default_rng(0).integers(0, 31, (2, 10)).astype(np.int32)
+  found = []
+  for parts in (1, 2):
+    cfg = settings(model={"offsets": (1, 3)}, train={"accumulate": parts})
+    mesh = sharding.make_mesh(cfg.mesh, jax.devices()[:1])
+    state = step_lib.init_state(cfg, mesh)
+    train = step_lib.compile_step(cfg, mesh)
+    found.append(train(state, batch_lib.of(tokens))[1])
+  for name in found[0]:
+    # The same terms added in another order.
+    np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-5)
+
+
 def test_the_step_holds_heads_back():
   """Its trunk learns as if the far heads weighed nothing; its heads do not."""
   tokens = np.random.default_rng(0).integers(0, 31, (2, 9)).astype(np.int32)

@@ -204,8 +204,8 @@ def test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read(
     source="jsonl", path=str(tmp_path), cache=str(tmp_path / "c"), batch=1
   )
   packed, _ = pipeline.pack(data, tokenizer.Bytes())
-  wanted = [pipeline.batch_at(packed, i, **SHAPE) for i in range(100)]
-  stream = pipeline.batches(packed, **SHAPE, workers=workers)
+  wanted = [pipeline.batch_at(packed, i, BATCHING) for i in range(100)]
+  stream = pipeline.batches(packed, BATCHING, workers=workers)
   equal(next(stream), wanted[0])
   (folder,) = (tmp_path / "c").glob("*/")
   harm(folder / f"train.{kind}")
@@ -217,7 +217,7 @@ def test_a_cache_damaged_in_use_is_an_error_before_its_tokens_are_read(
   assert "set data.cache to" in str(error.value)
   with pytest.warns(UserWarning, match=f"anew: .* a damaged train.{kind}"):
     packed, _ = pipeline.pack(data, tokenizer.Bytes())
-  equal(pipeline.batch_at(packed, 99, **SHAPE), wanted[99])
+  equal(pipeline.batch_at(packed, 99, BATCHING), wanted[99])
 
 
 @pytest.mark.parametrize("kind", ["checksums", "meta.json"])
@@ -252,7 +252,7 @@ def test_a_batch_that_cannot_be_read_names_its_file(data, monkeypatch):
 
   monkeypatch.setattr(os, "pread", fail)
   with pytest.raises(OSError, match=r"output error: '.*/train.tokens'"):
-    pipeline.batch_at(packed, 0, **SHAPE)
+    pipeline.batch_at(packed, 0, BATCHING)
 
 
 def test_a_fault_of_the_corpus_is_not_said_of_the_cache(data, monkeypatch):
@@ -459,7 +459,7 @@ def test_pickling_sends_the_place_and_not_the_tokens(data):
   assert copy.fingerprint == packed.fingerprint
 
 
-SHAPE = dict(batch=12, seq_len=7, n_future=3, seed=5)
+BATCHING = pipeline.Batching(batch=12, seq_len=7, n_future=3, seed=5)
 
 
 def equal(a, b):

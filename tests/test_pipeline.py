@@ -1,5 +1,6 @@
 """Batches: one order for any number of processes and workers."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -15,10 +16,14 @@ from mtp_jax.data import pipeline
 from tests import test_pack
 from tests.test_packed import in_memory
 
-SHAPE, data, equal = test_pack.SHAPE, test_pack.data, test_pack.equal
+BATCHING, data, equal = test_pack.BATCHING, test_pack.data, test_pack.equal
 
 
 STEPS = np.random.default_rng(0).integers(0, 10_000, 3).tolist()
+
+
+def part(shard, shards):
+  return dataclasses.replace(BATCHING, shard=shard, shards=shards)
 
 
 @pytest.fixture
@@ -31,12 +36,10 @@ def packed(data):
 def test_global_batch_is_the_same_for_any_number_of_processes(
   packed, processes, step
 ):
-  whole = pipeline.batch_at(packed, step, **SHAPE)
+  whole = pipeline.batch_at(packed, step, BATCHING)
   assert whole.tokens.shape == (12, 10)
   rows = [
-    next(
-      pipeline.batches(packed, **SHAPE, shard=p, shards=processes, start=step)
-    )
+    next(pipeline.batches(packed, part(p, processes), start=step))
     for p in range(processes)
   ]
   equal(jax.tree.map(lambda *parts: np.concatenate(parts), *rows), whole)
@@ -49,13 +52,11 @@ def test_global_batch_is_the_same_for_any_number_of_processes(
 def test_batches_are_the_same_for_any_number_of_workers(
   packed, workers, starts
 ):
-  place = dict(shard=1, shards=2)
+  second = part(1, 2)
   for start in starts:
-    stream = pipeline.batches(
-      packed, **SHAPE, **place, workers=workers, start=start
-    )
+    stream = pipeline.batches(packed, second, workers=workers, start=start)
     for step in range(start, start + 5):
-      wanted = pipeline.batch_at(packed, step, **SHAPE, **place)
+      wanted = pipeline.batch_at(packed, step, second)
       equal(next(stream), wanted)
 
 
@@ -64,9 +65,8 @@ import numpy as np
 from mtp_jax.data import pipeline
 
 packed = pipeline.Packed(np.arange(99), np.array([0]), 1.0, "", 1, {})
-next(pipeline.batches(
-  packed, batch=1, seq_len=7, n_future=1, seed=0, workers=1
-))
+batching = pipeline.Batching(batch=1, seq_len=7, n_future=1, seed=0)
+next(pipeline.batches(packed, batching, workers=1))
 """
 
 
@@ -92,7 +92,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
 def test_an_epoch_gives_every_window_once_in_an_order_of_its_own(packed):
   count = packed.windows(7)
   rows = []
-  for batch in pipeline.batches(packed, **SHAPE):
+  for batch in pipeline.batches(packed, BATCHING):
     pairs = zip(batch.tokens, batch.segments, strict=True)
     rows += [(t.tobytes(), s.tobytes()) for t, s in pairs]
     if len(rows) >= 2 * count:
@@ -102,8 +102,8 @@ def test_an_epoch_gives_every_window_once_in_an_order_of_its_own(packed):
   first, second = rows[:count], rows[count : 2 * count]
   assert sorted(first) == sorted(second) == wanted
   assert first != second
-  other = pipeline.batch_at(packed, 0, **SHAPE | {"seed": 6})
-  assert (other.tokens != pipeline.batch_at(packed, 0, **SHAPE).tokens).any()
+  other = pipeline.batch_at(packed, 0, dataclasses.replace(BATCHING, seed=6))
+  assert (other.tokens != pipeline.batch_at(packed, 0, BATCHING).tokens).any()
 
 
 def test_no_window_is_lost_or_read_twice_as_processes_come_and_go(packed):
@@ -115,40 +115,40 @@ def test_no_window_is_lost_or_read_twice_as_processes_come_and_go(packed):
   rows = []
   for step, processes in enumerate(stages.tolist()):
     for process in range(processes):
-      place = dict(shard=process, shards=processes)
-      found = pipeline.batch_at(packed, step, **SHAPE, **place)
+      found = pipeline.batch_at(packed, step, part(process, processes))
       rows += [t.tobytes() for t in found.tokens]
   wanted = sorted(packed.window(w, 7, 3).tokens.tobytes() for w in range(count))
   assert sorted(rows[:count]) == wanted
 
 
 def test_a_split_smaller_than_a_batch_repeats():
-  batch = pipeline.batch_at(in_memory([3]), 2, **SHAPE)
+  batch = pipeline.batch_at(in_memory([3]), 2, BATCHING)
   assert (batch.tokens[:, :3] == [0, 1, 2]).all()
 
 
 def test_batches_of_one_row(packed):
   shape = dict(seq_len=7, n_future=2, seed=5)
-  two = pipeline.batch_at(packed, 3, batch=2, **shape)
+  two = pipeline.batch_at(packed, 3, pipeline.Batching(batch=2, **shape))
+  alone = pipeline.Batching(batch=1, **shape)
   for row in range(2):
-    one = pipeline.batch_at(packed, 6 + row, batch=1, **shape)
+    one = pipeline.batch_at(packed, 6 + row, alone)
     equal(one, jax.tree.map(lambda x, row=row: x[row : row + 1], two))
 
 
 def test_step_one_million_is_reached_at_once(packed, capsys):
   begin = time.perf_counter()
-  batch = next(pipeline.batches(packed, **SHAPE, start=10**6))
+  batch = next(pipeline.batches(packed, BATCHING, start=10**6))
   seconds = time.perf_counter() - begin
   with capsys.disabled():
     print(f"\nstep 10**6 reached in {seconds * 1e3:.1f} ms")
-  equal(batch, pipeline.batch_at(packed, 10**6, **SHAPE))
+  equal(batch, pipeline.batch_at(packed, 10**6, BATCHING))
   assert seconds < 5  # 0.2 is promised; the rest is a busy machine's
 
 
 def test_batches_that_cannot_be_are_refused_with_their_numbers(packed):
   with pytest.raises(ValueError, match="batch 12 is not divisible by 5"):
-    pipeline.batches(packed, **SHAPE, shards=5)
+    pipeline.batches(packed, part(0, 5))
   with pytest.raises(ValueError, match="shard 2 is not one of 2"):
-    pipeline.batches(packed, **SHAPE, shard=2, shards=2)
+    pipeline.batches(packed, part(2, 2))
   with pytest.raises(ValueError, match="no window"):
-    pipeline.batches(in_memory([0]), **SHAPE)
+    pipeline.batches(in_memory([0]), BATCHING)

@@ -12,14 +12,11 @@ from mtp_jax.evaluate import heads as head_measures
 
 def score(net, cfg, held, batches: int) -> dict:
   """Held-out measures of every head over some batches, as plain lists."""
-  shape = dict(
-    batch=cfg.data.batch,
-    seq_len=cfg.data.seq_len,
-    n_future=cfg.model.reach,
-    seed=1,
+  batching = pipeline.Batching(
+    cfg.data.batch, cfg.data.seq_len, cfg.model.reach, seed=1
   )
   found = head_measures.measure(
-    net, (pipeline.batch_at(held, i, **shape) for i in range(batches))
+    net, (pipeline.batch_at(held, i, batching) for i in range(batches))
   )
   bits = found["nats"] / np.log(2) / held.bytes_per_token
   return {

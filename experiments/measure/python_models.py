@@ -141,10 +141,11 @@ def figures(
     return
   codec = tokenizer.load(cfg.data.tokenizer)
   _, held = pipeline.pack(cfg.data, codec)
-  shape = dict(batch=cfg.data.batch, seq_len=cfg.data.seq_len, seed=0)
-  shape |= dict(n_future=cfg.model.reach)
+  batching = pipeline.Batching(
+    cfg.data.batch, cfg.data.seq_len, cfg.model.reach, seed=0
+  )
   count = cfg.train.eval_batches
-  batches = (pipeline.batch_at(held, i, **shape) for i in range(count))
+  batches = (pipeline.batch_at(held, i, batching) for i in range(count))
   speeds = head_measures.tokens_per_forward(state.model, batches, heads)
   for k, speed in speeds.items():
     yield sweep.Figure(cfg.train.steps, f"tokens per forward k={k}", speed)

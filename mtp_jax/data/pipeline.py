@@ -6,6 +6,7 @@ position. grain shuffles the windows differently in each epoch. A run resumes
 from its step alone, with any number of processes.
 """
 
+import dataclasses
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -25,31 +26,38 @@ _UNGUARDED = (
 )
 
 
-def batches(
-  packed: Packed,
-  *,
-  batch: int,
-  seq_len: int,
-  n_future: int,
-  seed: int,
-  shard: int = 0,
-  shards: int = 1,
-  workers: int = 0,
-  start: int = 0,
-) -> Iterator[batch_lib.Batch]:
-  """Yields the batches of steps start, start + 1, ... without end.
+@dataclasses.dataclass(frozen=True)
+class Batching:
+  """How the windows of a split form batches, and which rows are read here.
 
-  They equal `batch_at(packed, step, ...)`, and are prefetched by threads or by
-  worker processes. No earlier batch is read to reach `start`.
-
-  Args:
-    packed: the split.
+  Attributes:
     batch: B, rows of the global batch.
     seq_len: T.
-    n_future: N.
+    n_future: N, or how far ahead the furthest head predicts.
     seed: seed of the shuffle.
     shard: index of the block of B / shards rows to read.
     shards: number of blocks; together, in order, they are the global batch.
+  """
+
+  batch: int
+  seq_len: int
+  n_future: int
+  seed: int
+  shard: int = 0
+  shards: int = 1
+
+
+def batches(
+  packed: Packed, batching: Batching, *, workers: int = 0, start: int = 0
+) -> Iterator[batch_lib.Batch]:
+  """Yields the batches of steps start, start + 1, ... without end.
+
+  They equal `batch_at(packed, step, batching)`, and are prefetched by threads
+  or by worker processes. No earlier batch is read to reach `start`.
+
+  Args:
+    packed: the split.
+    batching: sizes, seed and shard.
     workers: number of worker processes that prefetch; 0: threads do.
     start: first step.
 
@@ -70,15 +78,15 @@ def batches(
     ...   starts=np.array([0, 4]), bytes_per_token=1.0, fingerprint="",
     ...   documents=2, skipped={},
     ... )
-    >>> shape = dict(batch=2, seq_len=4, n_future=2, seed=0)
-    >>> batch = next(pipeline.batches(split, **shape, start=10))
+    >>> batching = pipeline.Batching(batch=2, seq_len=4, n_future=2, seed=0)
+    >>> batch = next(pipeline.batches(split, batching, start=10))
     >>> batch.tokens.shape
     (2, 6)
-    >>> again = pipeline.batch_at(split, 10, **shape)
+    >>> again = pipeline.batch_at(split, 10, batching)
     >>> np.array_equal(batch.tokens, again.tokens)
     True
   """
-  steps = _stream(packed, batch, seq_len, n_future, seed, shard, shards)
+  steps = _stream(packed, batching)
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
   stream = steps[start:].to_iter_dataset(ahead)
   if workers:
@@ -118,38 +126,26 @@ def _from_workers(stream, workers: int) -> Iterator[batch_lib.Batch]:
     raise ChildProcessError(f"data.workers={workers}: {line}. {hint}") from None
 
 
-def batch_at(
-  packed: Packed,
-  step: int,
-  *,
-  batch: int,
-  seq_len: int,
-  n_future: int,
-  seed: int,
-  shard: int = 0,
-  shards: int = 1,
-) -> batch_lib.Batch:
+def batch_at(packed: Packed, step: int, batching: Batching) -> batch_lib.Batch:
   """The batch of one step; arguments and result as in `batches`."""
-  steps = _stream(packed, batch, seq_len, n_future, seed, shard, shards)
-  return steps[step]
+  return _stream(packed, batching)[step]
 
 
-def _stream(
-  packed, batch, seq_len, n_future, seed, shard, shards
-) -> grain.MapDataset:
+def _stream(packed: Packed, batching: Batching) -> grain.MapDataset:
   """A dataset whose item s is one shard of the batch of step s.
 
   The shuffled windows are divided into blocks of B / shards rows. The blocks
   of one step are consecutive, so a shard is every `shards`-th block.
   """
+  batch, shard, shards = batching.batch, batching.shard, batching.shards
   if batch % shards:
     raise ValueError(f"batch {batch} is not divisible by {shards} shards")
   if not 0 <= shard < shards:
     raise ValueError(f"shard {shard} is not one of {shards}")
-  windows = _Windows(packed, seq_len, n_future)
+  windows = _Windows(packed, batching.seq_len, batching.n_future)
   if not len(windows):
     raise ValueError("the split holds no token, so no window")
-  shuffled = grain.MapDataset.source(windows).seed(seed).shuffle()
+  shuffled = grain.MapDataset.source(windows).seed(batching.seed).shuffle()
   # Not repeat(None), whose length is sys.maxsize: grain divides the length by
   # the rows in floating point, and with one row len() refuses the result.
   epochs = sys.maxsize // len(windows) // 2

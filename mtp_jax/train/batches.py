@@ -33,8 +33,7 @@ class Batches:
     data = self._cfg.data
     return pipeline.batches(
       self._train,
-      **self._rows(data.batch),
-      seed=data.seed,
+      self._batching(data.batch, data.seed),
       workers=data.workers,
       start=start,
     )
@@ -45,8 +44,9 @@ class Batches:
     It has the rows of one microbatch, since a whole batch might not fit into
     memory.
     """
-    rows = self._rows(self._cfg.data.batch // self._cfg.train.accumulate)
-    return self.place(pipeline.batch_at(self._held_out, index, **rows, seed=0))
+    rows = self._cfg.data.batch // self._cfg.train.accumulate
+    batching = self._batching(rows, seed=0)
+    return self.place(pipeline.batch_at(self._held_out, index, batching))
 
   def place(self, batch: batch_lib.Batch) -> batch_lib.Batch:
     """A batch on the mesh, from this process's rows of it."""
@@ -58,12 +58,13 @@ class Batches:
       batch,
     )
 
-  def _rows(self, batch: int) -> dict[str, int]:
-    """Arguments of `pipeline` for the rows of this process."""
-    return dict(
+  def _batching(self, batch: int, seed: int) -> pipeline.Batching:
+    """This process's rows of batches of `batch` rows."""
+    return pipeline.Batching(
       batch=batch,
       seq_len=self._cfg.data.seq_len,
       n_future=self._cfg.model.reach,
+      seed=seed,
       shard=self._shard,
       shards=self._shards,
     )

@@ -94,26 +94,13 @@ def fit(
     processes.PeerLost: another process of the run is gone.
   """
   pipeline.refuse_in_worker()
-  cfg = cfg.check()
-  if profile and profile.start > cfg.train.steps:
-    raise ValueError(
-      f"profile starts with step {profile.start}, but the run ends with step "
-      f"{cfg.train.steps}"
-    )
-  if profile:
-    metrics.check_tracing()
-  workdir = storage.local(workdir)
-  storage.folder(workdir)  # refuses a path before any work is done
-  workdir_lib.check_format(workdir)
-  if init is None and cfg.train.freeze == "trunk":
-    _check_trunk(workdir)
+  cfg, workdir = cfg.check(), storage.local(workdir)
+  _check_start(cfg, workdir, profile, init)
   codec = workdir_lib.tokenizer(cfg, workdir)
   mesh = sharding.make_mesh(cfg.mesh)
   batches.check(cfg, mesh)
   like = step_lib.abstract_state(cfg, mesh)
   evaluations.check(cfg, mesh, like.model)
-  if isinstance(init, model.Model):
-    init = surgery.reconfigure(init, cfg.model)
   is_first = jax.process_index() == 0
   progress = terminal.Progress(is_first)
   with lock.exclusive(workdir):  # before hours of packing
@@ -135,29 +122,17 @@ def fit(
         like, refusals=lambda stored: resume.refusals(stored, metadata)
       )
       if restored:
-        state, stored, _ = restored
-        origin = stored.get("init")
+        state, stored, step = restored
+        resume.check_step(step, cfg.train.steps, workdir)
+        origin, changes = stored.get("init"), resume.changes(stored, metadata)
       else:
         state, origin = _begin(cfg, mesh, init, metadata, progress)
-      step = int(state.step)
-      if step > cfg.train.steps:
-        raise ValueError(
-          f"{workdir} is at step {step} already, past train.steps "
-          f"{cfg.train.steps}: set --config.train.steps={step} or more"
-        )
-      workdir_lib.write_settings(cfg, workdir)
-      if restored:
-        progress.say(f"resuming from step {step}")
-        for line in resume.changes(stored, metadata):
-          progress.say(line)
-      else:
-        progress.say(f"a new run in {workdir}")
+        step, changes = 0, []
       if origin:
         metadata["init"] = origin
-        progress.say(provenance.sentence(origin))
-      if restored and init is not None:
-        progress.say("the model that was given to start from is not used")
+      workdir_lib.write_settings(cfg, workdir)
       reporter = report.Reporter(cfg, workdir, packed[0], step, progress)
+      reporter.begins(changes, origin, is_used=init is None or not restored)
       loop = _Loop(cfg, mesh, packed, saved, metadata, reporter)
       measures = evaluations.Evaluations(
         cfg, mesh, codec, packed[1], loop.batches.held_out, reporter
@@ -286,6 +261,27 @@ class _Loop:
     )
 
 
+def _check_start(cfg, workdir, profile, init):
+  """Raises ValueError, before any work is done, for what cannot be run."""
+  if profile and profile.start > cfg.train.steps:
+    raise ValueError(
+      f"profile starts with step {profile.start}, but the run ends with step "
+      f"{cfg.train.steps}"
+    )
+  if profile:
+    metrics.check_tracing()
+  storage.folder(workdir)
+  workdir_lib.check_format(workdir)
+  is_frozen = cfg.train.freeze == "trunk"
+  if is_frozen and init is None and not workdir_lib.has_checkpoints(workdir):
+    raise ValueError(
+      "train.freeze='trunk' keeps the trunk as it is, and this one is random: "
+      "give --init=PATH, or a model as `init`"
+    )
+  if isinstance(init, model.Model):
+    surgery.reconfigure(init, cfg.model)
+
+
 def _begin(cfg, mesh, init, metadata, progress):
   """The first state, and where its model came from: {} if it is random.
 
@@ -299,11 +295,3 @@ def _begin(cfg, mesh, init, metadata, progress):
       init, origin = init()
   resume.check_agreement(metadata | {"init": origin})
   return step_lib.init_state(cfg, mesh, init), origin
-
-
-def _check_trunk(workdir):
-  if not workdir_lib.has_checkpoints(workdir):
-    raise ValueError(
-      "train.freeze='trunk' keeps the trunk as it is, and this one is random: "
-      "give --init=PATH, or a model as `init`"
-    )

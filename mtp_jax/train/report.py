@@ -8,7 +8,7 @@ import numpy as np
 from mtp_jax import config
 from mtp_jax.data import pipeline
 from mtp_jax.model import model
-from mtp_jax.train import logs, metrics, terminal
+from mtp_jax.train import logs, metrics, provenance, terminal
 
 
 class Reporter:
@@ -35,10 +35,29 @@ class Reporter:
     start: int,
     progress: terminal.Progress,
   ):
-    self._workdir, self._packed = workdir, packed
+    self._workdir, self._packed, self._start = workdir, packed, start
     self.logs = logs.Writer(workdir, start, jax.process_index() == 0)
     self.clock = metrics.Clock(cfg.model, cfg.data, cfg.train.freeze)
     self.progress = progress
+
+  def begins(self, changes: list[str], origin: dict, is_used: bool) -> None:
+    """Reports whether the run is new, and where its weights come from.
+
+    Args:
+      changes: of a run that resumes, from `resume.changes`.
+      origin: see `provenance.sentence`; empty if the weights were random.
+      is_used: False if a model was given to start from, but the run resumes.
+    """
+    line = f"a new run in {self._workdir}"
+    if self._start:
+      line = f"resuming from step {self._start}"
+    lines = [line, *changes]
+    if origin:
+      lines.append(provenance.sentence(origin))
+    if not is_used:
+      lines.append("the model that was given to start from is not used")
+    for line in lines:
+      self.progress.say(line)
 
   def step(self, step: int, values: dict) -> None:
     """Reports a training step.

@@ -7,6 +7,7 @@ resuming (`sections.py`). Fingerprints must be equal.
 
 import dataclasses
 import json
+import pathlib
 
 from mtp_jax import config
 from mtp_jax.train import processes
@@ -42,6 +43,15 @@ def changes(stored: dict, metadata: dict) -> list[str]:
         f"{section}.{name} was {old!r} until here, and is {new!r} from here on"
       )
   return lines
+
+
+def check_step(step: int, steps: int, workdir: pathlib.Path) -> None:
+  """Raises ValueError if a run of `steps` steps is past its end already."""
+  if step > steps:
+    raise ValueError(
+      f"{workdir} is at step {step} already, past train.steps {steps}: set "
+      f"--config.train.steps={step} or more"
+    )
 
 
 def check_agreement(metadata: dict) -> None:

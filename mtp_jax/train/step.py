@@ -104,18 +104,60 @@ def train_step(
 
   Reference: the paper, section 2; table S13 and its caption for AdamW.
   """
-  N, parts = cfg.model.n_future, cfg.train.accumulate
-  frozen = cfg.train.freeze == "trunk"
-  if batch.z is not None and not frozen:
+  if batch.z is not None and cfg.train.freeze != "trunk":
     raise ValueError(
       "the batch has z, so the trunk would learn nothing: set "
       "train.freeze='trunk'"
     )
+  N, net = cfg.model.n_future, state.model
   targets = loss.future_targets(batch, N, cfg.model.offsets)
   weight_sums = targets.weights()
   weight_sums = jnp.where(weight_sums > 0, weight_sums, 1.0)  # a divisor
-  head_weights = weights_lib.at(cfg.train, N, state.step)
-  scale = head_weights / weight_sums[0]
+  scale = weights_lib.at(cfg.train, N, state.step) / weight_sums[0]
+  if cfg.train.accumulate == 1:
+    total, nats, grads = _gradient(net, batch, targets, scale, cfg, mesh)
+  else:
+    total, nats, grads = _sum_over_parts(net, batch, scale, cfg, mesh)
+
+  norm = optax.tree.norm(grads)
+  good = jnp.isfinite(total) & jnp.isfinite(norm)
+  tx, old = optim.make(cfg.optim, cfg.train.steps), _trained(cfg, net)
+  with jax.named_scope("update"):
+    updates, opt = tx.update(grads, state.opt, old)
+    new, opt = jax.tree.map(
+      lambda new, old: jnp.where(good, new, old),
+      (optax.apply_updates(old, updates), opt),
+      (old, state.opt),
+    )
+    net = surgery.join(net, new) if cfg.train.freeze == "trunk" else new
+  bad = jnp.where(good, 0, state.bad + 1)
+  skipped = state.skipped + ~good
+  rate = optim.schedule(cfg.optim, cfg.train.steps)
+  metrics = {
+    "loss": total,
+    "nats": nats / weight_sums,
+    "grad_norm": norm,
+    "learning_rate": rate(state.step - state.skipped),
+    "bad": bad,
+    "skipped": skipped,
+  }
+  return State(net, opt, state.step + 1, bad, skipped), metrics
+
+
+def _gradient(net, batch, targets, scale, cfg, mesh):
+  """The loss of some rows, and its gradient.
+
+  Args:
+    net: the model.
+    batch: the rows.
+    targets: of the rows, from `loss.future_targets`.
+    scale: [N], see `loss.token_loss`.
+    cfg, mesh: of the run.
+
+  Returns:
+    (total, nats [N] summed over the rows, gradient of what is trained).
+  """
+  frozen = cfg.train.freeze == "trunk"
   settings = loss.Settings(
     implementation=cfg.train.loss,
     block=cfg.train.loss_block,
@@ -125,65 +167,43 @@ def train_step(
     detach=cfg.train.detach,
   )
 
-  trained = _trained(cfg, state.model)
+  def objective(trained):
+    whole = net if frozen else trained
+    heads = whole.heads
+    if not heads.kind.own_unembed:
+      # Every head reads it: collected once, before their loop.
+      unembed = sharding.gathered(heads.unembed, mesh)
+      whole = whole.replace(heads=heads.replace(unembed=unembed))
+    data = batch, targets, scale, settings
+    if frozen:
+      return loss.frozen_loss(trained, whole, *data)
+    return loss.token_loss(whole, *data)
 
-  def gradient(batch, targets):
-    """(total, nats [N], gradient) of some rows."""
+  value_and_grad = jax.value_and_grad(objective, has_aux=True)
+  (total, nats), grads = value_and_grad(_trained(cfg, net))
+  return total, nats, grads
 
-    def objective(trained):
-      net = state.model if frozen else trained
-      heads = net.heads
-      if not heads.kind.own_unembed:
-        # Every head reads it: collected once, before their loop.
-        unembed = sharding.gathered(heads.unembed, mesh)
-        net = net.replace(heads=heads.replace(unembed=unembed))
-      data = batch, targets, scale, settings
-      if frozen:
-        return loss.frozen_loss(trained, net, *data)
-      return loss.token_loss(net, *data)
 
-    (total, nats), grads = jax.value_and_grad(objective, has_aux=True)(trained)
-    return total, nats, grads
+def _sum_over_parts(net, batch, scale, cfg, mesh):
+  """`_gradient` of a batch, summed over `train.accumulate` parts of it.
 
-  if parts == 1:
-    total, nats, grads = gradient(batch, targets)
-  else:
+  A part's activations are freed before the next part's are computed.
+  """
+  N, parts = cfg.model.n_future, cfg.train.accumulate
 
-    def add(sums, rows):
-      # Targets of these rows: cut from the batch's, they would be exchanged
-      # between devices.
-      here = gradient(rows, loss.future_targets(rows, N))
-      return jax.tree.map(jnp.add, sums, here), None
+  def add(sums, rows):
+    # Targets of these rows: cut from the batch's, they would be exchanged
+    # between devices.
+    targets = loss.future_targets(rows, N, cfg.model.offsets)
+    here = _gradient(net, rows, targets, scale, cfg, mesh)
+    return jax.tree.map(jnp.add, sums, here), None
 
-    rows = jax.tree.map(
-      lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch
-    )
-    zeros = jax.tree.map(jnp.zeros_like, trained)
-    sums = jnp.zeros(()), jnp.zeros((N,)), zeros
-    (total, nats, grads), _ = jax.lax.scan(add, sums, rows)
-
-  norm = optax.tree.norm(grads)
-  good = jnp.isfinite(total) & jnp.isfinite(norm)
-  tx = optim.make(cfg.optim, cfg.train.steps)
-  with jax.named_scope("update"):
-    updates, opt = tx.update(grads, state.opt, trained)
-    new = optax.apply_updates(trained, updates), opt
-    part, opt = jax.tree.map(
-      lambda new, old: jnp.where(good, new, old), new, (trained, state.opt)
-    )
-    net = surgery.join(state.model, part) if frozen else part
-  bad = jnp.where(good, 0, state.bad + 1)
-  metrics = {
-    "loss": total,
-    "nats": nats / weight_sums,
-    "grad_norm": norm,
-    "learning_rate": optim.schedule(cfg.optim, cfg.train.steps)(
-      state.step - state.skipped
-    ),
-    "bad": bad,
-    "skipped": state.skipped + ~good,
-  }
-  return State(net, opt, state.step + 1, bad, metrics["skipped"]), metrics
+  rows = jax.tree.map(
+    lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch
+  )
+  zeros = jax.tree.map(jnp.zeros_like, _trained(cfg, net))
+  sums = jnp.zeros(()), jnp.zeros((N,)), zeros
+  return jax.lax.scan(add, sums, rows)[0]
 
 
 # Cached, so that a second `fit` in a notebook compiles nothing.

@@ -153,12 +153,10 @@ def _train(net, packed, held, scale):
   batches = training.windows(net, packed, count, scale)
   ids = training.commonest(batches, scale.draft_vocab)
   trained, rows = training.train(net, batches, ids, scale, _SEED.value)
-  shape = dict(
-    batch=scale.batch, seq_len=scale.seq_len, n_future=_HEADS.value, seed=0
-  )
+  batching = pipeline.Batching(scale.batch, scale.seq_len, _HEADS.value, seed=0)
   count = training.count(scale.held_tokens, scale)
   measured = head_measures.measure(
-    trained, (pipeline.batch_at(held, i, **shape) for i in range(count))
+    trained, (pipeline.batch_at(held, i, batching) for i in range(count))
   )
   return trained, {
     "tokens": len(batches) * scale.batch * scale.seq_len,

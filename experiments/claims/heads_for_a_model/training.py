@@ -31,16 +31,12 @@ def windows(
     z = net.read(batch.tokens, batch.segments).z
     return z.astype(jnp.bfloat16)
 
+  batching = pipeline.Batching(
+    scale.batch, scale.seq_len, net.cfg.n_future, seed=0
+  )
   batches = []
   for i in range(count):
-    batch = pipeline.batch_at(
-      packed,
-      i,
-      batch=scale.batch,
-      seq_len=scale.seq_len,
-      n_future=net.cfg.n_future,
-      seed=0,
-    )
+    batch = pipeline.batch_at(packed, i, batching)
     z = np.asarray(trunk(net, batch))
     batches.append(dataclasses.replace(batch, z=z))
     if i % 20 == 0:

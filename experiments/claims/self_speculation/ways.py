@@ -98,16 +98,14 @@ def figures(
   """What the heads are worth: on held-out text, and in greedy decoding."""
   codec, step = tokenizer.load(cfg.data.tokenizer), cfg.train.steps
   held = pipeline.pack(cfg.data, codec)[1]
-  shape = dict(
-    batch=cfg.data.batch,
-    seq_len=cfg.data.seq_len,
-    n_future=cfg.model.n_future,
-    seed=0,
+  batching = pipeline.Batching(
+    cfg.data.batch, cfg.data.seq_len, cfg.model.n_future, seed=0
   )
   found = head_measures.measure(
     net,
     (
-      pipeline.batch_at(held, i, **shape) for i in range(cfg.train.eval_batches)
+      pipeline.batch_at(held, i, batching)
+      for i in range(cfg.train.eval_batches)
     ),
   )
   for i in range(cfg.model.n_future):
