@@ -10,7 +10,7 @@
 
 The packages, each of which imports only what stands above it:
 
-  fields, head_checks, sections, config    a run's settings, and their checks
+  fields, section_checks, sections, config    a run's settings, and their checks
   tokenizer   text to ids and back: bytes, SentencePiece, tokenizer.json
   tokenizer_training    trains SentencePiece models
   sharding    meshes, and which axis of an array is split over which devices

@@ -12,7 +12,7 @@ import pathlib
 import typing
 from collections.abc import Iterator
 
-from mtp_jax import fields, head_checks, sections
+from mtp_jax import fields, section_checks, sections
 
 # Format of config.json and of checkpoint records; a file without a number has
 # format 1. A change that this version would misread needs the next number.
@@ -77,7 +77,7 @@ class Config:
     )
     n, train = self.model.n_future, self.train
     stages = len(train.head_stages) + 1
-    head_checks.for_heads(n, train.head_weights, stages, train.detach)
+    section_checks.for_heads(n, train.head_weights, stages, train.detach)
     if self.decode.heads > n:
       raise ValueError(
         f"decode.heads={self.decode.heads} but model.n_future={n}: use at most "

@@ -1,4 +1,4 @@
-"""Checks of the fields of a config section: type, sign, size.
+"""The fields of a config section: how they are declared and checked.
 
 Each check raises a ValueError that names the field, its value and what the
 field takes.
@@ -11,6 +11,23 @@ import typing
 INT32 = 2**31 - 1  # the largest integer that JAX holds by default
 INT64 = 2**63 - 1
 FLOAT32 = 3.4028234663852886e38
+
+
+# When a run resumes, its settings must equal those of the checkpoint. A field
+# that may differ is declared by one of these functions; see `train/resume.py`.
+def free(default):
+  """A field that may differ: it changes results by rounding at most."""
+  return dataclasses.field(default=default, metadata={"on_resume": "free"})
+
+
+def local(default):
+  """A field that may differ, also between processes: a path on the host."""
+  return dataclasses.field(default=default, metadata={"on_resume": "local"})
+
+
+def reported(default):
+  """A field that may differ: it changes all later steps; the run reports it."""
+  return dataclasses.field(default=default, metadata={"on_resume": "reported"})
 
 
 def kind_of(kind: type) -> str:

@@ -1,14 +1,14 @@
 """The sections of a `Config`, each with its defaults and its checks.
 
 Defaults live here and nowhere else. A section is frozen: it can be compared,
-hashed and stored in a module.
+hashed and stored in a module. `fields.free`, `fields.local` and
+`fields.reported` declare the fields that may change when a run resumes.
 """
 
 import dataclasses
-import pathlib
 import typing
 
-from mtp_jax import fields, head_checks
+from mtp_jax import fields, section_checks
 
 # Kind of head -> transformer layers of one head, which count among `layers`.
 # What else distinguishes the kinds is in `model.heads.kinds`.
@@ -33,23 +33,6 @@ _section = dataclasses.dataclass(frozen=True)
 # Numbers of `Model` that may be 0.
 _MODEL_ZERO = ("extra_layers", "attn_channels", "sliding_window", "rope_length")
 _MODEL_ZERO += ("rope_attention",)
-
-
-# When a run resumes, its settings must equal those of the checkpoint. A field
-# that may differ is declared by one of these functions; see `train/resume.py`.
-def _free(default):
-  """May differ: it changes results by rounding at most."""
-  return dataclasses.field(default=default, metadata={"on_resume": "free"})
-
-
-def _local(default):
-  """May differ, also between the processes of one run: a path on the host."""
-  return dataclasses.field(default=default, metadata={"on_resume": "local"})
-
-
-def _reported(default):
-  """May differ: it changes all later steps, and the run reports the change."""
-  return dataclasses.field(default=default, metadata={"on_resume": "reported"})
 
 
 @_section
@@ -85,7 +68,7 @@ class Model:
   mask_documents: bool = True  # no attention across documents
   dtype: str = "float32"  # activations; parameters stay float32
   remat: str = "none"  # one of REMAT_POLICIES
-  attention: str = _free("auto")  # one of ATTENTION; auto: by platform
+  attention: str = fields.free("auto")  # one of ATTENTION; auto: by platform
 
   @property
   def head_layers(self) -> int:
@@ -153,8 +136,8 @@ class Model:
       raise ValueError(
         f"{given} gives an odd number of channels; rotary embeddings need pairs"
       )
-    self._check_rope()
-    head_checks.offsets(self.offsets, self.n_future)
+    section_checks.rope(self, ROPE_SCALING)
+    section_checks.offsets(self.offsets, self.n_future)
     if self.offsets and self.drafting == self.n_future:  # as if not given
       checked = dataclasses.replace(checked, offsets=())
     if self.trunk_layers < 1:
@@ -165,53 +148,26 @@ class Model:
       )
     return checked
 
-  def _check_rope(self) -> None:
-    """Raises ValueError for numbers that its kind of scaling cannot use."""
-    kind = f"model.rope_scaling is {self.rope_scaling!r}"
-    fields.one_of("model.rope_scaling", self.rope_scaling, ROPE_SCALING)
-    if self.rope_scaling == "none" and self.rope_factor != 1:
-      raise ValueError(
-        f"model.rope_factor is {self.rope_factor}, but {kind}: name a kind of "
-        f"scaling, one of {', '.join(ROPE_SCALING[1:])}"
-      )
-    if self.rope_factor < 1:
-      raise ValueError(
-        f"model.rope_factor is {self.rope_factor}; it must be at least 1"
-      )
-    if self.rope_scaling not in ("none", "linear") and not self.rope_length:
-      raise ValueError(
-        f"{kind}, which needs model.rope_length, the tokens of the context "
-        "before scaling"
-      )
-    if self.rope_scaling == "dynamic" and self.channels < 4:
-      raise ValueError(f"{kind}, which needs at least 4 channels per head")
-    between = self.rope_scaling in ("llama3", "yarn")
-    if between and self.rope_slow >= self.rope_fast:
-      raise ValueError(
-        f"model.rope_slow {self.rope_slow} is not below model.rope_fast "
-        f"{self.rope_fast}"
-      )
-
 
 @_section
 class Data:
   """The corpus, and how it is packed and batched."""
 
   source: str = "python"  # one of SOURCES
-  path: str = _local("")  # file or folder; may be empty for 'python'
+  path: str = fields.local("")  # file or folder; may be empty for 'python'
   field: str = "text"  # JSONL field that holds the document
   # JSONL field that stands before `field`, which is then the answer; '': none.
   prompt: str = ""
   loss_on: str = "all"  # one of LOSS_ON; 'answer': prompts are read, not learnt
-  tokenizer: str = _local("bytes")  # or a path: see tokenizer.load
-  cache: str = _local("~/.cache/mtp_jax")  # folder of packed corpora
+  tokenizer: str = fields.local("bytes")  # or a path: see tokenizer.load
+  cache: str = fields.local("~/.cache/mtp_jax")  # folder of packed corpora
   seq_len: int = 256  # T
   batch: int = 16  # B, over all processes
   max_bytes: int = 0  # bytes of the corpus to read; 0: all
   held_out: float = 0.02  # share of documents for evaluation only
   on_error: str = "raise"  # at a bad record; 'skip' leaves it out
   seed: int = 0
-  workers: int = _local(0)  # processes that prefetch; 0: threads do
+  workers: int = fields.local(0)  # processes that prefetch; 0: threads do
 
   def check(self) -> typing.Self:
     """See `Config.check`."""
@@ -225,36 +181,10 @@ class Data:
     fields.one_of("data.loss_on", self.loss_on, LOSS_ON)
     if self.source != "python" and not self.path:
       raise ValueError(f"data.source {self.source!r} needs data.path")
-    self._check_prompt()
-    for name in ("tokenizer", "cache"):
-      if not getattr(self, name):
-        raise ValueError(f"data.{name} is empty; leave it out for its default")
-    for name in ("path", "tokenizer", "cache"):
-      try:
-        pathlib.Path(getattr(self, name)).expanduser()
-      except RuntimeError as error:  # ~nobody
-        value = getattr(self, name)
-        raise ValueError(f"data.{name} is {value!r}: {error}") from error
+    section_checks.prompt(self)
+    section_checks.paths(self)
     fields.share(self, "held_out", 0 < self.held_out < 1)
     return checked
-
-  def _check_prompt(self) -> None:
-    """Raises ValueError if there is no prompt, or none can be read."""
-    if self.loss_on == "answer" and not self.prompt:
-      raise ValueError(
-        "data.loss_on is 'answer', but data.prompt is empty: name the JSONL "
-        "field of the prompts, or set data.loss_on to 'all'"
-      )
-    if self.prompt and self.source != "jsonl":
-      raise ValueError(
-        f"data.prompt is {self.prompt!r}, but data.source is {self.source!r}, "
-        "whose documents have no fields: set data.source to 'jsonl'"
-      )
-    if self.prompt and self.prompt == self.field:
-      raise ValueError(
-        f"data.prompt and data.field are both {self.field!r}: name the field "
-        "of the answer in data.field"
-      )
 
 
 @_section
@@ -262,12 +192,12 @@ class Optim:
   """AdamW with linear warm-up and cosine decay (paper, table S13), or Muon."""
 
   kind: str = "adamw"  # one of OPTIMISERS
-  peak: float = _reported(3e-4)  # learning rate after warm-up
+  peak: float = fields.reported(3e-4)  # learning rate after warm-up
   # Under Muon, Adam updates the embedding, the unembedding and the norms. Its
   # learning rate is this multiple of the rate for the matrices.
-  adam_ratio: float = _reported(1.0)
-  warmup: int = _reported(100)  # steps
-  end: float = _reported(0.03)  # final learning rate / peak
+  adam_ratio: float = fields.reported(1.0)
+  warmup: int = fields.reported(100)  # steps
+  end: float = fields.reported(0.03)  # final learning rate / peak
   beta1: float = 0.9
   beta2: float = 0.95
   decay: float = 0.1  # decoupled weight decay, on matrices only
@@ -294,8 +224,8 @@ class Optim:
 class Mesh:
   """Devices along each axis; -1 means all remaining devices."""
 
-  data: int = _free(-1)  # batch, and parameters sharded over it (FSDP)
-  model: int = _free(1)  # tensor parallelism
+  data: int = fields.free(-1)  # batch, and parameters sharded over it (FSDP)
+  model: int = fields.free(1)  # tensor parallelism
 
   def check(self) -> typing.Self:
     """See `Config.check`."""
@@ -313,10 +243,10 @@ class Mesh:
 class Train:
   """The training loop."""
 
-  steps: int = _reported(1000)
+  steps: int = fields.reported(1000)
   accumulate: int = 1  # microbatches per step
   loss: str = "serial"  # one of LOSSES
-  loss_block: int = _free(256)  # positions whose logits exist at once
+  loss_block: int = fields.free(256)  # positions whose logits exist at once
   # One per head; empty: all 1. With `head_stages`, one per head for each stage,
   # the first stage's first. See `train.head_weights`.
   head_weights: tuple[float, ...] = ()
@@ -331,13 +261,15 @@ class Train:
   # head 1 stays the same.
   freeze: str = "none"
   seed: int = 0
-  log_every: int = _free(20)
-  eval_every: int = _free(500)
-  eval_batches: int = _free(8)
-  sample_tokens: int = _free(64)  # length of a sample; 0: no samples
-  save_every: int = _free(500)
-  keep: int = _free(3)  # newest checkpoints kept
-  max_bad_steps: int = _reported(10)  # non-finite in a row before stopping
+  log_every: int = fields.free(20)
+  eval_every: int = fields.free(500)
+  eval_batches: int = fields.free(8)
+  sample_tokens: int = fields.free(64)  # length of a sample; 0: no samples
+  save_every: int = fields.free(500)
+  keep: int = fields.free(3)  # newest checkpoints kept
+  max_bad_steps: int = fields.reported(
+    10
+  )  # non-finite in a row before stopping
 
   def check(self) -> typing.Self:
     """See `Config.check`."""
@@ -349,8 +281,10 @@ class Train:
     fields.one_of("train.loss", self.loss, LOSSES)
     fields.one_of("train.freeze", self.freeze, FREEZE)
     fields.one_of("train.head_change", self.head_change, HEAD_CHANGES)
-    head_checks.weights(self.head_weights, self.head_stages, self.head_change)
-    head_checks.detach(self.detach, self.freeze)
+    section_checks.weights(
+      self.head_weights, self.head_stages, self.head_change
+    )
+    section_checks.detach(self.detach, self.freeze)
     return checked
 
 
@@ -358,8 +292,8 @@ class Train:
 class Decode:
   """Text generation."""
 
-  heads: int = _free(0)  # k: heads used; 1: ordinary decoding; 0: all
-  max_new: int = _free(256)  # tokens
+  heads: int = fields.free(0)  # k: heads used; 1: ordinary decoding; 0: all
+  max_new: int = fields.free(256)  # tokens
 
   def check(self) -> typing.Self:
     """See `Config.check`."""

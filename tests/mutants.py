@@ -217,7 +217,7 @@ MUTANTS = [
   ),
   Mutant(
     "padding ids have logits of 0",
-    "mtp_jax/model/surgery.py",
+    "mtp_jax/model/vocabulary.py",
     "mean = rows.mean(-2, keepdims=True)",
     "mean = 0 * rows.mean(-2, keepdims=True)",
     "test_surgery.py::test_padding_takes_no_more_than_its_share",

@@ -14,7 +14,8 @@ import mtp_jax
 ROOT = pathlib.Path(__file__).parents[1]
 # Each package imports itself and packages of earlier lines only.
 ORDER = [
-  {"mtp_jax.fields", "mtp_jax.head_checks"},
+  {"mtp_jax.fields"},
+  {"mtp_jax.section_checks"},
   {"mtp_jax.sections"},
   {"mtp_jax.config"},
   {"mtp_jax.tokenizer", "mtp_jax.sharding"},

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtp_jax.model import model, surgery
+from mtp_jax.model import model, surgery, vocabulary
 from tests import parameters
 
 KEY = jax.random.key(0)
@@ -126,7 +126,7 @@ def test_padding_takes_no_more_than_its_share():
     ),
   )
   for net in (low, net_of("unembedding")):
-    padded = surgery.pad_vocab(net, 40)
+    padded = vocabulary.pad(net, 40)
     assert padded.cfg == dataclasses.replace(net.cfg, vocab=40)
     assert_equal(padded.embed[...][:31], net.embed[...])
     assert_equal(padded.heads.unembed[...][..., :31], net.heads.unembed[...])
@@ -135,7 +135,7 @@ def test_padding_takes_no_more_than_its_share():
     share = jax.nn.softmax(found)[..., 31:].sum(-1)
     assert share.max() < 9 / 40
   tied = low.replace(embed=low.embed.replace(low.heads.unembed[...].T))
-  padded = surgery.pad_vocab(tied, 40)
+  padded = vocabulary.pad(tied, 40)
   assert_equal(padded.embed[...], padded.heads.unembed[...].T)
 
 
@@ -168,7 +168,7 @@ def test_what_is_refused():
     (lambda: surgery.linear_heads(net, 4), "this one has 3 parallel heads"),
     (lambda: surgery.drop_layers(net, 3), "drop 3 layers of a trunk of"),
     (lambda: surgery.drop_layers(net, -1), "drop -1 layers of a trunk of"),
-    (lambda: surgery.pad_vocab(net, 30), "30 would cut the model's 31 ids"),
+    (lambda: vocabulary.pad(net, 30), "30 would cut the model's 31 ids"),
     (lambda: surgery.drop_heads(chain, 1), "dropping heads .* anticausal"),
     (lambda: surgery.add_heads(chain, 4), "adding heads .* anticausal heads"),
     (lambda: surgery.trainable(chain), "freeze='trunk' is not .* anticausal"),
@@ -184,7 +184,7 @@ def test_what_is_refused():
 @pytest.mark.parametrize("kind", ["parallel", "unembedding"])
 def test_a_cut_vocabulary_has_the_same_probabilities_of_what_is_left(kind):
   net, ids = net_of(kind), np.array([0, 2, 3, 11, 29])
-  cut = surgery.cut_vocab(net, ids)
+  cut = vocabulary.cut(net, ids)
   assert cut.cfg.vocab == len(ids) and cut.embed.shape == (5, net.cfg.width)
   places = np.array([[1, 4, 0, 2, 3]])  # as tokens of the cut model
   want = jax.nn.log_softmax(net(ids[places])[..., ids])
@@ -203,4 +203,4 @@ def test_a_cut_vocabulary_has_the_same_probabilities_of_what_is_left(kind):
 )
 def test_ids_that_cannot_be_kept_are_refused(ids, line):
   with pytest.raises(ValueError, match=line):
-    surgery.cut_vocab(net_of("parallel"), ids)
+    vocabulary.cut(net_of("parallel"), ids)

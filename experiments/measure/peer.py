@@ -15,7 +15,7 @@ import numpy as np
 from mtp_jax import tokenizer
 from mtp_jax.decode import prompts
 from mtp_jax.interchange import export
-from mtp_jax.model import model, surgery
+from mtp_jax.model import model, surgery, vocabulary
 
 try:
   import torch
@@ -47,7 +47,7 @@ def of(
   """
   first = surgery.drop_heads(net, 1)
   if codec.vocab < net.cfg.vocab:
-    first = surgery.cut_vocab(first, range(codec.vocab))
+    first = vocabulary.cut(first, range(codec.vocab))
   with tempfile.TemporaryDirectory() as temporary:
     folder = pathlib.Path(temporary) / "model"
     export.save(first, folder, codec=codec)

@@ -85,8 +85,12 @@ def training(
   }
   tokens = cfg.data.batch * cfg.data.seq_len
   count = flops.count(step, state, batch)
-  return _plan(
-    "training step", topology, mesh, rows, tokens, held, compiled, count
+  return Plan(
+    what="training step",
+    rows=rows,
+    tokens=tokens,
+    flops=count,
+    **_on_chips(topology, mesh, held, compiled),
   )
 
 
@@ -149,31 +153,26 @@ def decoding(
     decoder, rule, state
   )
   held = {"parameters": decoder, "cache": state.cache}
-  return _plan(
-    f"decoding pass of {tree.heads} heads and {tree.size} tokens",
-    topology,
-    mesh,
-    batch / mesh.shape["data"],
-    batch * tree.size,
-    held,
-    aot.compile_program(lowered, options),
-    flops.count(loop.advance, decoder, rule, state),
+  compiled = aot.compile_program(lowered, options)
+  return Plan(
+    what=f"decoding pass of {tree.heads} heads and {tree.size} tokens",
+    rows=batch / mesh.shape["data"],
+    tokens=batch * tree.size,
+    flops=flops.count(loop.advance, decoder, rule, state),
+    **_on_chips(topology, mesh, held, compiled),
   )
 
 
-def _plan(what, topology, mesh, rows, tokens, held, compiled, count) -> Plan:
+def _on_chips(topology, mesh, held, compiled) -> dict:
+  """The fields of a `Plan` that the slice and the compiled program give."""
   devices = list(mesh.devices.flat)
-  return Plan(
-    what=what,
+  return dict(
     topology=topology,
     chips=len(devices),
     mesh=dict(mesh.shape),
-    rows=rows,
-    tokens=tokens,
     state={name: aot.bytes_per_chip(tree) for name, tree in held.items()},
     compiled=compiled,
     hbm=int(aot.HBM[devices[0].device_kind] * aot.GIB),
-    flops=count,
     peak_flops=cost.peak_flops(devices),
     collectives=schedule.collectives(compiled.text) if compiled.fits else [],
   )

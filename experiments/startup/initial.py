@@ -12,7 +12,7 @@ from absl import logging
 from mtp_jax import config, sharding, tokenizer
 from mtp_jax.checkpoint import checkpoints, storage
 from mtp_jax.interchange import folders, model_card
-from mtp_jax.model import model, surgery
+from mtp_jax.model import model, surgery, vocabulary
 from mtp_jax.train import provenance, workdir
 
 
@@ -143,7 +143,7 @@ def _read(
       [*lines, f"the last {count} layers of the trunk are left out"]
     )
   if cfg.model.vocab > net.cfg.vocab:
-    net = surgery.pad_vocab(net, cfg.model.vocab)
+    net = vocabulary.pad(net, cfg.model.vocab)
   if note:
     origin["settings"] = note
   net = surgery.reconfigure(net, cfg.model)

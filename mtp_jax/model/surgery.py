@@ -1,14 +1,13 @@
-"""Head surgery: fewer heads, more heads, a larger vocabulary.
+"""Head surgery: fewer heads, more heads, other kinds of heads.
 
 Each function takes a model and returns another one; the model that it is given
-stays as it is. The parts that both models have are bit-equal.
+stays as it is. The parts that both models have are bit-equal. Other ids: see
+`vocabulary`.
 
   drop_heads    heads 1..n alone
   add_heads     n heads, the new ones copied or initialised
   linear_heads  n linear heads, under which head 1's layer is one of the trunk
   drop_layers   without the last layers of the trunk
-  pad_vocab     ids beyond the tokenizer's, so that a mesh divides their number
-  cut_vocab     some ids alone, which makes the unembedding smaller
   reconfigure   the same arrays under settings that change no array
   trainable     what a run with train.freeze='trunk' trains
   join          the model with another value of what was `trainable`
@@ -16,11 +15,9 @@ stays as it is. The parts that both models have are bit-equal.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mtp_jax import config, fields
 from mtp_jax.model import heads, model
@@ -143,7 +140,7 @@ def linear_heads(net: model.Model, n: int) -> model.Model:
     trunk=_concatenate(net.trunk, net.heads.layers),
     heads=net.heads.replace(layers=identities, cfg=cfg),
   )
-  return _rebuild(joined, cfg)
+  return rebuild(joined, cfg)
 
 
 def drop_layers(net: model.Model, count: int) -> model.Model:
@@ -163,78 +160,7 @@ def drop_layers(net: model.Model, count: int) -> model.Model:
     )
   trunk = jax.tree.map(lambda a: a[:left], net.trunk)
   cfg = dataclasses.replace(net.cfg, layers=net.cfg.layers - count)
-  return _rebuild(net.replace(trunk=trunk), cfg)
-
-
-def pad_vocab(net: model.Model, size: int) -> model.Model:
-  """The model with `size` ids; those beyond its own occur in no text.
-
-  A new row of the embedding, and a new column of an unembedding, is the mean of
-  all others. The new ids together then get a probability of at most their share
-  of the ids, at every position: the exponential of a mean is at most the mean
-  of exponentials. Zeros would have no such bound. A decoder never writes these
-  ids, if `mtp_jax.lay_out` is told the tokenizer's number of ids.
-
-  Args:
-    net: a model.
-    size: ids of the result, such as `-(-net.cfg.vocab // 8) * 8` for 8 devices
-      along the axis 'model'.
-
-  Raises:
-    ValueError: the model has more ids.
-  """
-  more = size - net.cfg.vocab
-  if more < 0:
-    raise ValueError(
-      f"vocab {size} would cut the model's {net.cfg.vocab} ids; pad to more"
-    )
-
-  def pad(rows):  # [..., V, D]
-    mean = rows.mean(-2, keepdims=True)
-    return jnp.concatenate([rows, jnp.repeat(mean, more, -2)], -2)
-
-  unembed = jnp.swapaxes(net.heads.unembed[...], -1, -2)
-  unembed = jnp.swapaxes(pad(unembed), -1, -2)
-  padded = net.replace(
-    embed=net.embed.replace(pad(net.embed[...])),
-    heads=net.heads.replace(unembed=net.heads.unembed.replace(unembed)),
-  )
-  return _rebuild(padded, dataclasses.replace(net.cfg, vocab=size))
-
-
-def cut_vocab(net: model.Model, ids: Sequence[int] | np.ndarray) -> model.Model:
-  """The model with some ids alone; id i of the result is `ids[i]`.
-
-  Its probabilities are those of `net`, given that the token is one of `ids`.
-
-  Args:
-    net: a model.
-    ids: ids to keep, ascending.
-
-  Raises:
-    ValueError: `ids` is empty, not ascending, or beyond the vocabulary.
-
-  Example:
-    >>> import jax
-    >>> from mtp_jax import config
-    >>> from mtp_jax.model import model, surgery
-    >>> cfg = config.Model(vocab=7, width=8, mlp=12, layers=3, n_future=2)
-    >>> net = model.Model(cfg, jax.random.key(0))
-    >>> surgery.cut_vocab(net, [1, 2, 5]).cfg.vocab
-    3
-  """
-  ids = np.asarray(ids)
-  if not len(ids) or (np.diff(ids) < 1).any():
-    raise ValueError("give the ids to keep in ascending order, at least one")
-  if ids[0] < 0 or ids[-1] >= net.cfg.vocab:
-    wrong = ids[0] if ids[0] < 0 else ids[-1]
-    raise ValueError(f"id {wrong} is none of the model's {net.cfg.vocab}")
-  unembed = net.heads.unembed
-  cut = net.replace(
-    embed=net.embed.replace(net.embed[...][ids]),
-    heads=net.heads.replace(unembed=unembed.replace(unembed[...][..., ids])),
-  )
-  return _rebuild(cut, dataclasses.replace(net.cfg, vocab=len(ids)))
+  return rebuild(net.replace(trunk=trunk), cfg)
 
 
 def reconfigure(net: model.Model, cfg: config.Model) -> model.Model:
@@ -259,7 +185,7 @@ def reconfigure(net: model.Model, cfg: config.Model) -> model.Model:
       f"the model is not one of this config: {'; '.join(lines)}. Change the "
       "config, or the model with mtp_jax.model.surgery"
     )
-  return _rebuild(net, cfg)
+  return rebuild(net, cfg)
 
 
 def trainable(net: model.Model) -> heads.Own:
@@ -308,11 +234,14 @@ def _concatenate(first, second):
 
 def _with_own(net: model.Model, own: heads.Own) -> model.Model:
   changed = net.heads.with_own(own)
-  return _rebuild(net.replace(heads=changed), changed.cfg)
+  return rebuild(net.replace(heads=changed), changed.cfg)
 
 
-def _rebuild(net: model.Model, cfg: config.Model) -> model.Model:
-  """The arrays of `net` in a model whose modules all have `cfg`."""
+def rebuild(net: model.Model, cfg: config.Model) -> model.Model:
+  """The arrays of `net` in a model whose modules all have `cfg`.
+
+  Nothing is checked; see `reconfigure`.
+  """
   return jax.tree.unflatten(_structure(cfg), jax.tree.leaves(net))
 
 

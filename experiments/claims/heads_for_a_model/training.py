@@ -17,7 +17,7 @@ from experiments.claims.heads_for_a_model import scales
 from mtp_jax import config, sharding
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pipeline
-from mtp_jax.model import model, surgery
+from mtp_jax.model import model, surgery, vocabulary
 from mtp_jax.train import step as step_lib
 
 
@@ -76,7 +76,7 @@ def train(
     The model with its new heads, and a row for every tenth of the training:
     step, and nats per token of each head.
   """
-  small = surgery.cut_vocab(net, ids)
+  small = vocabulary.cut(net, ids)
   steps = scale.epochs * len(batches)
   cfg = config.Config().replace(
     model=dataclasses.asdict(small.cfg),

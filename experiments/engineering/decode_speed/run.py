@@ -122,10 +122,7 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
       decoder,
       expected,
       autotune.best([o for o in expected if o.tree in automatic]),
-      served[:count],
-      batch=batch,
-      new=new,
-      repeats=_REPEATS.value,
+      compare.Work(served[:count], batch, new, _REPEATS.value),
     )
     yield result
 

@@ -13,11 +13,7 @@ def measure(
   decoder,
   options: list[autotune.Option],
   chosen: autotune.Option,
-  prompts,
-  *,
-  batch: int,
-  new: int,
-  repeats: int,
+  work: compare.Work,
 ) -> dict:
   """A row per topology: seconds, speed over ordinary decoding, 'auto' or not.
 
@@ -29,10 +25,7 @@ def measure(
     options: from `autotune.options` at this batch, ordinary decoding among
       them.
     chosen: the one that 'auto' takes.
-    prompts: to continue by `new` tokens each.
-    batch: rows at once.
-    new: tokens.
-    repeats: turns of each.
+    work: prompts, rows at once, new tokens, and turns of each.
   """
   branching = [o for o in options if not o.tree.is_chain]
   options = [
@@ -41,12 +34,12 @@ def measure(
 
   def serve_all(tree):
     return serve.generate_all(
-      decoder, prompts, rows=batch, heads=tree, max_new=new
+      decoder, work.prompts, rows=work.batch, heads=tree, max_new=work.new
     )
 
   calls = {o.tree: functools.partial(serve_all, o.tree) for o in options}
   results = {tree: call() for tree, call in calls.items()}  # compiles
-  times = timing.seconds_in_turns(calls, repeats)
+  times = timing.seconds_in_turns(calls, work.repeats)
   (ordinary,) = (o for o in options if not o.tree.max_depth)
   rows = {}
   for option in options:
@@ -63,5 +56,5 @@ def measure(
       "predicted_tokens_per_forward": option.tokens_per_forward,
       "auto": option == chosen,
     }
-    logging.info("%d rows, %s: %.2f", batch, name, rows[name]["speedup"])
-  return {"prompts": len(prompts), "rows": rows}
+    logging.info("%d rows, %s: %.2f", work.batch, name, rows[name]["speedup"])
+  return {"prompts": len(work.prompts), "rows": rows}

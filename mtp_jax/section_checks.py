@@ -1,7 +1,11 @@
-"""Checks of the settings of single heads: offsets, weights, stages, detach.
+"""Checks of fields of a config section that depend on each other.
 
 Each raises a ValueError that names the setting, its value and the remedy.
 """
+
+import pathlib
+
+from mtp_jax import fields
 
 
 def offsets(given: tuple[int, ...], n_future: int) -> None:
@@ -90,6 +94,66 @@ def for_heads(
       f"train.detach={first} but model.n_future={n_future}: no head is held "
       "back; leave it out, or name a head that the model has"
     )
+
+
+def rope(model, kinds: tuple[str, ...]) -> None:
+  """Checks the rotary numbers of a `sections.Model` of one of these kinds."""
+  kind = f"model.rope_scaling is {model.rope_scaling!r}"
+  fields.one_of("model.rope_scaling", model.rope_scaling, kinds)
+  if model.rope_scaling == "none" and model.rope_factor != 1:
+    raise ValueError(
+      f"model.rope_factor is {model.rope_factor}, but {kind}: name a kind of "
+      f"scaling, one of {', '.join(kinds[1:])}"
+    )
+  if model.rope_factor < 1:
+    raise ValueError(
+      f"model.rope_factor is {model.rope_factor}; it must be at least 1"
+    )
+  if model.rope_scaling not in ("none", "linear") and not model.rope_length:
+    raise ValueError(
+      f"{kind}, which needs model.rope_length, the tokens of the context "
+      "before scaling"
+    )
+  if model.rope_scaling == "dynamic" and model.channels < 4:
+    raise ValueError(f"{kind}, which needs at least 4 channels per head")
+  between = model.rope_scaling in ("llama3", "yarn")
+  if between and model.rope_slow >= model.rope_fast:
+    raise ValueError(
+      f"model.rope_slow {model.rope_slow} is not below model.rope_fast "
+      f"{model.rope_fast}"
+    )
+
+
+def prompt(data) -> None:
+  """Checks that a `sections.Data` has a prompt if it needs one."""
+  if data.loss_on == "answer" and not data.prompt:
+    raise ValueError(
+      "data.loss_on is 'answer', but data.prompt is empty: name the JSONL "
+      "field of the prompts, or set data.loss_on to 'all'"
+    )
+  if data.prompt and data.source != "jsonl":
+    raise ValueError(
+      f"data.prompt is {data.prompt!r}, but data.source is {data.source!r}, "
+      "whose documents have no fields: set data.source to 'jsonl'"
+    )
+  if data.prompt and data.prompt == data.field:
+    raise ValueError(
+      f"data.prompt and data.field are both {data.field!r}: name the field "
+      "of the answer in data.field"
+    )
+
+
+def paths(data) -> None:
+  """Checks the paths of a `sections.Data`; they may begin with `~`."""
+  for name in ("tokenizer", "cache"):
+    if not getattr(data, name):
+      raise ValueError(f"data.{name} is empty; leave it out for its default")
+  for name in ("path", "tokenizer", "cache"):
+    value = getattr(data, name)
+    try:
+      pathlib.Path(value).expanduser()
+    except RuntimeError as error:  # ~nobody
+      raise ValueError(f"data.{name} is {value!r}: {error}") from error
 
 
 def _ascending(values: tuple[float, ...]) -> bool:
