@@ -77,7 +77,7 @@ def test_texts_end_before_a_stop_and_share_contexts():
 @pytest.mark.parametrize(
   "settings, line",
   [
-    ({"num_beams": 4, "until": []}, "generation_kwargs name num_beams: known"),
+    ({"num_beams": 4, "until": []}, "generation_kwargs name num_beams; supp"),
     ({"max_gen_toks": 64}, "max_gen_toks 64 leaves no room for a context in t"),
   ],
 )

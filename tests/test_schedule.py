@@ -75,7 +75,7 @@ channel_id=1, replica_groups={{0,1}}, dimensions={0}
 
 
 def test_an_unknown_group_is_an_error():
-  with pytest.raises(ValueError, match="cannot tell the chips"):
+  with pytest.raises(ValueError, match="cannot read the chips"):
     one("""
 ENTRY %main (p: f32[2]) -> f32[4] {
   %p = f32[2]{0} parameter(0)
@@ -94,7 +94,7 @@ def test_a_kernel_hides_too():
   assert not permute(kernel.replace("tpu_custom_call", "AllocateBuffer")).hidden
 
 
-def test_a_loop_counts_its_turns_and_the_loops_around_it():
+def test_a_loop_counts_its_iterations_and_the_loops_around_it():
   found = one("""
 %add (x: f32[], y: f32[]) -> f32[] {
   %x = f32[] parameter(0)
@@ -141,7 +141,7 @@ body=%outer_body
   assert found.received == 2 * 9 * 4 * 3 // 4  # reduced, then gathered
 
 
-def test_turns_that_are_not_told_are_an_error():
+def test_iterations_that_cannot_be_counted_are_an_error():
   text = """
 %body (s: (s32[])) -> (s32[]) {
   ROOT %s = (s32[]) parameter(0)
@@ -158,7 +158,7 @@ ENTRY %main (p: (s32[])) -> (s32[]) {
   ROOT %while.1 = (s32[]) while(%p), condition=%cond, body=%body
 }
 """
-  with pytest.raises(ValueError, match="turns of the loop with cond"):
+  with pytest.raises(ValueError, match="iterations of the loop with cond"):
     schedule.collectives(HEADER + text)
 
 

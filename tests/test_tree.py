@@ -75,7 +75,7 @@ def test_from_paths_reads_any_order_and_any_integers():
   [
     ([[0], [0, -1]], r"path \[0, -1\] names no draft: ranks count from 0"),
     ([[0], []], r"path \[\] names no draft"),
-    ([[0], [1], [0]], r"path \[0\] stands there twice"),
+    ([[0], [1], [0]], r"path \[0\] is given twice"),
     ([[0], [1, 0]], r"path \[1, 0\] hangs in the air: add its parent"),
     ([[0, 0, 0], [0]], r"path \[0, 0, 0\] hangs in the air"),
   ],

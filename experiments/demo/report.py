@@ -70,7 +70,7 @@ def write(folder: pathlib.Path, result: dict, codec) -> None:
 {heads_table(result)}
 <h2>Decoding held-out files, one at a time</h2>
 {decoding_table(result)}
-<p>A forward pass writes its accepted drafts and one free token; both count.</p>
+<p>A forward pass writes its accepted drafts and a bonus token; both count.</p>
 <h2>Completions: ordinary, and with {last["heads"]} heads</h2>
 <p class="key">Grey: the prompt. A colour is one forward pass, deeper for more
 tokens: {key(last["heads"])}. Both are

@@ -52,7 +52,7 @@ def _count_equation(eqn) -> int:
     return max(inner)
   known = name not in ("while", "shard_map") or not any(inner)
   if not known or name in ("conv_general_dilated", "ragged_dot_general"):
-    raise ValueError(f"cannot tell the FLOPs of {name!r}")
+    raise ValueError(f"cannot count the FLOPs of {name!r}")
   return sum(inner)
 
 

@@ -68,7 +68,7 @@ def collectives(text: str) -> list[Collective]:
     text: a scheduled HLO module as the TPU compiler writes it.
 
   Raises:
-    ValueError: the text is no such module, or a loop's turns are not told.
+    ValueError: the text is no such module, or a loop's iterations are unknown.
   """
   program = _Program(text)
   return list(program.walk(program.entry, 1))
@@ -98,7 +98,7 @@ class _Program:
           instruction.attribute(rf"{key}=%([^\s,)]+)")
           for key in ("condition", "body")
         )
-        yield from self.walk(body, times * self.turns(condition))
+        yield from self.walk(body, times * self.iterations(condition))
         continue
       inner = self.started(instruction)
       if inner is not None:
@@ -171,8 +171,8 @@ class _Program:
       for i in self.computations[name]
     )
 
-  def turns(self, condition: str) -> int:
-    """Turns of a loop whose counter runs from 0 in steps of 1."""
+  def iterations(self, condition: str) -> int:
+    """Iterations of a loop whose counter runs from 0 in steps of 1."""
     constants = {
       i.name: i.rest for i in self.computations[condition]
       if i.opcode == "constant"
@@ -182,7 +182,9 @@ class _Program:
       bound = constants.get(last.operands[-1], "")
       if found := re.match(r"\((\d+)\)", bound):
         return int(found[1])
-    raise ValueError(f"cannot tell the turns of the loop with {condition}")
+    raise ValueError(
+      f"cannot count the iterations of the loop with {condition}"
+    )
 
   def describe(
     self, instruction, times: int, behind: int, scattered: bool = False
@@ -243,7 +245,7 @@ def _group(rest: str) -> int:
     for axis in re.findall(r"'[^']+'", found[2]):
       group *= int(sizes[axis])
     return group
-  raise ValueError(f"cannot tell the chips of {rest[:200]}")
+  raise ValueError(f"cannot read the chips of {rest[:200]}")
 
 
 def _channel(instruction: _Instruction) -> str:

@@ -35,7 +35,7 @@ class Program:
   """A compiled step and what is known of it."""
 
   cfg: config.Config
-  step: Callable | None  # None: the compiler found no room for it
+  step: Callable | None  # None: it does not fit into memory
   row: dict  # of the results
 
 
@@ -84,7 +84,7 @@ def compiled(cfg: config.Config, mesh: jax.sharding.Mesh):
 
 
 def executed_flops(cfg: config.Config) -> float:
-  """Of a token: the model's, and what rematerialising the trunk adds.
+  """FLOPs of a token: the model's, and those of rematerialising the trunk.
 
   Whole layers run forward once more under 'full', attention alone under
   'dots'; heads are not rematerialised by the serial loss.
@@ -102,7 +102,7 @@ def executed_flops(cfg: config.Config) -> float:
 def program(
   setup: Setup, size: str, n: int, loss: str, mesh: jax.sharding.Mesh
 ) -> Program:
-  """Compiles a step; its row tells FLOPs of a token, and GiB of a device."""
+  """Compiles a step; its row has FLOPs per token, and GiB per device."""
   cfg = settings(setup, size, n, loss, setup.rows * mesh.size)
   step, held = compiled(cfg, mesh)
   row = {
@@ -185,7 +185,7 @@ def most_rows(
   *,
   build: Callable = compiled,
 ) -> int:
-  """On all devices: what `largest.most_rows` finds; fewer if it does not run.
+  """The most rows of all devices together; see `largest.most_rows`.
 
   Args:
     row: of a `Program`.
@@ -244,6 +244,6 @@ def _placed(state, batch, mesh):
 
 
 def _if_exhausted(error):
-  """Raises `error` unless it tells of too little memory."""
+  """Raises `error` unless its cause is a lack of memory."""
   if "RESOURCE_EXHAUSTED" not in str(error):
     raise error

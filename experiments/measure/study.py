@@ -151,7 +151,7 @@ def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """A figure, what it may come to, and whether it does.
+  """A figure, its bound, and whether the bound is met.
 
   `str(Bound.at_most(1.02, 1.05))` is '1.02 (bound 1.05): met'.
   """

@@ -1,4 +1,4 @@
-"""Seconds of calls: in alternating turns, and told by their median."""
+"""Times calls, which alternate; results are medians."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Config files: found, run, and what is wrong with one said in a line."""
+"""Finds and runs config files; what is wrong with one is an error of a line."""
 
 import dataclasses
 import difflib

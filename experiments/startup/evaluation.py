@@ -216,12 +216,12 @@ def page(
       f"<pre>{html.escape(problem.prompt)}</pre></details>"
     )
     for row, verdict in some:
-      said = "passed" if verdict["passed"] else html.escape(verdict["error"])
+      outcome = "passed" if verdict["passed"] else html.escape(verdict["error"])
       kind = "right" if verdict["passed"] else "wrong"
       parts.append(
         f"<p class={kind}>temperature {row['temperature']:g}, sample "
         f"{row['sample']}, {len(row['tokens'])} tokens, "
-        f"{sum(row['logprobs']):.1f} nats: {said}</p>"
+        f"{sum(row['logprobs']):.1f} nats: {outcome}</p>"
         f"<pre>{html.escape(row['completion'])}</pre>"
       )
   return "\n".join(parts) + "\n"

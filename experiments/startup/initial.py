@@ -12,7 +12,7 @@ from absl import logging
 from mtp_jax import config, sharding, tokenizer
 from mtp_jax.checkpoint import checkpoints, storage
 from mtp_jax.interchange import folders, model_card
-from mtp_jax.model import model, surgery, vocabulary
+from mtp_jax.model import heads, model, surgery, vocabulary
 from mtp_jax.train import provenance, workdir
 
 
@@ -191,7 +191,7 @@ def _shape(
   """The model section: of the model in `folder`, as far as flags allow."""
   n = wanted.get("n_future", found.n_future)
   if wanted.get("head") == "linear" != found.head:
-    if (found.head, found.n_future) != ("parallel", 1):
+    if found.n_future > 1 or not heads.KINDS[found.head].extends_trunk(1):
       raise ValueError(
         f"--config.model.head=linear, but the model in {folder} has "
         f"{found.n_future} {found.head} heads: linear heads are put on a model "

@@ -202,7 +202,7 @@ def define_processes() -> Callable[[], None]:
   coordinator = flags.DEFINE_string(
     "coordinator",
     os.environ.get("JAX_COORDINATOR_ADDRESS"),
-    "Host:port of process 0: join processes that no cluster tells of.",
+    "Host:port of process 0, to join processes where JAX finds no cluster.",
   )
   number = flags.DEFINE_integer("num_processes", None, "How many they are.")
   process = flags.DEFINE_integer("process_id", None, "Which of them this is.")

@@ -35,7 +35,7 @@ _MENDABLE = (  # by the user: told in one line
 
 
 def start(main: Callable[[list[str]], None]) -> None:
-  """`app.run`, with what the user can mend said in one line, exit code 1.
+  """`app.run`; an error that the user can mend is one line, exit code 1.
 
   Arguments that are not flags are refused. Ctrl-C ends with 130, a closed pipe
   (`| head`) with 141, both without a traceback. An output that is closed from

@@ -34,7 +34,7 @@ def empty(
 
 
 def length(layer: tuple) -> int:
-  """S, the positions that a layer has room for."""
+  """S, the number of positions in a layer."""
   return layer[0].shape[2]
 
 
@@ -148,8 +148,8 @@ def slot_positions(
 ) -> jax.Array:
   """Which position each slot holds, [B, S] or [1, S] int32.
 
-  In a ring it is the last one that came there, once a window of `width` has
-  been written from `start` [B] on; below 0 there was none.
+  In a ring this is the last position written to the slot, once a window of
+  `width` has been written from `start` [B] on. Empty slots are negative.
   """
   slot = jnp.arange(cache_len, dtype=jnp.int32)[None]
   if not ring:

@@ -292,7 +292,7 @@ class Transformer:
     return layers.context(positions, attend, self.cfg, length)
 
   def _at_most(self, cache_len: int) -> int:
-    """What a window of CHUNK tokens and those that it looks back to take."""
+    """`cache_len`; with a sliding window no more than a ring of it needs."""
     return (
       min(cache_len, self.sliding_window + window_lib.CHUNK)
       if self.sliding_window

@@ -161,7 +161,7 @@ def start(
   samples: int = 1,
   cache_len: int | None = None,
 ) -> loop.State:
-  """Prompts read and begun, by `prompts.read` and `loop.begin`.
+  """Reads the prompts and begins their texts: the first state of the loop.
 
   Args:
     decoder: from `mtp_jax.lay_out(model)`.
@@ -195,10 +195,10 @@ def start(
 def sizes(
   width: int, tree: tree_lib.Tree, max_new: int, cache_len: int | None
 ) -> tuple[int, int]:
-  """(S of the text, positions of the cache at first) for prompts [B, width].
+  """(S of the text, positions of the first cache) for prompts [B, width].
 
-  Rounded up, so that other lengths seldom compile anything. With `cache_len`
-  both are that.
+  Both are `cache_len` if it is given. Otherwise both are rounded up, so that
+  other lengths seldom compile another program.
   """
   if cache_len is not None:
     return cache_len, cache_len

@@ -199,14 +199,14 @@ def limit_drafts(
 
 
 def _inputs(p: nnx.Param) -> int:
-  """How many axes a product sums over: `embed` is read, or else written."""
+  """How many leading axes a product sums over: `embed`, or all but the last."""
   return 1 if p.axes[0] == "embed" else len(p.axes) - 1
 
 
 def _place(
   decoder: decoder_lib.Transformer, mesh: jax.sharding.Mesh
 ) -> decoder_lib.Transformer:
-  """Weights over 'model'; split over 'data', every pass would gather them."""
+  """Splits weights over 'model'. Over 'data', every pass would gather them."""
   model_size = mesh.shape["model"]
   if decoder.cfg.kv_heads % model_size:
     raise ValueError(

@@ -28,7 +28,7 @@ def pad(
   cache_len: int | None = None,
   reserve: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Pads prompts on the right with zeros, which no row ever looks at.
+  """Pads prompts on the right with zeros, to which no row ever attends.
 
   The width is rounded up to a power of two, at least 16, where the cache has
   the room, so that prompts of many lengths compile only a few programs.

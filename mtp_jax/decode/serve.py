@@ -31,7 +31,7 @@ def generate_all(
   on_text: Callable[[int, generate.Text], None] | None = None,
   **settings: Any,
 ) -> generate.Result:
-  """Continues any number of prompts, so many rows at a time.
+  """Continues any number of prompts, `rows` of them at a time.
 
   Equals `generate.generate` of all prompts in one batch, without waiting for
   its longest text. Memory holds the caches of these rows and, for a moment

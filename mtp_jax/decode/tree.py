@@ -150,7 +150,7 @@ def from_paths(paths: Iterable[Sequence[int]]) -> Tree:
     if not node or min(node) < 0:
       raise ValueError(f"path {list(node)} names no draft: ranks count from 0")
     if node in known:
-      raise ValueError(f"path {list(node)} stands there twice")
+      raise ValueError(f"path {list(node)} is given twice")
     if node[:-1] not in known:
       raise ValueError(f"path {list(node)} hangs in the air: add its parent")
     known.add(node)

@@ -15,7 +15,7 @@ def first_choices(
   *,
   kernel: attention.Kernel = attention.xla,
 ) -> jax.Array:
-  """Head 1's most likely next token behind each of some places.
+  """Head 1's most likely next token after each of some places.
 
   Equals `net(tokens)[0].argmax(-1)` at these places, whose logits alone are
   computed. Where all choices of a stretch are its tokens, greedy decoding

@@ -104,8 +104,8 @@ class Served:
     unknown = sorted(set(given) - _KNOWN)
     if unknown:
       raise ValueError(
-        f"the task's generation_kwargs name {', '.join(unknown)}: known are "
-        f"{', '.join(sorted(_KNOWN))}"
+        f"the task's generation_kwargs name {', '.join(unknown)}; supported "
+        f"are {', '.join(sorted(_KNOWN))}"
       )
     until = given.get("until", ())
     until = (until,) if isinstance(until, str) else tuple(until or ())
@@ -124,11 +124,11 @@ class Served:
 
   def _texts(self, contexts, until, tokens, temperature, top_k, top_p):
     """Yields (number, text) of contexts -> numbers of their requests."""
-    codec, room = self._codec, self._length - tokens
+    codec, context_len = self._codec, self._length - tokens
     prompts = []
     for context in contexts:
       ids = [*codec.prefix, *codec.encode(context)] or [codec.bos]
-      prompts.append([int(i) for i in ids[-room:]])
+      prompts.append([int(i) for i in ids[-context_len:]])
     rule, heads = accept.GREEDY, self._heads
     if temperature:
       sampler = sampling.Sampler(

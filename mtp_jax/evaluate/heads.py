@@ -172,7 +172,7 @@ def _greedy(net, batch, heads, block):
 
 
 def _per_head(net, inputs, targets, block):
-  """What each head says of its targets, one head after another.
+  """Loss, hits and accepted drafts of each head, one head after another.
 
   Returns:
     nats, hits: [N] sums, each target counted with its weight.

@@ -257,8 +257,8 @@ def _padded(batch, rows):
 def _score(decoder, prompt, places, tokens, lengths, skips):
   """(logprob [B], greedy [B]) of tails [B, W] after the prompts at `places`.
 
-  The prompt's pass says the first token of each tail. Windows of the tail's
-  tokens say the others.
+  The prompt's pass gives the logits for the first token of each tail. Windows
+  over the tail give the logits for the others.
   """
   prompt = jax.tree.map(lambda a: a[places], prompt)
   counted = (jnp.arange(tokens.shape[1]) >= skips[:, None]) & (
@@ -269,7 +269,7 @@ def _score(decoder, prompt, places, tokens, lengths, skips):
 
   def one_window(carry, i):
     cache, logprob, greedy = carry
-    read, said, count = (
+    read, targets, count = (
       jax.lax.dynamic_slice_in_dim(a, i * size + ahead, size, 1)
       for a, ahead in ((tokens, 0), (tokens, 1), (counted, 1))
     )
@@ -281,7 +281,7 @@ def _score(decoder, prompt, places, tokens, lengths, skips):
     def one_block(j):
       at = jnp.broadcast_to(j * block + jnp.arange(block), (len(start), block))
       logits = decoder.logits(window, 0, at)
-      picked = (jnp.take_along_axis(a, at, 1) for a in (said, count))
+      picked = (jnp.take_along_axis(a, at, 1) for a in (targets, count))
       return _logprobs(logits, *picked)
 
     sums, all_best = jax.lax.map(one_block, jnp.arange(size // block))

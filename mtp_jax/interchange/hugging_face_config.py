@@ -269,7 +269,7 @@ def _rope_settings(tree, name) -> tuple[Any, dict[str, Any]]:
 
 
 def _attention_factor(rope) -> float:
-  """Yarn's factor of cos and sin; 0 where `rope_factor` tells it."""
+  """Yarn's factor of cos and sin; 0 where it follows from `rope_factor`."""
 
   def grown(by):
     return 1 + 0.1 * by * math.log(max(rope["factor"], 1))

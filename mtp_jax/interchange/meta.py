@@ -1,7 +1,7 @@
 """Meta's folders: params.json, consolidated.pth and tokenizer.model.
 
 The format of the models that came with the paper, and of Llama 2 before them,
-whose file is consolidated.00.pth and whose tokenizer tells the vocabulary.
+whose file is consolidated.00.pth and whose vocabulary is its tokenizer's.
 `layers` in consolidated.pth are the trunk with head 1 as the last of them, and
 `extra_heads` are heads 2..N. Channels lie as ours do: neighbours rotate as a
 pair. The tokenizer may lie in the folder above, which several share.
@@ -18,7 +18,7 @@ from absl import logging
 from mtp_jax import config
 from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.interchange import names, streaming, torch_files
-from mtp_jax.model import model
+from mtp_jax.model import heads, model
 from mtp_jax.tokenizer import json_file
 
 PARAMS, WEIGHTS = "params.json", "consolidated.pth"
@@ -109,7 +109,7 @@ def from_model(cfg: config.Model) -> dict[str, Any]:
   Raises:
     ValueError: this format has no such model.
   """
-  if cfg.head != "parallel" and (cfg.head != "causal" or cfg.n_future > 1):
+  if not heads.KINDS[cfg.head].extends_trunk(cfg.n_future):
     raise ValueError(
       f"model.head is {cfg.head!r}, but Meta's format has parallel heads only"
     )

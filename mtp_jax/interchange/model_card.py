@@ -93,9 +93,9 @@ class Source:
     return files | ({PREVIOUS: b"\n\n".join(texts)} if texts else {})
 
   def origin(self) -> str:
-    """What is known of where the weights come from, a line each."""
+    """Where the weights come from, as far as is known, in lines."""
     if self.path is None:
-      return "* nothing was said of it"
+      return "* unknown"
     name = self.path.resolve().name
     lines = [f"the folder `{name}`"]
     if self.kind == "workdir":

@@ -72,7 +72,7 @@ class Scheme:
   halves: bool  # channels j and j + C/2 rotate as a pair, not 2j and 2j + 1
 
   def name(self, entry: Entry) -> str:
-    """The name of an entry's tensor, without what stands before a layer's."""
+    """The name of an entry's tensor, without the prefix of a layer."""
     kind = "bias" if entry in BIASES else "weight"
     return f"{getattr(entry, self.column)}.{kind}"
 

@@ -223,7 +223,7 @@ class _Interpreter:
     raise _Refused(f"the pickle calls {name} in a way that torch.save does not")
 
   def _storage(self, key) -> _Storage:
-    """What a persistent id stands for."""
+    """The storage that a persistent id names."""
     match key:
       case ("storage", _Name() as kind, str() as name, str(), int() as size):
         kind = _STORAGES.get(kind.removeprefix("torch."))

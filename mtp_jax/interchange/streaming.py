@@ -123,7 +123,7 @@ class Entry:
   Attributes:
     shape: in the file.
     dtype: 'float32', 'float16' or 'bfloat16'.
-    make: gives its values; called when its turn has come.
+    make: gives its values; called when the tensor is written.
   """
 
   shape: tuple[int, ...]
@@ -229,7 +229,7 @@ class _How(NamedTuple):
 
   @classmethod
   def of(cls, tensor, dtype, out):
-    """With no more of a tensor than the program depends on."""
+    """Keeps of a tensor only what the program depends on."""
     cfg = tensor.cfg
     sizes = ("vocab", "width", "mlp", "attn_heads", "kv_heads")
     same = tensor._replace(

@@ -167,13 +167,13 @@ def targets_in_blocks(targets: Targets, block: int) -> Targets:
 
 
 def in_blocks(x: jax.Array, block: int, fill=0) -> jax.Array:
-  """[B, T, ...] -> [blocks, B, T/blocks, ...]: T is cut, for B is sharded.
+  """[B, T, ...] -> [blocks, B, T/blocks, ...]: T is cut, since B is sharded.
 
-  At most `block` positions each; what is added to fill the last is `fill`.
+  A block has at most `block` positions. The last one is padded with `fill`.
 
-  Blocks are of even size, so that little is padded. There are at least two:
-  XLA dissolves a loop of one turn, and then keeps the terms of `d_unembed`
-  apart, a [D, V] array for every head of a chain.
+  Blocks have equal sizes, so that little is padded. There are at least two:
+  XLA unrolls a loop of one iteration, and would then keep a [D, V] term of
+  `d_unembed` for every head of a chain.
   """
   if block < 1:
     raise ValueError(f"block {block} holds no position; it must be positive")

@@ -153,7 +153,7 @@ _BLOCK_NAMES = (
 
 
 def _looks_back(window: int) -> tuple[int, int] | None:
-  """Positions before and after the own one; None: all before it."""
+  """How far a position attends, (before, after) it; None: without a limit."""
   return (window - 1, 0) if window else None
 
 

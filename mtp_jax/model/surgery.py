@@ -117,14 +117,14 @@ def linear_heads(net: model.Model, n: int) -> model.Model:
   logits of head 1 (paper, table S6: linear heads on Llama 2).
 
   Args:
-    net: a model with one head of the kind 'parallel'.
+    net: a model with one head, a transformer layer.
     n: heads of the result.
 
   Raises:
     ValueError: the model has more heads, or a head of another kind.
   """
   cfg = net.cfg
-  if (cfg.head, cfg.n_future) != ("parallel", 1):
+  if cfg.n_future > 1 or not heads.KINDS[cfg.head].extends_trunk(1):
     raise ValueError(
       f"linear heads are put on a model with one parallel head; this one has "
       f"{cfg.n_future} {cfg.head} heads"

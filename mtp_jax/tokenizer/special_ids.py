@@ -21,7 +21,7 @@ _TEMPLATE = "chat_template.jinja"
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-  """Special ids of a model, and what else is said beside them."""
+  """Special ids of a model, their names, and its chat template."""
 
   bos: int
   eos: int

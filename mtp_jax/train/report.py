@@ -23,7 +23,7 @@ class Reporter:
 
   Attributes:
     logs: the CSV files, events and samples.
-    clock: the caller tells it what the time is spent on.
+    clock: measures speed; the caller marks waiting and pauses.
     progress: as given.
   """
 

@@ -82,7 +82,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
     kind="training",
     estimate=scale.reserve / 2,
   )
-  if stage.known("byte model", "training"):
+  if stage.recorded("byte model", "training"):
     decode(stage, scale, path, found["held"])
 
 
@@ -123,7 +123,7 @@ def flop_rate(stage: record.Stage) -> float:
 def choose_model(
   models: tuple[config.Model, ...], rate: float, seconds: float
 ) -> config.Model:
-  """The largest that sees `TOKENS_PER_PARAMETER` in the time; or the least."""
+  """The largest model with time for `TOKENS_PER_PARAMETER`; else the first."""
   fitting = [m for m in models if needed_flops(m) <= rate * seconds]
   return max(fitting or models[:1], key=needed_flops)
 
@@ -178,7 +178,7 @@ def decode(
   stage: record.Stage, scale: scales.Scale, folder: pathlib.Path, held
 ) -> None:
   """`decode_speed`'s comparison, one batch size after another."""
-  bandwidth = stage.known("decoding", "device").get("bytes_per_second")
+  bandwidth = stage.recorded("decoding", "device").get("bytes_per_second")
   bandwidth = bandwidth or limits.bandwidth(scale.decoding.megabytes)
   loaded = {}
 

@@ -44,7 +44,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
     return {"parameters": size, "config": dataclasses.asdict(work.model)}
 
   stage.attempt("model", make, kind="model", estimate=10)
-  device = stage.known("decoding", "device")
+  device = stage.recorded("decoding", "device")
   for decoder in made:
     for trees in work.groups:
       names, programs = ", ".join(map(compare.name, trees)), {}

@@ -59,7 +59,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
 
 
 def attention_name(shape: scales.Attention, documents: bool) -> str:
-  """Of a result of `kernels`."""
+  """The name of a result of `kernels`."""
   name = f"attention, {shape.tokens} tokens, {shape.channels} channels"
   return f"{name}, documents" if documents else name
 
@@ -236,7 +236,7 @@ def working_attention(stage: record.Stage, scale: scales.Scale) -> str:
   failed = stage.whole["stages"].get("exactness", {}).get("failed", {})
   for shape in scale.attention:
     name = attention_name(shape, documents=True)
-    right = stage.known("exactness", name).get("met", True)
+    right = stage.recorded("exactness", name).get("met", True)
     if not right or name in failed:
       return "xla"
   return "auto"

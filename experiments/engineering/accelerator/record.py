@@ -67,11 +67,11 @@ class Stage:
 
   @property
   def left(self) -> float:
-    """Seconds."""
+    """Seconds that the stage has left."""
     return self._until - self._clock()
 
-  def known(self, stage: str, name: str) -> dict:
-    """A result of any stage; empty where there is none."""
+  def recorded(self, stage: str, name: str) -> dict:
+    """A result of any stage, recorded before; empty if there is none."""
     section = self.whole["stages"].get(stage, {})
     return section.get("results", {}).get(name, {})
 

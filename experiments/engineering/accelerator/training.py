@@ -71,7 +71,7 @@ def build(
   mesh: jax.sharding.Mesh,
   programs: list[steps.Program],
 ) -> dict:
-  """Compiles all steps side by side into `programs`; tells their memory."""
+  """Compiles all steps side by side into `programs`; returns their rows."""
   found = record.together(
     {
       (n, loss): functools.partial(

@@ -3,8 +3,8 @@
   python -m experiments.engineering.decode_speed.costs \\
     --config=configs/decode_speed.py:pieces
 
-Random weights, so the model need not be trained; drafts stand or fall as told
-(`accept.Forced`), which takes the model's quality out of the figures. Measures
+Random weights, so the model need not be trained: `accept.Forced` accepts a
+given number of drafts, however good the model is. Measures
 seconds per pass of 1, 2, 4, ... tokens at each batch size, and of ordinary
 decoding with 1/8, 1/2 and all of --cache_len tokens, in caches of each dtype
 that have grown with the text and in some that had --cache_len positions from

@@ -52,16 +52,16 @@ def _bars(axis, title, key, rows):
 
 
 def _accepted(axis, rows):
-  """Drafts of each head that stood, of all and of those whose turn came."""
+  """Accepted drafts of each head: of all passes, and after accepted drafts."""
   chains = [row for label, row in rows.items() if label.startswith("chain")]
   row = max(chains, key=lambda row: row["heads"])
   heads = range(1, row["heads"] + 1)
   axis.bar(heads, row["accepted"], color="C0", label="of all passes")
   axis.plot(
     heads, row["accepted_in_turn"], "o-", color="C1",
-    label="where the draft before stood",
+    label="where the draft before was accepted",
   )  # fmt: skip
-  axis.set(title="Drafts that stand", xlabel="head", ylim=(0, 1.05))
+  axis.set(title="Accepted drafts", xlabel="head", ylim=(0, 1.05))
   axis.legend(fontsize=7)
 
 

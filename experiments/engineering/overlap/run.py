@@ -31,7 +31,7 @@ _OUTPUT = options.define_output("Folder of the results.", str(FOLDER))
 
 
 def line(plan: planning.Plan, n_future: int) -> dict:
-  """One program, told in a line."""
+  """The figures of one program, a row of the table."""
   row = {"slice": plan.topology, "n": n_future, "step_flops": plan.flops}
   waited = 0
   for part in ("heads", "rest"):

@@ -91,7 +91,7 @@ def plausible(cfg: config.Config, name: str) -> bool:
 
 
 def line(name: str, cfg: config.Config, slice_: str, loss: str) -> dict:
-  """Plans `cfg` with a loss on a slice, and tells it as a line of CSV."""
+  """The plan of `cfg` with a loss on a slice, as a row of the CSV file."""
   chips = len(aot.topology(f"v5e:{slice_}"))
   cfg = one_row_per_chip(cfg, chips).replace(train={"loss": loss})
   made = planning.training(cfg, f"v5e:{slice_}")

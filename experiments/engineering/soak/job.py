@@ -83,7 +83,7 @@ class Disk:
       subprocess.run(["umount", "--lazy", self.folder], check=True)
 
   def fill(self, job) -> None:
-    """No room for the next save of `job`."""
+    """Fills the disk, so that the next save of `job` fails."""
     if self.kind == "RLIMIT_FSIZE":
       for process in job.processes:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (FILE, -1))

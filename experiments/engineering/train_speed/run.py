@@ -41,7 +41,9 @@ def memory() -> float:
     return _MEMORY.value * aot.GIB
   stats = jax.devices()[0].memory_stats() or {}
   if "bytes_limit" not in stats:
-    raise ValueError("this device does not tell its memory: give --memory_gib")
+    raise ValueError(
+      "this device does not report its memory: give --memory_gib"
+    )
   return stats["bytes_limit"]
 
 

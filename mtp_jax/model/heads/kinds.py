@@ -44,6 +44,14 @@ class Kind:
     """
     return list(range(n_future))[:: self.feeds] if self.feeds else None
 
+  def extends_trunk(self, n_future: int) -> bool:
+    """Whether each of N heads is one more transformer layer on the trunk.
+
+    All then share one unembedding. A single head feeds no other.
+    """
+    feeds = 0 if n_future == 1 else self.feeds
+    return dataclasses.replace(self, feeds=feeds) == Kind()
+
 
 # Another kind is a line here and one in `sections.HEAD_KINDS`.
 KINDS = {
