@@ -8,8 +8,8 @@ from collections.abc import Callable
 def most_rows(needed: Callable[[int], int], limit: float) -> int:
   """The most rows of which `needed(rows)` bytes are at most `limit`.
 
-  Memory is nearly affine in rows, so a few programs are enough; a search by
-  halves would compile dozens.
+  Memory is nearly affine in rows, so a few programs are enough. Trying one
+  count after another would compile dozens.
 
   Args:
     needed: bytes that a program for so many rows takes, rising; infinite
