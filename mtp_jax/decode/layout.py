@@ -5,6 +5,7 @@ once, so a stack's slices and casts would cost as much as the pass itself.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -76,20 +77,7 @@ def lay_out(
     sliding_window = checks.integer("sliding_window", sliding_window, 1)
   _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
   _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
-  kind = heads.KINDS[cfg.head]
-  if kind.reads_tokens:
-    raise ValueError(
-      f"model.head is {cfg.head!r}, whose heads read tokens: no decoder drafts "
-      "with them yet"
-    )
-  if draft_dtype and kind.feeds < 0:
-    raise ValueError(
-      f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
-      "model head 1 reads what the other heads wrote"
-    )
-  if draft_dtype == "int8" and mesh is not None:
-    raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
-
+  _check_drafts(cfg, draft_dtype, mesh)
   if cfg.drafting < cfg.n_future:
     net = surgery.drop_heads(net, cfg.drafting)
     cfg = net.cfg
@@ -99,32 +87,18 @@ def lay_out(
 
   net = _map(cast, net)
   transpose = mesh is None and (on or jax.default_backend()) == "cpu"
-
-  def arrange(layer, dtype=cfg.dtype):
-    """Its matrices in a dtype, transposed where that is faster."""
-
-    def one(p):
-      w = p[...]
-      if w.ndim == 1:
-        return p
-      if dtype == "int8":
-        return p.replace(int8.matrix(w))
-      w = w.astype(dtype)
-      large = transpose and w.size >= cpu.LARGE
-      return p.replace(cpu.matrix(w, _inputs(p)) if large else w)
-
-    return _map(one, layer)
+  arrange = functools.partial(_arrange, dtype=cfg.dtype, transpose=transpose)
 
   def unstack(tree, size):
     return (jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
 
   def arrange_all(layers):
     first, *drafting = layers
-    rest = (arrange(layer, draft_dtype or cfg.dtype) for layer in drafting)
-    return arrange(first), *rest
+    dtype = draft_dtype or cfg.dtype
+    return arrange(first), *(arrange(layer, dtype=dtype) for layer in drafting)
 
   unembed = net.heads.unembed
-  if kind.own_unembed:
+  if net.heads.kind.own_unembed:
     unembed = unstack(unembed, cfg.n_future)
   else:  # a second one, for drafts, where they are in another dtype
     unembed = [unembed] * (2 if draft_dtype else 1)
@@ -196,6 +170,39 @@ def limit_drafts(
     unembed=(first, *map(cut, drafting)),
     draft_columns=jnp.asarray(columns),
   )
+
+
+def _check_drafts(cfg, draft_dtype, mesh) -> None:
+  """Raises ValueError for heads that cannot draft, or not in this dtype."""
+  kind = heads.KINDS[cfg.head]
+  if kind.reads_tokens:
+    raise ValueError(
+      f"model.head is {cfg.head!r}, whose heads read tokens: no decoder drafts "
+      "with them yet"
+    )
+  if draft_dtype and kind.feeds < 0:
+    raise ValueError(
+      f"draft_dtype={draft_dtype!r} would change the text: in an anticausal "
+      "model head 1 reads what the other heads wrote"
+    )
+  if draft_dtype == "int8" and mesh is not None:
+    raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
+
+
+def _arrange(layer, dtype, transpose):
+  """The layer with its matrices in a dtype, large ones transposed on a CPU."""
+
+  def one(p):
+    w = p[...]
+    if w.ndim == 1:
+      return p
+    if dtype == "int8":
+      return p.replace(int8.matrix(w))
+    w = w.astype(dtype)
+    large = transpose and w.size >= cpu.LARGE
+    return p.replace(cpu.matrix(w, _inputs(p)) if large else w)
+
+  return _map(one, layer)
 
 
 def _inputs(p: nnx.Param) -> int:
