@@ -518,6 +518,13 @@ MUTANTS = [
     "test_prompts.py",
   ),
   Mutant(
+    "a first state is made for a config without train.detach",
+    "mtp_jax/train/step.py",
+    'names = "steps", "freeze", "detach"',
+    'names = "steps", "freeze"',
+    "test_head_settings.py::test_heads_of_a_chain_are_not_held_back",
+  ),
+  Mutant(
     "a non-finite step is taken",
     "mtp_jax/train/step.py",
     "jnp.where(good, new, old)",
