@@ -96,7 +96,7 @@ def test_a_pass_over_a_tree_copies_no_cache():
 
   The heads are 128 channels wide, as a TPU's lanes and the paper's models are.
   """
-  cfg = CONFIG.replace(model={"attn_heads": 2, "layers": 8}).check()
+  cfg = CONFIG.replace(model={"attn_heads": 2}).check()
   tree = tree_lib.from_paths([[0], [1], [2]])
   got = planning.decoding(cfg, "v5e:2x2", batch=8, cache_len=65536, tree=tree)
   assert got.fits and got.tokens == 8 * 4
