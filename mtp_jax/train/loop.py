@@ -101,6 +101,8 @@ def fit(
   batches.check(cfg, mesh)
   like = step_lib.abstract_state(cfg, mesh)
   evaluations.check(cfg, mesh, like.model)
+  if isinstance(init, model.Model):  # once the config itself is not refused
+    surgery.reconfigure(init, cfg.model)
   is_first = jax.process_index() == 0
   progress = terminal.Progress(is_first)
   with lock.exclusive(workdir):  # before hours of packing
@@ -278,8 +280,6 @@ def _check_start(cfg, workdir, profile, init):
       "train.freeze='trunk' keeps the trunk as it is, and this one is random: "
       "give --init=PATH, or a model as `init`"
     )
-  if isinstance(init, model.Model):
-    surgery.reconfigure(init, cfg.model)
 
 
 def _begin(cfg, mesh, init, metadata, progress):
