@@ -172,7 +172,9 @@ def make_room(path: pathlib.Path) -> None:
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise ValueError(f"cannot make {path.parent}: {error.strerror}") from error
+    raise ValueError(
+      f"cannot make {path.parent}: {error.strerror}; name another place"
+    ) from error
   if not os.access(path if path.exists() else path.parent, os.W_OK):
     raise ValueError(f"{path} cannot be written: permission denied")
 
