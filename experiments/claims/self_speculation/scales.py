@@ -24,7 +24,7 @@ class Scale:
 
 
 def _bytes(width, layers, batch, steps, max_bytes=30_000_000) -> config.Config:
-  """A byte model with 4 heads on Python files, trained as the quickstart is."""
+  """A byte model with 4 heads on Python files, trained by Muon."""
   return config.Config(
     model=config.Model(
       width=width,
