@@ -267,9 +267,8 @@ class Train:
   sample_tokens: int = fields.free(64)  # length of a sample; 0: no samples
   save_every: int = fields.free(500)
   keep: int = fields.free(3)  # newest checkpoints kept
-  max_bad_steps: int = fields.reported(
-    10
-  )  # non-finite in a row before stopping
+  # Non-finite steps in a row before the run stops.
+  max_bad_steps: int = fields.reported(10)
 
   def check(self) -> typing.Self:
     """See `Config.check`."""

@@ -1,7 +1,8 @@
 """Kinds of heads that read tokens; the library has none yet, so tests do.
 
 sequential  a chain as DeepSeek-V3's (arXiv 2412.19437, section 2.2): head i
-            joins the state of head i-1 with the embedding of token t+i-1
+            joins the state of head i-1 with the embedding of token t+i-1. Head
+            1 joins, too; there it is the main model
 reading     the same layer, but each head reads the trunk's output
 """
 

@@ -115,7 +115,8 @@ def test_kinds(kind, z, ctx):
 def test_the_choices_of_the_config_are_the_table():
   """A transformer layer per head counts among a model's layers."""
   assert config.HEAD_KINDS == {
-    name: int(kind.layer is layers.Block) for name, kind in heads.KINDS.items()
+    name: int(kind.layer is not None and issubclass(kind.layer, layers.Block))
+    for name, kind in heads.KINDS.items()
   }
 
 

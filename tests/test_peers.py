@@ -74,6 +74,9 @@ def test_a_lost_peer_is_one_clear_line(monkeypatch):
 def test_ctrl_c_among_several_is_a_sigterm(monkeypatch):
   """Which JAX tells to all; a second Ctrl-C interrupts."""
   monkeypatch.setattr(jax, "process_count", lambda: 2)
+  # JAX's service, which needs other processes, has been started.
+  jax_has = processes.distributed.global_state
+  monkeypatch.setattr(jax_has, "preemption_sync_manager", object())
   heard = []
   old = {
     number: signal.signal(number, handler)

@@ -1,9 +1,9 @@
 """Reads the records of one file.
 
 A record is a text in UTF-8, a `Pair` of a prompt and an answer, or a `Damage`
-that says why it cannot be used. If
-the rest of a file cannot be read, its last record is a Damage. A byte order
-mark at the start of a text is part of the text.
+that says why it cannot be used. If the rest of a file cannot be read, its last
+record is a Damage. A byte order mark at the start of a text is part of the
+text.
 """
 
 import codecs

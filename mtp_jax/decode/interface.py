@@ -24,8 +24,8 @@ class Decoder(Protocol):
 
   A pytree, so that `jax.jit` takes it as an argument. A pass over drafts calls
   `forward`, `logits` of head 1 at every node, `keep_path`, and `draft`.
-  Of a `Window` the loop reads `cache` and `start`; `prompts.read` also keeps
-  `trunk` and `states`, at each prompt's last token.
+  Of a `Window` the loop reads `cache`; `prompts.read` also reads `start`, and
+  keeps `trunk` and `states` at each prompt's last token.
   """
 
   vocab: int  # V

@@ -261,6 +261,8 @@ def _write(state, tree, verification, node, bonus) -> State:
 def _draft(decoder, rule, state, window, bonus, keys) -> State:
   """The state with drafts after the bonus token [B], and the window's cache."""
   tree, tokens, parts = state.tree, bonus[:, None], []
+  # Of d tokens, heads 1 to d have answered. A decoder lets one or more of the
+  # others draft: `Transformer` all at once.
   while tokens.shape[1] < tree.heads:
     logits, window = decoder.draft(window, tree.heads, tokens)
     parts.append(rule.propose(logits, tree.width, state.seen, keys))

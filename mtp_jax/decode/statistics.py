@@ -32,9 +32,8 @@ class Statistics:
   logprob: jax.Array  # [B, S] of each written token under head 1, nats
   margin: jax.Array  # [B, S] between head 1's best two logits there
   nodes: jax.Array  # [B, M] passes by their last accepted node
-  rank_counts: (
-    jax.Array
-  )  # [B, k-1, R+1] rank of the true token among candidates
+  # [B, k-1, R+1] rank of the true token among candidates
+  rank_counts: jax.Array
 
   def update(
     self,

@@ -61,7 +61,7 @@ class Tree:
 
   @functools.cached_property
   def greedy_path(self) -> np.ndarray:
-    """[S] int32: the root and the nodes that hold first choices alone."""
+    """[d + 1] int32: the root, and the d nodes of first choices alone."""
     nodes = enumerate(((), *self.paths))
     return np.array([i for i, p in nodes if not any(p)], np.int32)
 

@@ -9,6 +9,7 @@ stays as it is. The parts that both models have are bit-equal. Other ids: see
   linear_heads  n linear heads, under which head 1's layer is one of the trunk
   drop_layers   without the last layers of the trunk
   reconfigure   the same arrays under settings that change no array
+  rebuild       the same arrays under any settings, unchecked
   trainable     what a run with train.freeze='trunk' trains
   join          the model with another value of what was `trainable`
 """

@@ -53,7 +53,7 @@ class Batches:
     where = sharding.batch_sharding(self._mesh)
     return jax.tree.map(
       lambda rows: jax.make_array_from_process_local_data(
-        where, rows, (len(rows) * self._shards, rows.shape[1])
+        where, rows, (len(rows) * self._shards, *rows.shape[1:])
       ),
       batch,
     )

@@ -44,7 +44,7 @@ def init_state(
     ValueError: an axis of a parameter does not divide by its devices, `init` is
       no model of this config, or what `train.freeze` asks for is not possible.
   """
-  make, _, where = _maker(cfg, mesh)
+  make, _, where = _first_state(cfg, mesh)
   if init is None:
     return make(jax.random.key(cfg.train.seed))
 
@@ -69,7 +69,7 @@ def init_state(
 
 def abstract_state(cfg: config.Config, mesh: jax.sharding.Mesh) -> State:
   """Shapes, dtypes and shardings of `init_state`, without making it."""
-  _, shapes, where = _maker(cfg, mesh)
+  _, shapes, where = _first_state(cfg, mesh)
   return jax.tree.map(
     lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
     shapes,
@@ -236,7 +236,7 @@ def compile_step(cfg: config.Config, mesh: jax.sharding.Mesh):
     >>> metrics["nats"].shape  # one loss per head, nats per token
     (4,)
   """
-  where = _maker(cfg, mesh)[2]
+  where = _first_state(cfg, mesh)[2]
   return jax.jit(
     functools.partial(train_step, cfg=cfg, mesh=mesh),
     in_shardings=(where, sharding.batch_sharding(mesh)),
@@ -258,20 +258,23 @@ def attention_kernel(
   return sharding.local(kernel, mesh, (q, kv, kv, ("batch", None)), q)
 
 
-def _maker(cfg, mesh):
-  """`_make` of what a first state depends on; other fields may differ."""
+def _first_state(cfg, mesh):
+  """How the state of step 0 is made: a function, its shapes, its shardings.
+
+  It is kept for the fields on which it depends, whatever the others are.
+  """
   names = "steps", "freeze", "detach"
   train = config.Train(**{name: getattr(cfg.train, name) for name in names})
   cfg = config.Config(model=cfg.model, optim=cfg.optim, train=train)
-  return _make(cfg, mesh)
+  return _compiled_first_state(cfg, mesh)
 
 
 # Cached: a run asks for it three times, and each would trace the model.
 @functools.lru_cache(maxsize=8)
-def _make(cfg, mesh):
-  """A jitted function of a key that makes a State, its shapes, its shardings.
+def _compiled_first_state(cfg, mesh):
+  """(function of a key that makes a State, its shapes, its shardings).
 
-  Those are of Adam's moments too, which a bare jit would leave replicated.
+  The shardings are of Adam's moments too; a bare jit would replicate them.
   """
 
   @jax.jit

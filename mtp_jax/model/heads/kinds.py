@@ -29,7 +29,8 @@ class Kind:
     own_unembed: each head has its own unembedding; else all share one.
     reads_tokens: head i (from 1) also reads the embedding e of token t+i-1, the
       last one before its target. Its layer has a method `join`, and is called
-      as `layer(layer.join(x, e), ctx)`, e like x [B, T, D].
+      as `layer(layer.join(x, e), ctx)`, e like x [B, T, D]. Head 1 joins, too,
+      since all layers are of one class.
   """
 
   layer: type | None = layers.Block
