@@ -5,8 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
   && echo $$p && break; done)
 JAX ?= jax
-# One more than the cores of a small machine: tests also wait, for programs.
-JOBS ?= 3
+JOBS ?= 2
 VENV ?= .venv
 BIN := $(VENV)/bin
 

@@ -102,5 +102,7 @@ def test_the_whole_at_scale_test(tmp_path, call):
   rows = sweep.read(tmp_path)
   values = {row.metric: row.value for row in rows if row.run == "n=2"}
   assert values["H(X)"] == pytest.approx(values["H(X|Y)"] + values["I"])
-  assert report.redraw(tmp_path) in out and r"| H(X\|Y) |" in out
+  table = report.tables(rows)
+  assert table in out and table in report.redraw(tmp_path)
+  assert r"| H(X\|Y) |" in out
   assert (tmp_path / "information.png").stat().st_size > 1000

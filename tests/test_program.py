@@ -31,7 +31,7 @@ CONFIG = ["--config=configs/quickstart.py"]
     ("--config.model.width=64.5", "flag --config.model.width=64.5: invalid"),
     (
       "--config.model.kv_heads=3",
-      "error: model.attn_heads 2 is not divisible by model.kv_heads 3",
+      "error: model.attn_heads 4 is not divisible by model.kv_heads 3",
     ),
     (
       "--config.data.source=text",

@@ -108,5 +108,6 @@ def test_the_claim_at_scale_test(tmp_path, call):
   rows = sweep.read(tmp_path)
   steps = {(row.run, row.step) for row in rows if row.metric == "path"}
   assert steps == {(f"G(2,3) n={n}", step) for n in (1, 2) for step in (2, 4)}
-  assert report.redraw(tmp_path) in out
+  table = report.table(rows)
+  assert table in out and table in report.redraw(tmp_path)
   assert (tmp_path / "planning.png").stat().st_size > 1000
