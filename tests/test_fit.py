@@ -292,8 +292,9 @@ from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import step
 
 cfg = config.Config(
-  model=config.Model(vocab=64, width=32, mlp=48, layers=1, n_future=2,
-                     head="unembedding"),
+  model=config.Model(vocab=64, width=32, mlp=48, n_future=2, **(
+    dict(layers=3) if sys.argv[2] == "adamw" else
+    dict(layers=1, head="unembedding"))),
   optim=config.Optim(warmup=1, kind=sys.argv[2]))
 
 def mesh(*shape):
