@@ -97,7 +97,12 @@ def test_errors_come_before_the_model_is_read(
   [
     ({"k": ["11"]}, "--k=11: none is in 1..10, the samples"),
     ({"temperatures": ["warm"]}, "--temperatures=warm: give numbers"),
-    ({"temperatures": ["0", "-1"]}, "temperature -1.0 is not above 0"),
+    ({"temperatures": ["0", "-1"]}, r"temperatures \(0.0, -1.0\): give some"),
+    ({"temperatures": []}, r"temperatures \(\): give some"),
+    ({"temperatures": ["0.8", "0.8"]}, "one is there twice"),
+    ({"temperatures": ["inf"]}, "temperature=inf"),
+    ({"temperatures": ["0.8"], "top_p": 7.0}, "top_p=7.0"),
+    ({"temperatures": ["0"], "top_p": 0.9}, "greedy draws nothing"),
   ],
 )
 def test_errors_of_gsm8k_come_before_the_model_is_read(

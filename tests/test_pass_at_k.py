@@ -90,5 +90,7 @@ def test_correct_samples_are_counted_by_problem_and_temperature():
       ("a", 0.2, True),
     )
   ]
-  found = pass_at_k.count(["a", "b", "c"], iter(verdicts))
-  assert [*found.items()] == [(0.2, [1, 0, 0]), (0.8, [0, 2, 0])]
+  found = pass_at_k.count(["a", "b"], iter(verdicts))
+  assert [*found.items()] == [(0.2, [1, 0]), (0.8, [0, 2])]
+  with pytest.raises(ValueError, match="c has no verdict at temperature 0.2"):
+    pass_at_k.count(["a", "b", "c"], verdicts)

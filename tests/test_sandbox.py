@@ -273,8 +273,19 @@ def test_a_sandbox_that_fails_is_passed_over(monkeypatch):
   with pytest.raises(ValueError, match="bwrap fails .ended without a verdict"):
     sandbox.find()
   broken["none"] = broken["bwrap"]
-  with pytest.raises(ValueError, match="none fails .ended without a verdict"):
+  with pytest.raises(ValueError, match="none fails .ended without a") as error:
     sandbox.find(allow_unsandboxed_execution=True)
+  assert sandbox.FLAG not in str(error.value)
+  monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+  with pytest.raises(ValueError, match="on Linux alone, not darwin"):
+    sandbox.find(allow_unsandboxed_execution=True)
+
+
+def test_a_kernel_without_the_filter_is_named(executor, monkeypatch):
+  bad = b"\0" * 7 + b"\1"  # Linux refuses it
+  monkeypatch.setattr(seccomp, "assemble", lambda: bad)
+  verdict = executor.check("def f(): return 1", "assert f() == 1")
+  assert verdict.error == "OSError: this kernel has no seccomp"
 
 
 def test_a_machine_whose_calls_are_not_known_is_refused(monkeypatch):

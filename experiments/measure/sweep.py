@@ -190,27 +190,29 @@ def train(
 def read(path: pathlib.Path) -> list[Row]:
   """The rows of a sweep's CSV file; none where there is no file.
 
-  A line that was cut by a kill is left out.
+  A last row that was cut by a kill is left out.
 
   Args:
     path: the file, or a folder with sweep.csv.
 
   Raises:
-    ValueError: what stands there is no row; names the file and how far it is
-      sound.
+    ValueError: a row is damaged; names the file and the row.
   """
   file, rows = path / FILE if path.is_dir() else path, []
   try:
-    for row in study.read_csv(file):
+    lines = study.read_csv(file)
+    for i, row in enumerate(lines, 1):
       if None in row.values() or not row["commit"]:
+        if i < len(lines):
+          raise ValueError("it is cut short, and others follow it")
         continue
       row["overrides"] = json.loads(row["overrides"])
       row |= {name: int(row[name]) for name in ("seed", "step")}
       rows.append(Row(**row | {"value": float(row["value"])}))
   except (ValueError, KeyError, TypeError, csv.Error) as error:
     raise ValueError(
-      f"{file} is damaged behind {len(rows)} rows ({error}): mend or remove "
-      "what follows them, or name another --output"
+      f"row {len(rows) + 1} of {file} is damaged ({error}): mend or remove it, "
+      "or name another --output"
     ) from error
   return rows
 

@@ -11,7 +11,7 @@ from experiments.startup import evaluation, options
 from mtp_jax.decode import checks
 from mtp_jax.evaluate import harness, rouge
 from mtp_jax.interchange import folders
-from mtp_jax.tasks import pairs, summaries
+from mtp_jax.tasks import pairs, samples, summaries
 
 SUMMARIES = (*summaries.BUILT_IN, *summaries.SETS)
 TASKS = (*SUMMARIES, *harness_tasks.NAMES)
@@ -117,6 +117,9 @@ def _tasks(values) -> dict[float, dict]:
   temperatures = evaluation.read_numbers(
     "temperatures", values["temperatures"], float
   )
+  samples.Settings(
+    tuple(temperatures), count, top_p=values["top_p"], seed=values["seed"]
+  ).check()
   return {
     t: harness_tasks.sampled(
       task, count, ks, temperature=t, top_p=values["top_p"]

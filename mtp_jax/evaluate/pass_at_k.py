@@ -64,8 +64,16 @@ def count(
     names: of the problems.
     verdicts: of their samples, each with task_id (a name), temperature and
       passed, as `mtp_jax.tasks.samples.judge` returns them.
+
+  Raises:
+    ValueError: a problem has no verdict at a temperature.
   """
   verdicts = list(verdicts)
+  judged = {(v["temperature"], v["task_id"]) for v in verdicts}
+  for temperature in sorted({temperature for temperature, _ in judged}):
+    for name in names:
+      if (temperature, name) not in judged:
+        raise ValueError(f"{name} has no verdict at temperature {temperature}")
   passed = collections.Counter(
     (v["temperature"], v["task_id"]) for v in verdicts if v["passed"]
   )

@@ -27,6 +27,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -208,6 +209,10 @@ def find(*, allow_unsandboxed_execution: bool = False) -> str:
   Raises:
     ValueError: none does; says why, and what to do.
   """
+  if sys.platform != "linux":
+    raise ValueError(
+      f"programs that a model wrote are run on Linux alone, not {sys.platform}"
+    )
   reasons = []
   for name in ("bwrap", "unshare", "none")[: 2 + allow_unsandboxed_execution]:
     if name != "none" and not shutil.which(name):
@@ -220,10 +225,12 @@ def find(*, allow_unsandboxed_execution: bool = False) -> str:
     if not error:
       return name
     reasons.append(f"{name} fails ({error})")
+  remedy = "Install bubblewrap (Debian: apt install bubblewrap)"
+  if not allow_unsandboxed_execution:
+    remedy += f", or give {FLAG}, which lets them do all that you can do"
   raise ValueError(
     f"no sandbox for the programs that a model wrote: {'; '.join(reasons)}. "
-    f"Install bubblewrap (Debian: apt install bubblewrap), or give {FLAG}, "
-    "which lets them do all that you can do"
+    f"{remedy}"
   )
 
 

@@ -74,8 +74,8 @@ def _take(file: BinaryIO, workdir: pathlib.Path) -> str:
           file.read().decode(errors="replace").strip() or "an unknown process"
         )
         raise checkpoints.CheckpointError(
-          f"workdir {workdir} is in use by another run ({holder}). Stop that "
-          "run, or take another workdir"
+          f"folder {workdir} is in use by another run ({holder}). Stop that "
+          "run, or take another folder"
         ) from error
       time.sleep(0.05)
     except OSError as error:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 from absl import logging
-from jax._src import distributed  # the barrier has no public API
+from jax._src import distributed  # barrier, SIGTERM: no public API
 from jax.experimental import multihost_utils
 
 HEARTBEAT = 20  # seconds without a sign of life until a process counts as dead
@@ -163,7 +163,9 @@ class StopEvent(threading.Event):
   """An event that SIGTERM or Ctrl-C sets, after `watch` was called.
 
   Before that, both signals have their usual effect. After it, a signal sets
-  the event the first time and has its usual effect the second time.
+  the event the first time and has its usual effect the second time. Among
+  several processes JAX keeps SIGTERM from the first `watch` on: it has no
+  effect between two runs of one process.
   """
 
   def __init__(self):

@@ -41,7 +41,11 @@ def main() -> None:
     if not pid:
       os.close(requests[1])
       os.close(replies[0])
-      untrusted.isolate(job)
+      try:
+        untrusted.isolate(job)
+      except OSError as error:  # the checker says why it has no program
+        messages.send(replies[1], ["raised", ["OSError", str(error)]])
+        os._exit(1)
       untrusted.serve(job["program"], requests[0], replies[1])
     os.close(requests[0])
     os.close(replies[1])
