@@ -46,7 +46,8 @@ def bytes_per_pass(
   heads = range(tree.heads)
   if heads_lib.KINDS[decoder.cfg.head].feeds < 0:  # head 1 reads the others
     heads = range(decoder.n_future)
-  weights = [decoder.trunk, decoder.norm, *(decoder.heads[i] for i in heads)]
+  modules = [decoder.head_modules[i] for i in heads]
+  weights = [decoder.trunk, decoder.norm, *modules]
   own = len(decoder.unembed) > 1
   weights += decoder.unembed[: tree.heads] if own else decoder.unembed
   if not own and tree.max_depth:

@@ -47,7 +47,8 @@ class Transformer:
 
   embed: nnx.Param  # [V, D]
   trunk: tuple[layers.Block, ...]
-  heads: tuple  # N of `layers.Block`, of `heads.Linear` or of None
+  # N modules: `layers.Block`, `heads_lib.Linear`, or None of a kind without.
+  head_modules: tuple
   norm: nnx.Param  # [D]
   unembed: tuple  # [D, V]: one shared, or head 1's and the drafts', or N
   cfg: config.Model = dataclasses.field(metadata=_static)
@@ -130,15 +131,15 @@ class Transformer:
     places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     ctx = self._context(start, tokens.shape[1], places, cache, tree, valid)
     x = self.embed[tokens].astype(self.cfg.dtype)
-    heads = self._order(len(cache) - len(self.trunk))
-    window = window_lib.Window(cache, start, x, tree=tree, heads=heads)
+    order = self._order(len(cache) - len(self.trunk))
+    window = window_lib.Window(cache, start, x, tree=tree, cached_heads=order)
     for layer, block in enumerate(self.trunk):
       window = self._write(window, layer, block, x, ctx, valid)
       x = mix(block, x, ctx, *window.cache[layer])
     window = dataclasses.replace(window, trunk=x)
     if tree is not None:
-      heads = self._verifying(window)
-    window = self._run(window, heads, ctx, valid)
+      order = self._verifying(window)
+    window = self._run(window, order, ctx, valid)
     branches = tree is not None and not tree.is_chain
     return window if branches else dataclasses.replace(window, kv={})
 
@@ -215,20 +216,24 @@ class Transformer:
     return range(count)[::-1] if self._kind.feeds < 0 else range(count)
 
   def _verifying(self, window) -> range:
-    """Those of the window's heads that head 1's logits need."""
-    return window.heads if self._kind.feeds < 0 else window.heads[:1]
+    """Those of the cached heads that head 1's logits need."""
+    cached = window.cached_heads
+    return cached if self._kind.feeds < 0 else cached[:1]
 
   def _drafting(self, window) -> range:
     """The others, which read drafts once `keep_path` has chosen them."""
-    return window.heads[len(self._verifying(window)) :]
+    return window.cached_heads[len(self._verifying(window)) :]
 
-  def _run(self, window, heads, ctx, valid=None):
-    """Heads write K and V of the window; those that others read run on it."""
-    for i in heads:
-      layer, block = len(self.trunk) + i, self.heads[i]
+  def _run(self, window, order, ctx, valid=None):
+    """Heads write K and V of the window; those that others read run on it.
+
+    `order`: indices of cached heads, each behind those that it reads.
+    """
+    for i in order:
+      layer, block = len(self.trunk) + i, self.head_modules[i]
       x = self._read(window, i)
       window = self._write(window, layer, block, x, ctx, valid)
-      if self._kind.feeds and i != window.heads[-1]:
+      if self._kind.feeds and i != window.cached_heads[-1]:
         x = mix(block, x, ctx, *window.cache[layer])
         window = dataclasses.replace(window, states=window.states | {i: x})
     return window
@@ -252,19 +257,20 @@ class Transformer:
 
   def _hidden(self, window, head, at):
     """What the unembedding of a head reads, [B, W', D]."""
-    heads = window.heads
-    if self.cfg.head_layers and head not in heads:
-      raise ValueError(f"head {head}, but the cache is for {len(heads)} heads")
+    cached = window.cached_heads
+    if self.cfg.head_layers and head not in cached:
+      raise ValueError(f"head {head}, but the cache is for {len(cached)} heads")
     if window.tree is not None and head in self._drafting(window):
       raise ValueError(f"head {head} reads drafts after `keep_path` alone")
     has_run = head in window.states
     states = window.states[head] if has_run else self._read(window, head)
-    x, layer = jnp.take_along_axis(states, at[..., None], 1), self.heads[head]
-    if head in heads and not has_run:
+    x = jnp.take_along_axis(states, at[..., None], 1)
+    module = self.head_modules[head]
+    if head in cached and not has_run:
       width = states.shape[1]
       ctx = self._context(window.start, width, at, window.cache, window.tree)
-      return mix(layer, x, ctx, *window.cache[len(self.trunk) + head])
-    return x if has_run or layer is None else layer(x, None)
+      return mix(module, x, ctx, *window.cache[len(self.trunk) + head])
+    return x if has_run or module is None else module(x, None)
 
   def _unembed(self, x, head):
     x = layers.rms_norm(x, self.norm[...], self.cfg.norm_eps)

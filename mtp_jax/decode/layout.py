@@ -105,7 +105,7 @@ def lay_out(
   decoder = decoder_lib.Transformer(
     embed=net.embed,
     trunk=tuple(map(arrange, unstack(net.trunk, cfg.trunk_layers))),
-    heads=arrange_all(unstack(net.heads.layers, cfg.n_future)),
+    head_modules=arrange_all(unstack(net.heads.layers, cfg.n_future)),
     norm=net.heads.norm,
     unembed=arrange_all(unembed),
     cfg=cfg,

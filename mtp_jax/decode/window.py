@@ -26,8 +26,10 @@ class Window:
   tree: tree_lib.Tree | None = dataclasses.field(
     default=None, metadata={"static": True}
   )
-  # Those that have K and V in the cache, in the order in which they run.
-  heads: range = dataclasses.field(default=range(0), metadata={"static": True})
+  # Indices of those with K and V in the cache, in the order in which they run.
+  cached_heads: range = dataclasses.field(
+    default=range(0), metadata={"static": True}
+  )
 
   def at(self, places: jax.Array, start: jax.Array) -> "Window":
     """Some places [B, W'] of the window, as one that begins at `start` [B]."""

@@ -40,9 +40,8 @@ def _choices(net, tokens, places, kernel, length):
   inputs = net.read(tokens, segments, length, kernel)
   hidden = net.heads.first(inputs)[:, :length]
   hidden = jnp.take_along_axis(hidden, places[..., None], 1)
-  own = net.heads.own_unembed
-  unembed = net.heads.unembed[...] if own is None else own[0]
-  logits = cross_entropy.project(hidden, unembed.astype(hidden.dtype))
+  unembed = net.heads.unembedding(0).astype(hidden.dtype)
+  logits = cross_entropy.project(hidden, unembed)
   return logits.argmax(-1).astype(jnp.int32)
 
 

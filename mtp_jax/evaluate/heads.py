@@ -182,8 +182,7 @@ def _per_head(net, inputs, targets, block):
   B, T = inputs.z.shape[:2]
   ahead = net.cfg.reach - 1
   first = jnp.pad(net.heads.first(inputs), ((0, 0), (0, ahead), (0, 0)))
-  own_unembed = net.heads.own_unembed
-  verifier = net.heads.unembed[...] if own_unembed is None else own_unembed[0]
+  verifier = net.heads.unembedding(0)
 
   def log_p(hidden, unembed):
     unembed = unembed.astype(hidden.dtype)

@@ -160,7 +160,7 @@ _serial.defvjp(_serial_fwd, _serial_bwd)
 
 def _independent(block, shards, heads, inputs, targets, scale):
   """nll [N], d(heads) and d(z, embedded) of heads that all read z: figure 2."""
-  own = heads.own_unembed
+  own = heads.unembed_stack
   zero = jnp.zeros((shards, *heads.unembed.shape[-2:]), jnp.float32)
   read = inputs.z, inputs.embedded
 

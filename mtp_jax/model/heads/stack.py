@@ -147,15 +147,16 @@ class Heads(nnx.Module):
     chain = self.order is not None
 
     def one(state, xs):
-      layer, own, i, x = xs
+      layer, unembed, i, x = xs
       read = self.tokens_read(inputs, i)
       z = state if chain else self.trunk_read(inputs, i)
       state = self.run(layer, z, inputs.ctx, *read)
-      unembed = self.unembed[...] if own is None else own
+      unembed = self.unembed[...] if unembed is None else unembed
       found = fun(self.normalise(state), unembed, x)
       return state if chain else None, found
 
-    xs = self.layers, self.own_unembed, jnp.arange(self.cfg.n_future), xs
+    numbers = jnp.arange(self.cfg.n_future)
+    xs = self.layers, self.unembed_stack, numbers, xs
     backwards = self.kind.feeds < 0
     start = inputs.z if chain else None
     return jax.lax.scan(wrap(one), start, xs, reverse=backwards)[1]
@@ -210,8 +211,12 @@ class Heads(nnx.Module):
     """Head i's own layer (i from 0), or None."""
     return jax.tree.map(lambda a: a[i], self.layers)
 
+  def unembedding(self, i: int) -> jax.Array:
+    """Head i's unembedding [D, V] (i from 0), its own or the shared one."""
+    return self.unembed[i] if self.kind.own_unembed else self.unembed[...]
+
   @property
-  def own_unembed(self) -> jax.Array | None:
+  def unembed_stack(self) -> jax.Array | None:
     """[N, D, V] if each head has its own unembedding, None if they share it."""
     return self.unembed[...] if self.kind.own_unembed else None
 
