@@ -48,7 +48,11 @@ def main(_: list[str]) -> None:
   try:
     _train(data.check())
   except ValueError as error:  # the library names fields, which are flags here
-    text = re.sub(rf"(?<!\S)data\.(?=({_FIELDS})\b)", "--", str(error))
+    text = re.sub(
+      rf"(?<!\S)data\.({_FIELDS})\b(?:='(\w+)')?",
+      lambda m: f"--{m[1]}" + (f"={m[2]}" if m[2] else ""),
+      str(error),
+    )
     raise ValueError(text) from error
 
 

@@ -45,6 +45,21 @@ MUTANTS = [
     "test_induction.py::test_mentions_are_those_of_names_met_before",
   ),
   Mutant(
+    "a sweep in which runs failed ends well",
+    "experiments/measure/sweep.py",
+    "  if outcome.failed:\n",
+    "  if not outcome.done and outcome.failed:\n",
+    "test_sweep.py::test_a_program_ends_with_an_error_if_runs_failed",
+  ),
+  Mutant(
+    "a remedy names a field where its program takes a flag",
+    "experiments/startup/program.py",
+    "    if field not in known:\n",
+    "    if field in known:\n",
+    "test_flags.py::"
+    "test_the_fields_of_a_message_are_flags_of_a_program_with_a_config",
+  ),
+  Mutant(
     "two sweeps write to one folder",
     "experiments/measure/sweep.py",
     "  with lock.exclusive(folder):",

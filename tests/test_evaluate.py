@@ -122,6 +122,7 @@ def test_again_nothing_is_drawn(finished, request_, monkeypatch):
     ({"temperatures": ["nan"]}, "temperature=nan has to be"),
     ({"top_p": 2.0}, "top_p=2.0 has to be"),
     ({"seed": -5}, "seed=-5 is outside"),
+    ({"max_new": 2**30 + 1}, "max_new=1073741825 is too many; give at most"),
     ({"heads": 9}, "--heads=9: the model can draft with 1"),
     ({"output": pathlib.Path(__file__)}, "cannot make .*: File exists"),
   ],

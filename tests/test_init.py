@@ -288,6 +288,23 @@ def test_a_run_that_began_with_another_model_says_so(home, trained, caplog):
   )
 
 
+def test_a_run_does_not_start_from_its_own_workdir(home, trained, tmp_path):
+  cfg = config.load(home / "config.json")
+  (tmp_path / "link").symlink_to(home / "run")
+  line = f"--init and --workdir are both {tmp_path}/link: .* another --workdir"
+  with pytest.raises(ValueError, match=line):
+    initial.choose(cfg, GIVEN, home / "run", tmp_path / "link", "copy")
+
+
+def test_a_run_replaces_no_model_of_others(home, tmp_path):
+  net = parameters.random_model(vocab=259, n_future=1)
+  mtp_jax.save(net, tmp_path / "llama", codec=tokenizer.Bytes())
+  before = sorted(path.name for path in (tmp_path / "llama").iterdir())
+  with pytest.raises(ValueError, match="llama holds a model of Hugging Face"):
+    loop.fit(config.load(home / "config.json"), tmp_path / "llama")
+  assert sorted(p.name for p in (tmp_path / "llama").iterdir()) == before
+
+
 def test_the_config_file_sets_what_changes_no_array(home, tmp_path):
   cfg = config.load(home / "config.json").replace(
     model={"remat": "full", "mask_documents": False, "dtype": "bfloat16"}

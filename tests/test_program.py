@@ -31,15 +31,17 @@ CONFIG = ["--config=configs/quickstart.py"]
     ("--config.model.width=64.5", "flag --config.model.width=64.5: invalid"),
     (
       "--config.model.kv_heads=3",
-      "error: model.attn_heads 4 is not divisible by model.kv_heads 3",
+      "error: --config.model.attn_heads 4 is not divisible by "
+      "--config.model.kv_heads 3",
     ),
     (
       "--config.data.source=text",
-      "error: data.source 'text' needs data.path",
+      "error: --config.data.source 'text' needs --config.data.path",
     ),
     (
       "--config.mesh.data=3",
-      "error: mesh.data=3 x mesh.model=1 does not use exactly the 1 devices",
+      "error: --config.mesh.data=3 x --config.mesh.model=1 does not use "
+      "exactly the 1 devices",
     ),
     ("--profile=9", "error: --profile=9 is not START:COUNT, such as 100:5"),
     (

@@ -157,6 +157,31 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
   assert log == [0, 0]  # it is tried again
 
 
+def test_a_program_ends_with_an_error_if_runs_failed(tmp_path, capsys):
+  """What is finished is kept, and shown."""
+
+  def count(rows):
+    return f"{len(rows)} rows"
+
+  mixed = runs([], values=(ValueError("no room"),), seeds=(0,))
+  with pytest.raises(ValueError, match="^1 of 1 runs failed: 1M n=2, seed 0"):
+    sweep.run_and_show(mixed, tmp_path, 9, count)
+  assert "rows" not in capsys.readouterr().out  # no table of nothing
+  mixed += runs([], seeds=(1,))
+  line = f"^1 of 2 runs failed: .*seed 0. See above.*kept in {tmp_path}/sweep.c"
+  with pytest.raises(ValueError, match=line):
+    sweep.run_and_show(mixed, tmp_path, 9, count)
+  out = capsys.readouterr().out
+  assert out.endswith("failed: 1M n=2, seed 0: ValueError: no room\n3 rows\n")
+  sweep.run_and_show(runs([]), tmp_path, 9, count)
+  assert "1 runs done, 1 done before\n6 rows\n" in capsys.readouterr().out
+
+
+def test_every_program_of_a_sweep_does_so():
+  for path in claims.ROOT.rglob("*.py"):
+    assert "sweep.run(" not in path.read_text("utf-8"), path
+
+
 def test_no_run_begins_after_the_time(tmp_path, monkeypatch):
   ticks = iter(range(0, 10_000, 20))  # seconds; five to a run
   clock = types.SimpleNamespace(monotonic=lambda: next(ticks))

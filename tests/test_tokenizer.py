@@ -362,7 +362,7 @@ def test_the_training_program_proves_its_model_lossless(call, tmp_path):
   (tmp_path / "bad.txt").write_bytes(b"\xff")
   for change, words in {
     f"--path={tmp_path}/absent": "^error: --path '.*' does not exist$",
-    "--max_bytes=0": "^error: .*bad.txt:1: not UTF-8: .* --on_error='skip'$",
+    "--max_bytes=0": "^error: .*bad.txt:1: not UTF-8: .* --on_error=skip$",
     f"--output={tmp_path}": "^error: .* is a folder; name a file in it",
   }.items():
     extra = ["--on_error=skip"] if "output" in change else []

@@ -28,9 +28,7 @@ def start(runs: Callable[[str], list[sweep.Run]]) -> None:
   minutes = options.define_minutes()
 
   def main(_: list[str]) -> None:
-    folder = output.value
-    print(sweep.run(runs(scale.value), folder, minutes.value))
-    print(table(sweep.finished(sweep.read(folder))))
+    sweep.run_and_show(runs(scale.value), output.value, minutes.value, table)
 
   program.start(main)
 

@@ -132,6 +132,34 @@ def run(
     return _run(runs, folder, minutes)
 
 
+def run_and_show(
+  runs: Sequence[Run],
+  folder: pathlib.Path,
+  minutes: float,
+  table: Callable[[list[Row]], str],
+) -> None:
+  """Does what a program does: `run`, then prints the outcome and a table.
+
+  Args:
+    runs: see `run`, and so are `folder` and `minutes`.
+    table: of the rows of finished runs, if there are any.
+
+  Raises:
+    ValueError: see `run`; or some runs failed. It names them, and is raised
+      last: the figures of the others are kept.
+  """
+  outcome = run(runs, folder, minutes)
+  print(outcome)
+  if rows := finished(read(folder)):
+    print(table(rows))
+  if outcome.failed:
+    raise ValueError(
+      f"{len(outcome.failed)} of {len(runs)} runs failed: "
+      f"{'; '.join(outcome.failed)}. See above why. Those that are done are "
+      f"kept in {folder / FILE}; the same command runs only the others again"
+    )
+
+
 def _run(runs, folder, minutes) -> Outcome:
   begin, outcome = time.monotonic(), Outcome()
   ended = _check(runs, folder)

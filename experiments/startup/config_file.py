@@ -69,7 +69,7 @@ def load(text: str) -> config.Config:
 
 
 def check_overrides(arguments: list[str]) -> None:
-  """Refuses `--config.section.field` of a field that does not exist.
+  """Refuses `--config.SECTION.FIELD` of a field that does not exist.
 
   Raises:
     ValueError: names the nearest fields.

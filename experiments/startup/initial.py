@@ -51,8 +51,14 @@ def choose(
 
   Raises:
     ValueError: a flag asks for another shape than that of the model, or for
-      another tokenizer.
+      another tokenizer; `path` is `target`.
   """
+  if path.resolve() == target.resolve():
+    raise ValueError(
+      f"--init and --workdir are both {target}: a run resumes in its workdir "
+      "without --init, and a new one that starts from the model there needs "
+      "another --workdir"
+    )
   wanted = {
     name.removeprefix("model."): value
     for name, value in given.items()

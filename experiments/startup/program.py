@@ -20,6 +20,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from experiments.startup import config_file, interrupts
+from mtp_jax import config
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import loop, processes
 
@@ -137,7 +138,7 @@ def mendable(fun: Callable) -> Callable:
       if isinstance(error, BrokenPipeError) and _reader_left():
         sys.exit(_PIPE)
       absl_logging.debug("where it happened", exc_info=True)  # --verbosity=1
-      sys.exit(f"error: {_output_fault() or error}")
+      sys.exit(f"error: {_output_fault() or _with_flags(str(error))}")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
       text = f"{type(error).__name__}: {' '.join(str(error).split())}"
       if not isinstance(error, MemoryError) and _EXHAUSTED not in text:
@@ -150,6 +151,25 @@ def mendable(fun: Callable) -> Callable:
       )
 
   return call
+
+
+def _with_flags(text: str) -> str:
+  """A message of the library, which names fields, with the flags that set them.
+
+  Messages on the config file itself, raised while flags are parsed, and those
+  of programs without --config keep the fields.
+  """
+  if not flags.FLAGS.is_parsed() or "config" not in flags.FLAGS:
+    return text
+  known = set(config.paths(config.Config()))
+
+  def flag(match):
+    field, value = match[1], match[2]
+    if field not in known:
+      return match[0]
+    return f"--config.{field}" + (f"={value}" if value else "")
+
+  return re.sub(r"(?<![\w./-])(\w+\.\w+)(?!\.?\w)(?:='(\w+)')?", flag, text)
 
 
 def _output_fault() -> str:

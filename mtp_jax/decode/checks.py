@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+_MOST = 2**30  # tokens; positions are int32, prompt and window included
 _STOPS = 4  # width of the array of end tokens: so many share a program
 
 
@@ -34,6 +35,20 @@ def number(name: str, value: Any) -> float:
     return float(value)
   except (TypeError, ValueError, OverflowError):
     raise ValueError(f"{name}={value!r} is not a number") from None
+
+
+def max_new(value: Any) -> np.int32:
+  """Most tokens to write after a prompt.
+
+  Raises:
+    ValueError: not an integer from 1 to 2**30.
+  """
+  result = integer("max_new", value)
+  if result < 1:
+    raise ValueError(f"max_new={result} writes nothing; give at least 1")
+  if result > _MOST:
+    raise ValueError(f"max_new={result} is too many; give at most {_MOST}")
+  return np.int32(result)
 
 
 def seed(value: Any) -> np.uint32:

@@ -15,8 +15,6 @@ from mtp_jax.decode import accept, checks
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.decode import window as window_lib
 
-_MOST = 2**30  # tokens; positions are int32, prompt and window included
-
 
 @runtime_checkable
 class Decoder(Protocol):
@@ -165,13 +163,10 @@ def check_settings(
       f"not an object of type {type(decoder).__name__}"
     )
   tree = _check_tree(decoder, heads)
-  if checks.integer("max_new", max_new) < 1:
-    raise ValueError(f"max_new={max_new} writes nothing; give at least 1")
-  if max_new > _MOST:
-    raise ValueError(f"max_new={max_new} exceeds {_MOST}")
+  max_new = checks.max_new(max_new)
   check_rule(rule, tree)
   return Settings(
-    max_new=np.int32(max_new),
+    max_new=max_new,
     stop=checks.stop_ids(stop, decoder.vocab),
     rule=rule,
     seed=checks.seed(seed),

@@ -54,6 +54,7 @@ class Settings:
       raise ValueError("top_p filters what is drawn; greedy draws nothing")
     for temperature in filter(None, self.temperatures):
       self.rule(temperature).sampler.check()
+    checks.max_new(self.max_new)
     checks.seed(self.seed)
 
   def samples(self, temperature: float) -> range:

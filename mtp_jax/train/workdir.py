@@ -240,16 +240,23 @@ def _tokenizer_name(workdir: pathlib.Path) -> str | None:
 
 
 def check_format(workdir: pathlib.Path) -> None:
-  """Checks the format of config.json in a workdir.
+  """Checks that a run may replace config.json in a workdir.
 
   Raises:
-    ValueError: this version of the library cannot read that format.
+    ValueError: this version of the library cannot read its format, or it is
+      that of a model of Hugging Face.
   """
   path = workdir / "config.json"
   try:
-    number = json.loads(path.read_text(encoding="utf-8")).get("format", 1)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    number, is_other = found.get("format", 1), "model_type" in found
   except (OSError, ValueError, AttributeError):
     return  # no run yet, or a damaged file, which `write_settings` replaces
+  if is_other:
+    raise ValueError(
+      f"{workdir} holds a model of Hugging Face, whose config.json a run would "
+      "replace: take another workdir"
+    )
   config.check_format(str(path), number)
 
 

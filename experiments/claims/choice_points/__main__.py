@@ -26,8 +26,7 @@ def main(_: list[str]) -> None:
   scale, folder = scales.SCALES[_SCALE.value], _OUTPUT.value
   order = itertools.product(scale.heads, scale.seeds)
   runs = [run(scale, *values) for values in order]
-  print(sweep.run(runs, folder, _MINUTES.value))
-  print(report.table(sweep.finished(sweep.read(folder))))
+  sweep.run_and_show(runs, folder, _MINUTES.value, report.table)
 
 
 def run(scale, n, seed) -> sweep.Run:

@@ -24,10 +24,7 @@ def main(_: list[str]) -> None:
   """Trains and measures every way, with every seed."""
   scale = scales.SCALES[_SCALE.value]
   runs = solving.runs(scale, _OUTPUT.value, _SEEDS.value or scale.seeds)
-  outcome = sweep.run(runs, _OUTPUT.value, _MINUTES.value)
-  rows = sweep.finished(sweep.read(_OUTPUT.value))
-  print(report.tables(rows))
-  print(outcome)
+  sweep.run_and_show(runs, _OUTPUT.value, _MINUTES.value, report.tables)
 
 
 if __name__ == "__main__":

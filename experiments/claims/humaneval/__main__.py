@@ -50,8 +50,8 @@ def main(_: list[str]) -> None:
     folder,
     _SEED.value,
   )
-  print(sweep.run(answers.runs(work), folder, _MINUTES.value))
-  print(report.table(sweep.finished(sweep.read(folder))))
+  runs = answers.runs(work)
+  sweep.run_and_show(runs, folder, _MINUTES.value, report.table)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,9 @@ def main(_: list[str]) -> None:
   runs = training.runs(scale, _STORIES.value, _TOKENIZER.value)
   if not _STORIES.value:
     training.prepare(scale)
-  outcome = sweep.run(runs, folder, _MINUTES.value)
-  print(outcome)
-  print(report.redraw(folder))
-  if outcome.failed:
-    raise ValueError(f"{len(outcome.failed)} runs failed; see above")
+  sweep.run_and_show(
+    runs, folder, _MINUTES.value, lambda _: report.redraw(folder)
+  )
 
 
 if __name__ == "__main__":

@@ -37,8 +37,7 @@ def main(_: list[str]) -> None:
   ]
   for seed in range(scale.seeds):
     runs += [train(scale, n, seed) for n in scale.heads]
-  print(sweep.run(runs, folder, _MINUTES.value))
-  print(report.tables(sweep.finished(sweep.read(folder))))
+  sweep.run_and_show(runs, folder, _MINUTES.value, report.tables)
 
 
 def check_tables(count: int):

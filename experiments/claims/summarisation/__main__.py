@@ -33,10 +33,11 @@ def main(_: list[str]) -> None:
   runs = writing.runs(
     scale, _OUTPUT.value, _SEEDS.value or scale.seeds, _TASKS.value
   )
-  outcome = sweep.run(runs, _OUTPUT.value, _MINUTES.value)
-  rows = sweep.finished(sweep.read(_OUTPUT.value))
-  print(report.tables([r for r in rows if r.claim == writing.CLAIM]))
-  print(outcome)
+
+  def table(rows):
+    return report.tables([r for r in rows if r.claim == writing.CLAIM])
+
+  sweep.run_and_show(runs, _OUTPUT.value, _MINUTES.value, table)
 
 
 if __name__ == "__main__":
