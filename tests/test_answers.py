@@ -93,7 +93,7 @@ def test_another_choice_packs_anew(data):
   again = pipeline.pack(data, codec)
   assert again[0].fingerprint == answers[0].fingerprint
   rows = pipeline.batch_at(
-    again[0], 0, pipeline.Batching(batch=ROWS, seq_len=T, n_future=N, seed=0)
+    again[0], 0, pipeline.Batching(batch=ROWS, seq_len=T, reach=N, seed=0)
   )
   assert set(rows.weight.ravel()) == {0, 1}
   for file in pathlib.Path(data.cache).glob("*/train.weight"):

@@ -118,7 +118,7 @@ def test_a_document_is_question_pauses_and_answer():
 
 def test_rows_hold_whole_documents():
   found = arithmetic.draw(np.random.default_rng(4), [1, 2, 0, 1, 2, 3])
-  batch = arithmetic.pack(found, 1, seq_len=53, n_future=3, answers_only=True)
+  batch = arithmetic.pack(found, 1, seq_len=53, reach=3, answers_only=True)
   assert batch.tokens.shape[1] == 56 and not batch.segments[:, 53:].any()
   seen = []
   for tokens, segments, weight in zip(
@@ -133,7 +133,7 @@ def test_rows_hold_whole_documents():
     assert not (weight[segments == 0]).any()
   assert seen == arithmetic.documents(found, 1)
   with pytest.raises(ValueError, match="document 5 has .* seq_len 30"):
-    arithmetic.pack(found, seq_len=30, n_future=1)
+    arithmetic.pack(found, seq_len=30, reach=1)
 
 
 def test_exact_match_is_that_of_written_answers():

@@ -459,7 +459,7 @@ def test_pickling_sends_the_place_and_not_the_tokens(data):
   assert copy.fingerprint == packed.fingerprint
 
 
-BATCHING = pipeline.Batching(batch=12, seq_len=7, n_future=3, seed=5)
+BATCHING = pipeline.Batching(batch=12, seq_len=7, reach=3, seed=5)
 
 
 def equal(a, b):

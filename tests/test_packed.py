@@ -69,7 +69,7 @@ def test_a_window_has_the_weights_of_its_tokens():
     np.testing.assert_array_equal(
       window.weight, np.where(inside, weight[window.tokens], 0)
     )
-  batching = pipeline.Batching(batch=2, seq_len=4, n_future=1, seed=0)
+  batching = pipeline.Batching(batch=2, seq_len=4, reach=1, seed=0)
   rows = pipeline.batch_at(packed, 0, batching)
   assert sorted(rows.weight.tolist()) == [[0, 0, 1, 1, 0], [1, 0, 0.5, 1, 0]]
   with pytest.raises(ValueError, match="7 weights for 8 tokens"):

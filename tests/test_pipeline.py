@@ -65,7 +65,7 @@ import numpy as np
 from mtp_jax.data import pipeline
 
 packed = pipeline.Packed(np.arange(99), np.array([0]), 1.0, "", 1, {})
-batching = pipeline.Batching(batch=1, seq_len=7, n_future=1, seed=0)
+batching = pipeline.Batching(batch=1, seq_len=7, reach=1, seed=0)
 next(pipeline.batches(packed, batching, workers=1))
 """
 
@@ -127,7 +127,7 @@ def test_a_split_smaller_than_a_batch_repeats():
 
 
 def test_batches_of_one_row(packed):
-  shape = dict(seq_len=7, n_future=2, seed=5)
+  shape = dict(seq_len=7, reach=2, seed=5)
   two = pipeline.batch_at(packed, 3, pipeline.Batching(batch=2, **shape))
   alone = pipeline.Batching(batch=1, **shape)
   for row in range(2):

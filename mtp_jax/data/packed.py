@@ -39,17 +39,18 @@ class Packed:
     """Number of windows; the last one may be padded."""
     return -(-len(self.tokens) // seq_len)
 
-  def window(self, index: int, seq_len: int, n_future: int) -> batch.Batch:
-    """Tokens [index T, index T + T + N), their documents and weights.
+  def window(self, index: int, seq_len: int, reach: int) -> batch.Batch:
+    """Tokens [index T, index T + T + reach), their documents and weights.
 
     Args:
       index: from 0 to `windows(seq_len)` - 1.
       seq_len: T.
-      n_future: N; 0 leaves out the tokens after the window's end.
+      reach: tokens after the window's end, see `pipeline.Batching`.
 
     Returns:
-      A row of a Batch, arrays [T+N]. Segments are the index of the document
-      plus 1, and 0 (with token 0 and weight 0) past the end of the data.
+      A row of a Batch, arrays [T + reach]. Segments are the index of the
+      document plus 1, and 0 (with token 0 and weight 0) past the end of the
+      data.
 
     Raises:
       IndexError: no such window.
@@ -61,8 +62,8 @@ class Packed:
         f"window {index} of {self.windows(seq_len)} at seq_len {seq_len}"
       )
     low = index * seq_len
-    ids = self.tokens[low : low + seq_len + n_future]
-    tokens = np.zeros(seq_len + n_future, np.int32)
+    ids = self.tokens[low : low + seq_len + reach]
+    tokens = np.zeros(seq_len + reach, np.int32)
     segments = np.zeros_like(tokens)
     tokens[: len(ids)] = ids
     places = np.arange(low, low + len(ids))

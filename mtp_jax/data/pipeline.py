@@ -1,9 +1,9 @@
 """Batches of packed tokens: a pure function of (seed, step, shard).
 
-Window w of length T holds the tokens [w T, w T + T + N). The last N of them
-are also the first of the next window, so that every head has a target at every
-position. grain shuffles the windows differently in each epoch. A run resumes
-from its step alone, with any number of processes.
+Window w of length T holds the tokens [w T, w T + T + reach). Those after the
+first T are also the first of the next window, so that every head has a target
+at every position. grain shuffles the windows differently in each epoch. A run
+resumes from its step alone, with any number of processes.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ class Batching:
   Attributes:
     batch: B, rows of the global batch.
     seq_len: T.
-    n_future: N, or how far ahead the furthest head predicts.
+    reach: tokens after each window, which the furthest head's targets need: N,
+      or the last of `model.offsets` (`config.Model.reach`).
     seed: seed of the shuffle.
     shard: index of the block of B / shards rows to read.
     shards: number of blocks; together, in order, they are the global batch.
@@ -41,7 +42,7 @@ class Batching:
 
   batch: int
   seq_len: int
-  n_future: int
+  reach: int
   seed: int
   shard: int = 0
   shards: int = 1
@@ -78,7 +79,7 @@ def batches(
     ...   starts=np.array([0, 4]), bytes_per_token=1.0, fingerprint="",
     ...   documents=2, skipped={},
     ... )
-    >>> batching = pipeline.Batching(batch=2, seq_len=4, n_future=2, seed=0)
+    >>> batching = pipeline.Batching(batch=2, seq_len=4, reach=2, seed=0)
     >>> batch = next(pipeline.batches(split, batching, start=10))
     >>> batch.tokens.shape
     (2, 6)
@@ -142,7 +143,7 @@ def _stream(packed: Packed, batching: Batching) -> grain.MapDataset:
     raise ValueError(f"batch {batch} is not divisible by {shards} shards")
   if not 0 <= shard < shards:
     raise ValueError(f"shard {shard} is not one of {shards}")
-  windows = _Windows(packed, batching.seq_len, batching.n_future)
+  windows = _Windows(packed, batching.seq_len, batching.reach)
   if not len(windows):
     raise ValueError("the split holds no token, so no window")
   shuffled = grain.MapDataset.source(windows).seed(batching.seed).shuffle()
@@ -156,8 +157,8 @@ def _stream(packed: Packed, batching: Batching) -> grain.MapDataset:
 class _Windows:
   """A split as a random-access source of grain."""
 
-  def __init__(self, packed: Packed, seq_len: int, n_future: int):
-    self._packed, self._shape = packed, (seq_len, n_future)
+  def __init__(self, packed: Packed, seq_len: int, reach: int):
+    self._packed, self._shape = packed, (seq_len, reach)
 
   def __len__(self) -> int:
     return self._packed.windows(self._shape[0])

@@ -15,7 +15,7 @@ def whole(
   weight: np.ndarray | None = None,
   *,
   seq_len: int,
-  n_future: int,
+  reach: int,
 ) -> batch.Batch:
   """Places documents, in order, in as many rows as they need.
 
@@ -24,10 +24,11 @@ def whole(
     lengths: [documents] tokens of each, from 1 to T.
     weight: [documents, L] of each token in the loss; None: 1.
     seq_len: T.
-    n_future: N. Each row ends with N tokens of no document.
+    reach: tokens of no document at the end of each row, see
+      `pipeline.Batching`.
 
   Returns:
-    A Batch of rows [R, T+N] on the host, in the dtypes of a step's batch.
+    A Batch of rows [R, T + reach] on the host, in the dtypes of a step's batch.
 
   Raises:
     ValueError: a document is empty or longer than T; names the first.
@@ -36,7 +37,7 @@ def whole(
     >>> import numpy as np
     >>> from mtp_jax.data import rows
     >>> tokens = np.array([[5, 6, 0], [7, 8, 9], [4, 0, 0]])
-    >>> rows.whole(tokens, np.array([2, 3, 1]), seq_len=4, n_future=1).tokens
+    >>> rows.whole(tokens, np.array([2, 3, 1]), seq_len=4, reach=1).tokens
     array([[5, 6, 0, 0, 0],
            [7, 8, 9, 4, 0]], dtype=int32)
   """
@@ -51,12 +52,12 @@ def whole(
     if used + length > seq_len:
       row, used, number = row + 1, 0, 0
     number += 1
-    places.append(row * (seq_len + n_future) + used)
+    places.append(row * (seq_len + reach) + used)
     numbers.append(number)
     used += length
   inside = np.arange(tokens.shape[1]) < lengths[:, None]
   there = (np.array(places)[:, None] + np.arange(tokens.shape[1]))[inside]
-  shape = (row + 1, seq_len + n_future)
+  shape = (row + 1, seq_len + reach)
 
   def spread(values, dtype):
     found = np.zeros(shape, dtype)

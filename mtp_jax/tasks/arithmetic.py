@@ -234,7 +234,7 @@ def pack(
   pauses: int = 0,
   *,
   seq_len: int,
-  n_future: int,
+  reach: int,
   answers_only: bool = False,
 ) -> batch_lib.Batch:
   """Documents in rows of T tokens, see `data.rows.whole`.
@@ -243,20 +243,18 @@ def pack(
     found: the expressions.
     pauses: pause tokens of each.
     seq_len: T, at least the longest document.
-    n_future: N.
+    reach: tokens after each row's documents, see `data.pipeline.Batching`.
     answers_only: only answer and end are learnt, not the question.
 
   Returns:
-    Rows [R, T+N].
+    Rows [R, T + reach].
   """
   tokens, equals = tokenise(found, pauses)
   weight = None
   if answers_only:
     weight = np.arange(tokens.shape[1]) > equals[:, None]
   lengths = equals + TERMS + 2
-  return rows_lib.whole(
-    tokens, lengths, weight, seq_len=seq_len, n_future=n_future
-  )
+  return rows_lib.whole(tokens, lengths, weight, seq_len=seq_len, reach=reach)
 
 
 def exact_match(

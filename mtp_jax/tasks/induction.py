@@ -52,11 +52,9 @@ def accuracy(net: model.Model, some: Stories, *, rows: int = 50) -> float:
   return float(hits / wanted.sum())
 
 
-def pack(some: Stories, *, seq_len: int, n_future: int) -> batch_lib.Batch:
+def pack(some: Stories, *, seq_len: int, reach: int) -> batch_lib.Batch:
   """Stories in rows of T tokens, see `data.rows.whole`."""
-  return rows_lib.whole(
-    some.tokens, some.lengths, seq_len=seq_len, n_future=n_future
-  )
+  return rows_lib.whole(some.tokens, some.lengths, seq_len=seq_len, reach=reach)
 
 
 def two_token_names(

@@ -63,7 +63,7 @@ class Batches:
     return pipeline.Batching(
       batch=batch,
       seq_len=self._cfg.data.seq_len,
-      n_future=self._cfg.model.reach,
+      reach=self._cfg.model.reach,
       seed=seed,
       shard=self._shard,
       shards=self._shards,

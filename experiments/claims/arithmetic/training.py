@@ -150,7 +150,7 @@ def rows(text: Text, count: int, chunk: int) -> batch_lib.Batch:
     found,
     text.pauses,
     seq_len=text.seq_len,
-    n_future=text.n_future,
+    reach=text.n_future,
     answers_only=text.answers_only,
   )
   return jax.tree.map(lambda a: _small(a[:count]), packed)

@@ -32,7 +32,7 @@ def windows(
     return z.astype(jnp.bfloat16)
 
   batching = pipeline.Batching(
-    scale.batch, scale.seq_len, net.cfg.n_future, seed=0
+    scale.batch, scale.seq_len, net.cfg.reach, seed=0
   )
   batches = []
   for i in range(count):

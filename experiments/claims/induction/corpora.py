@@ -62,7 +62,7 @@ def written(
     count = round(share * tokens / (10 * sentences))
     if count:
       some = stories.write(random, count, cast, **settings)
-      parts.append(induction.pack(some, seq_len=seq_len, n_future=most))
+      parts.append(induction.pack(some, seq_len=seq_len, reach=most))
   rows = jax.tree.map(lambda *a: np.concatenate(a), *parts)
   return Corpus(rows, tested, len(stories.vocabulary()))
 

@@ -99,7 +99,7 @@ def figures(
   codec, step = tokenizer.load(cfg.data.tokenizer), cfg.train.steps
   held = pipeline.pack(cfg.data, codec)[1]
   batching = pipeline.Batching(
-    cfg.data.batch, cfg.data.seq_len, cfg.model.n_future, seed=0
+    cfg.data.batch, cfg.data.seq_len, cfg.model.reach, seed=0
   )
   found = head_measures.measure(
     net,
