@@ -14,7 +14,7 @@ ifeq ($(JAX),jax)
 export JAX_PLATFORMS ?= cpu
 endif
 
-.PHONY: demo demo-llama test lint mutants results clean
+.PHONY: demo demo-llama test test-slow lint mutants results clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.demo.run --config=configs/quickstart.py \
@@ -28,7 +28,10 @@ demo-llama: $(VENV)/installed
 	  --output=runs/demo-llama
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal --durations=15
+	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal --durations=15 -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal --durations=15 -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -207,6 +207,7 @@ def test_a_kernel_that_is_wrong_or_fails_is_not_trained_with(stage):
   assert chosen(results={}, failed={large: "INTERNAL: no engine"}) == "xla"
 
 
+@pytest.mark.slow
 def test_start_to_end_after_a_call_that_was_killed(tmp_path):
   path, first = tmp_path / record.FILE, {}
 

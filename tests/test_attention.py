@@ -165,6 +165,7 @@ print(*re.findall(r"sliding_window_length\\D*22: (\\d+)", text))
 """
 
 
+@pytest.mark.slow
 def test_a_training_step_is_the_same_with_either(run_with_devices):
   """On a mesh: each device calls the kernel on its rows and heads."""
   assert run_with_devices(4, STEP) == "equal\n"

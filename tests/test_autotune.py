@@ -94,6 +94,7 @@ def test_expected_tokens_are_those_of_decoding():
   )  # last passes are cut
 
 
+@pytest.mark.slow
 def test_seconds_are_measured(monkeypatch):
   """Of turns that are long enough, in caches that need not hold them."""
   mock = Mock(np.ones((2, 79), int), 13, 4)

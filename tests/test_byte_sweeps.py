@@ -45,6 +45,7 @@ def test_forward_and_reverse_are_mirrored():
   assert stages("forward") == [1, 2, 3, 4] == stages("reverse")[::-1]
 
 
+@pytest.mark.slow
 def test_a_claim_at_scale_test(tmp_path, call):
   module = "experiments.claims.byte_level"
   code, out, err = call("--scale=test", f"--output={tmp_path}", module=module)

@@ -189,6 +189,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_64_bits_change_no_text(run_with_devices):
   """A greedy chain and a served, sampled tree, with and without 64 bits."""
   assert run_with_devices(1, X64, JAX_ENABLE_X64="1") == "equal\n"

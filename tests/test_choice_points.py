@@ -64,6 +64,7 @@ def test_languages_that_cannot_be_drawn_are_refused():
     choice_points.terms(LANGUAGE, 5)
 
 
+@pytest.mark.slow
 def test_the_claim_at_scale_test(tmp_path, call):
   module = "experiments.claims.choice_points"
   code, out, err = call("--scale=test", f"--output={tmp_path}", module=module)

@@ -95,6 +95,7 @@ def trained(monkeypatch, tmp_path):
   return tmp_path
 
 
+@pytest.mark.slow
 def test_one_small_run(trained, capsys):
   with flagsaver.flagsaver(
     workdirs=["runs/small"],
@@ -138,6 +139,7 @@ def test_one_small_run(trained, capsys):
   assert sum(line.startswith("| 3 | 9 | tree 5 |") for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_costs(call, tmp_path):
   path = tmp_path / "costs.json"
   sizes = "width=24 mlp=32 layers=1 attn_heads=2 kv_heads=2 n_future=2".split()
@@ -159,6 +161,7 @@ def test_costs(call, tmp_path):
   assert all(r["seconds"] > 0 for r in found["width"] + found["cache"])
 
 
+@pytest.mark.slow
 def test_checkouts_take_turns(call, tmp_path):
   """This one, and one whose clock runs 10,000 times as fast."""
   path, other = tmp_path / "out.json", tmp_path / "other"

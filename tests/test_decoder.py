@@ -295,5 +295,6 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_meshes_write_the_same_texts(run_with_devices):
   assert run_with_devices(8, MESHES) == "equal\n"

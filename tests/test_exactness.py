@@ -161,6 +161,7 @@ def ordinary(trained):
   return Ties(net, prompts, texts, len(prompts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
   net, prompts = trained

@@ -59,6 +59,7 @@ def failures(tests: list[doctest.DocTest]) -> str:
   return "".join(report)
 
 
+@pytest.mark.slow
 def test_examples_are_right(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   report = failures(examples())
@@ -81,6 +82,7 @@ def test_a_public_name_has_an_example_that_is_run(name):
   assert "+SKIP" not in doc
 
 
+@pytest.mark.slow
 def test_the_page_of_names_is_right(tmp_path, monkeypatch):
   """API.md: its session runs, and its table names what exists."""
   monkeypatch.chdir(tmp_path)

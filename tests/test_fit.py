@@ -315,6 +315,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", config.OPTIMISERS)
 def test_a_state_restores_onto_other_meshes(kind, run_with_devices, tmp_path):
   assert run_with_devices(8, MESHES, str(tmp_path / "c"), kind) == "equal\n"

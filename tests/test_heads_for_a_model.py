@@ -55,6 +55,7 @@ def run(home, *more, code=0) -> str:
   return out + err
 
 
+@pytest.mark.slow
 def test_heads_are_trained_and_decode_the_models_text(finished):
   folder, net = finished
   for name in ("files", "written"):
@@ -77,6 +78,7 @@ def test_heads_are_trained_and_decode_the_models_text(finished):
   assert (folder / "heads_for_a_model.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(finished):
   """The other corpus keeps its place in the tables."""
   folder, _ = finished
@@ -88,6 +90,7 @@ def test_what_is_done_is_not_done_again(finished):
   assert "| files | 1 |" in out and "| written | 1 |" in out
 
 
+@pytest.mark.slow
 def test_heads_of_other_settings_are_not_taken(finished):
   folder, _ = finished
   line = "has heads of seed 0, and 1 is asked for: name another --output"

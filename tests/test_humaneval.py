@@ -46,6 +46,7 @@ def finished(tmp_path_factory):
   return work, sweep.read(home)
 
 
+@pytest.mark.slow
 def test_three_ways_to_decode_write_the_same_texts(finished):
   work, rows = finished
   figures = {(r.run, r.metric): r.value for r in rows}

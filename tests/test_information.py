@@ -91,6 +91,7 @@ def test_places_of_words():
   assert "a word begins" not in places
 
 
+@pytest.mark.slow
 def test_the_whole_at_scale_test(tmp_path, call):
   code, out, err = call(
     "--scale=test",

@@ -70,6 +70,7 @@ def trained(home):
   return found.cfg, models[0][0]
 
 
+@pytest.mark.slow
 def test_the_run_is_that_of_the_model_with_more_heads(home, trained):
   source, theirs, _ = workdir.load(home / "source")
   net, cfg, _ = workdir.load(home / "run")

@@ -57,6 +57,7 @@ def is_read(folder, victim):
   return fell_back
 
 
+@pytest.mark.slow
 def test_flipped_bits(folder, warnings):
   """200 flips in array data, 60 elsewhere: never a wrong value."""
   files = [f for f in states.files_of(folder, 2) if f.stat().st_size]

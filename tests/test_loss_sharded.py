@@ -1,5 +1,7 @@
 """The loss on a mesh: what its devices exchange, and how often."""
 
+import pytest
+
 # Prints for each head kind and mesh the distance to one device's gradient,
 # then the collectives of the compiled loss and gradient that touch a [D, V] or
 # a block of logits: whether a loop repeats it, its name, its shapes.
@@ -54,6 +56,7 @@ for kind, data, width in cases:
 """
 
 
+@pytest.mark.slow
 def test_fsdp_gathers_the_unembedding_once(run_with_devices):
   lines = [line.split() for line in run_with_devices(8, FSDP).splitlines()]
   distances = [float(x[2]) for x in lines if x[0] == "distance"]

@@ -279,6 +279,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_trains_without_nnx_graphs():
   """Plain jit, grad and optax on the module, with every NNX machinery off."""
   off = {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}

@@ -37,6 +37,7 @@ def test_it_was_saved_as_it_ran(notebook):
   assert "tokens per forward" in said and "MiB" in said
 
 
+@pytest.mark.slow
 def test_it_runs_from_a_clean_kernel(notebook, tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))  # and the cache
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")

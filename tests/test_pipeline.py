@@ -46,6 +46,7 @@ def test_global_batch_is_the_same_for_any_number_of_processes(
 
 
 # A worker process takes two seconds to start.
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "workers, starts", [(0, STEPS), (1, STEPS[:1]), (2, STEPS[1:2])]
 )

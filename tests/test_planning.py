@@ -28,6 +28,7 @@ def planned():
   return planning.training(CONFIG.check(), "v5e:2x2")
 
 
+@pytest.mark.slow
 def test_a_training_step_for_four_chips(planned):
   assert planned.fits
   assert (planned.chips, planned.mesh) == (4, {"data": 2, "model": 2})
@@ -91,6 +92,7 @@ def test_a_decoding_pass():
     planning.decoding(cfg, "v5e:2x2", batch=7, cache_len=512)
 
 
+@pytest.mark.slow
 def test_a_pass_over_a_tree_copies_no_cache():
   """Compiled for the TPU: rows and kv heads split, the winning path moved.
 

@@ -216,6 +216,7 @@ loop.fit(cfg, arguments["workdir"])
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_save_and_restore(home, alone, stopped, tmp_path):
   """As a notebook does, which calls `fit` again. In the first run process 1
   cannot read the held-out data, which ends no run.
@@ -240,6 +241,7 @@ SLURM_PROCID=0 SLURM_LOCALID=0 "$@" && wait $!
 """
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_bits_of_one(home, alone, stopped, tmp_path):
   """Stopped by SIGTERM on the way; what one of them wrote then is damaged;
   continued as SLURM starts them, and traced.
@@ -301,6 +303,7 @@ def kill(job, victim):
     assert "Traceback" not in job.text(i)
 
 
+@pytest.mark.slow
 def test_four_processes_stop_three_are_killed_and_one_ends(
   home, alone, tmp_path
 ):

@@ -116,6 +116,7 @@ def run(home, arguments):
   return err + out
 
 
+@pytest.mark.slow
 def test_every_command_runs(home):
   found = commands()
   assert [c[2] for c in found] == [
@@ -154,6 +155,7 @@ def test_every_command_runs(home):
       assert " s in all" in out
 
 
+@pytest.mark.slow
 def test_the_demo_and_the_notebook(home):
   """`make demo`, made small, and the README's lines on what it left."""
   makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")

@@ -249,6 +249,7 @@ def test_a_row_that_is_not_finite_does_not_spoil_the_others():
   assert all(found[i].tokens.tolist() == texts[i] for i in good)
 
 
+@pytest.mark.slow
 def test_a_ring_serves_too():
   decoder = layout.lay_out(
     parameters.random_model(),

@@ -235,6 +235,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_eight_devices(run_with_devices):
   assert run_with_devices(8, EIGHT) == "equal\n"
 

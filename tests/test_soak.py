@@ -3,6 +3,7 @@
 import json
 
 import forked
+import pytest
 
 from experiments.engineering.soak import faults, job
 
@@ -21,6 +22,7 @@ runpy.run_module("experiments.engineering.soak", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path):
   output = tmp_path / "soak.json"
   flags = "--minutes=0.1 --steps=20 --faults=full_disk".split()

@@ -101,6 +101,7 @@ def test_every_n_has_the_same_trunk(scale):
     assert [shape.head_layers for shape in shapes] == list(scale.heads)
 
 
+@pytest.mark.slow
 def test_the_claim_at_scale_test(tmp_path, call):
   module = "experiments.claims.planning"
   code, out, err = call("--scale=test", f"--output={tmp_path}", module=module)

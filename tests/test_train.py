@@ -243,5 +243,6 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_meshes_take_the_same_steps(run_with_devices):
   assert run_with_devices(8, MESHES) == "equal\n"

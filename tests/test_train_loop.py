@@ -134,6 +134,7 @@ def test_the_trained_model_comes_back(unbroken, cfg, monkeypatch):
     workdir.load(unbroken.parent)
 
 
+@pytest.mark.slow
 def test_killed_25_times_it_ends_with_the_same_bits(home, unbroken):
   target, rng = home / "killed", random.Random(0)
   saving = starting = kills = 0

@@ -94,6 +94,7 @@ def test_a_formula_of_which_no_row_fits():
 MODULE = "experiments.engineering.train_speed.run"
 
 
+@pytest.mark.slow
 def test_one_small_run(call, tmp_path):
   path = tmp_path / "cpu.json"
   code, out, err = call(
