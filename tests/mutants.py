@@ -175,7 +175,7 @@ MUTANTS = [
   ),
   Mutant(
     "heads that are held back teach the trunk in the serial loss",
-    "mtp_jax/loss/heads.py",
+    "mtp_jax/loss/implementations.py",
     "z, token = heads.trunk_read(here, i), heads.tokens_read(here, i)",
     "token = heads.tokens_read(here, i)",
     "test_head_settings.py"
@@ -253,21 +253,21 @@ MUTANTS = [
   ),
   Mutant(
     "cotangent dropped",
-    "mtp_jax/loss/heads.py",
+    "mtp_jax/loss/implementations.py",
     "lambda d: (g * d).astype(d.dtype), (d_heads, d_read)",
     "lambda d: d.astype(d.dtype), (d_heads, d_read)",
     "test_loss.py::test_cotangent_multiplies",
   ),
   Mutant(
     "trunk's gradient of the last head only",
-    "mtp_jax/loss/heads.py",
+    "mtp_jax/loss/implementations.py",
     "d_read = jax.tree.map(jnp.add, d_read, d_read_here)",
     "d_read = d_read_here",
     "test_loss.py::test_equals_the_formula",
   ),
   Mutant(
     "a chain drops its successor's gradient",
-    "mtp_jax/loss/heads.py",
+    "mtp_jax/loss/implementations.py",
     "d_layers[i], d_x, d_token = pulls[i](d_x + d_state)",
     "d_layers[i], d_x, d_token = pulls[i](d_state)",
     "test_loss.py::test_equals_the_formula",
@@ -295,7 +295,7 @@ MUTANTS = [
   ),
   Mutant(
     "the embedding's gradient of the last head only",
-    "mtp_jax/loss/heads.py",
+    "mtp_jax/loss/implementations.py",
     "d_embedded = jax.tree.map(jnp.add, d_embedded, d_token)",
     "d_embedded = d_token",
     "test_sequential_heads.py::test_equals_the_formula",

@@ -22,7 +22,7 @@ NAMES = [
   "mtp_jax.tokenizer.Bytes",
   "mtp_jax.data.pipeline.batches",
   "mtp_jax.checkpoint.checkpoints.Checkpoints",
-  "mtp_jax.loss.heads.serial",
+  "mtp_jax.loss.implementations.serial",
   "mtp_jax.decode.layout.lay_out",
   "mtp_jax.decode.layout.limit_drafts",
   "mtp_jax.decode.generate.generate",

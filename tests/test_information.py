@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.claims.information import __main__ as program
-from experiments.claims.information import heads, report, tables
+from experiments.claims.information import predictions, report, tables
 from experiments.measure import sweep
 from tests import parameters
 
@@ -45,7 +45,7 @@ def measured():
   """(model, windows, log-probabilities of what follows)."""
   net = parameters.random_model(n_future=2, vocab=13)
   windows = np.random.default_rng(0).integers(0, 13, (6, 9)).astype(np.int32)
-  found = heads.log_probabilities(net, windows, 3)
+  found = predictions.log_probabilities(net, windows, 3)
   return net, windows, {k: np.asarray(v) for k, v in found.items()}
 
 
@@ -72,7 +72,7 @@ def test_the_marginal_is_the_sum_over_all_tokens(measured):
 
 
 def test_figures_obey_the_lemma(measured):
-  f = heads.figures(measured[2])
+  f = predictions.figures(measured[2])
   assert f["H(X)"] == pytest.approx(f["H(X|Y)"] + f["I"])
   assert f["H(X)"] + f["H(Y)"] == pytest.approx(
     f["H(X|Y)"] + 2 * f["I"] + f["H(Y|X)"]
@@ -84,7 +84,7 @@ def test_figures_obey_the_lemma(measured):
 def test_places_of_words():
   windows = np.array([list(b"a bcd"), list(b" abc "), list(b"a1. x")])
   found = {"y_after_x": np.array([1.0, 2, 3]), "y": np.zeros(3)}
-  places = heads.by_place(found, windows)
+  places = predictions.by_place(found, windows)
   bit = 1 / np.log(2)
   assert places["a word goes on"] == pytest.approx((2 / 3, 1.5 * bit))
   assert places["other"] == pytest.approx((1 / 3, 3 * bit))

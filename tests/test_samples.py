@@ -23,7 +23,9 @@ PROBLEMS = [
   )
   for name in ("f", "g", "h")
 ]
-SETTINGS = samples.Settings((0.0, 1.3), 4, max_new=24, rows=3, heads=2, seed=5)
+SETTINGS = samples.SampleSettings(
+  (0.0, 1.3), 4, max_new=24, rows=3, heads=2, seed=5
+)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_nothing_is_drawn_twice_and_all_is_the_same(
 
 def test_other_problems_and_counts_change_no_answer(decoder, drawn, tmp_path):
   _, rows = drawn
-  few = samples.Settings((1.3,), 2, max_new=24, rows=3, heads=2, seed=5)
+  few = samples.SampleSettings((1.3,), 2, max_new=24, rows=3, heads=2, seed=5)
   got = samples.draw(decoder, CODEC, PROBLEMS[::-1], few, tmp_path / "x.jsonl")
   wanted = [row for row in rows if row["temperature"] and row["sample"] < 2]
   assert [r["completion"] for r in got] == [r["completion"] for r in wanted]
@@ -102,7 +104,7 @@ def test_other_problems_and_counts_change_no_answer(decoder, drawn, tmp_path):
 
 def test_answers_of_other_settings_are_not_mixed(decoder, drawn):
   path, _ = drawn
-  other = samples.Settings((0.0,), 1, max_new=25, seed=5)
+  other = samples.SampleSettings((0.0,), 1, max_new=25, seed=5)
   with pytest.raises(
     ValueError, match="samples of max_new=24, and 25 is asked"
   ):
@@ -133,11 +135,11 @@ def test_a_file_cut_at_any_byte_has_its_whole_lines(tmp_path):
 @pytest.mark.parametrize(
   "settings, words",
   [
-    (samples.Settings((), 1), "give some"),
-    (samples.Settings((-1.0,), 1), "from 0 on"),
-    (samples.Settings((0.2, 0.2), 1), "one is there twice"),
-    (samples.Settings((0.2,), 0), "0 samples"),
-    (samples.Settings((0.0,), 1, top_p=0.5), "greedy draws nothing"),
+    (samples.SampleSettings((), 1), "give some"),
+    (samples.SampleSettings((-1.0,), 1), "from 0 on"),
+    (samples.SampleSettings((0.2, 0.2), 1), "one is there twice"),
+    (samples.SampleSettings((0.2,), 0), "0 samples"),
+    (samples.SampleSettings((0.0,), 1, top_p=0.5), "greedy draws nothing"),
   ],
 )
 def test_bad_settings(settings, words):
@@ -249,7 +251,7 @@ def test_the_name_of_a_special_token_never_reaches_the_program(
 
   write_text(b" 1<|endoftext|>import os")
   problem = code.Problem("f", "def f(): return", "def f(): return", (), "f()")
-  settings = samples.Settings((0.0,), 1)
+  settings = samples.SampleSettings((0.0,), 1)
   (row,) = samples.draw(
     None, Named(), [problem], settings, tmp_path / "x.jsonl"
   )
@@ -268,7 +270,7 @@ def test_the_space_before_an_answer_stays(write_text, tmp_path):
       return tokenizer.Tokenizer.decode_bytes(self, ids, after)
 
   write_text(b" 1\ne")
-  settings = samples.Settings((0.0,), 1)
+  settings = samples.SampleSettings((0.0,), 1)
   problem = code.Problem(
     "f", "def f(): return", "def f(): return", ("\n",), "f()"
   )

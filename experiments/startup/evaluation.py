@@ -138,7 +138,7 @@ def read(request: Request) -> code.File:
 def scores(
   problems: Sequence[code.Problem],
   verdicts: Sequence[dict],
-  settings: samples.Settings,
+  settings: samples.SampleSettings,
   ks: Sequence[int],
 ) -> dict[str, dict[str, dict[str, float]]]:
   """pass@k by temperature; the oracle is over those above 0."""
@@ -234,8 +234,8 @@ _STYLE = (
 )
 
 
-def _settings(request: Request) -> samples.Settings:
-  settings = samples.Settings(
+def _settings(request: Request) -> samples.SampleSettings:
+  settings = samples.SampleSettings(
     temperatures=read_numbers("temperatures", request.temperatures, float),
     count=request.samples,
     max_new=request.max_new,

@@ -118,7 +118,7 @@ def _tasks(values) -> dict[float, dict]:
   temperatures = evaluation.read_numbers(
     "temperatures", values["temperatures"], float
   )
-  samples.Settings(
+  samples.SampleSettings(
     tuple(temperatures), count, top_p=values["top_p"], seed=values["seed"]
   ).check()
   return {

@@ -156,7 +156,7 @@ def start(
   decoder: interface.Decoder,
   tokens: jax.Array,
   lengths: jax.Array,
-  settings: interface.Settings,
+  settings: interface.DecodingSettings,
   *,
   samples: int = 1,
   cache_len: int | None = None,

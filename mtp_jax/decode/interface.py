@@ -117,7 +117,7 @@ class Rule(Protocol):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
-class Settings:
+class DecodingSettings:
   """What is written after prompts, and by which drafts.
 
   `check_settings` makes it from what a caller gives. The numbers are
@@ -139,7 +139,7 @@ def check_settings(
   stop: int | Sequence[int] | None = None,
   rule: Rule = accept.GREEDY,
   seed: int = 0,
-) -> Settings:
+) -> DecodingSettings:
   """The settings of `generate.generate`, once all of them are sound.
 
   Args:
@@ -165,7 +165,7 @@ def check_settings(
   tree = _check_tree(decoder, heads)
   max_new = checks.max_new(max_new)
   check_rule(rule, tree)
-  return Settings(
+  return DecodingSettings(
     max_new=max_new,
     stop=checks.stop_ids(stop, decoder.vocab),
     rule=rule,

@@ -47,7 +47,7 @@ class State:
 
 def begin(
   decoder: interface.Decoder,
-  settings: interface.Settings,
+  settings: interface.DecodingSettings,
   prompt: prompts.Prompt,
   *,
   size: int,
@@ -186,7 +186,7 @@ def row_keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:
 
 def abstract_state(
   decoder: interface.Decoder,
-  settings: interface.Settings,
+  settings: interface.DecodingSettings,
   *,
   batch: int,
   cache_len: int,

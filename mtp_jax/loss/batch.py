@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mtp_jax.data import batch as batch_lib
-from mtp_jax.loss import cross_entropy
-from mtp_jax.loss import heads as head_losses
+from mtp_jax.loss import cross_entropy, implementations
 from mtp_jax.model import attention, model
 from mtp_jax.model import heads as heads_lib
 
@@ -170,8 +169,8 @@ def frozen_loss(
 def _read(net, batch, settings):
   """What the heads read of a batch, split by rows on a mesh."""
   name = settings.implementation
-  if name not in head_losses.IMPLEMENTATIONS:
-    known = ", ".join(head_losses.IMPLEMENTATIONS)
+  if name not in implementations.IMPLEMENTATIONS:
+    known = ", ".join(implementations.IMPLEMENTATIONS)
     raise ValueError(f"no loss {name!r}; choose one of {known}")
   inputs = net.read(
     batch.tokens, batch.segments, kernel=settings.kernel, z=batch.z
@@ -193,7 +192,7 @@ def _read(net, batch, settings):
 
 
 def _heads_loss(heads, inputs, targets, scale, settings):
-  call = head_losses.IMPLEMENTATIONS[settings.implementation]
+  call = implementations.IMPLEMENTATIONS[settings.implementation]
   with jax.named_scope("heads"):
     return call(
       heads,

@@ -27,7 +27,7 @@ EMPTY = "the sample is empty"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class SampleSettings:
   """How answers are drawn."""
 
   temperatures: tuple[float, ...]  # 0 is greedy, with one sample
@@ -73,7 +73,7 @@ def draw(
   decoder: interface.Decoder,
   codec: tokenizer.Tokenizer,
   problems: Sequence[code.Problem],
-  settings: Settings,
+  settings: SampleSettings,
   path: pathlib.Path,
 ) -> list[dict[str, Any]]:
   """Draws the answers that a file lacks, and returns all of these problems.

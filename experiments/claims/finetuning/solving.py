@@ -59,7 +59,7 @@ def figures(
   """pass@k by temperature and of the best one, for k = 1, 2, 4, ..."""
   codec, step = tokenizer.Bytes(), scale.steps
   problems = functions.problems(scale.problems)
-  settings = samples.Settings(
+  settings = samples.SampleSettings(
     temperatures=scale.temperatures,
     count=scale.samples,
     max_new=160,

@@ -157,7 +157,7 @@ def _draw(work, problems, name, temperatures, heads=1, max_new=None):
   """(answers, minutes that drawing took, 0 if some were there before)."""
   decoder, codec, fingerprint = work.loaded
   begin = time.monotonic()
-  settings = samples.Settings(
+  settings = samples.SampleSettings(
     temperatures,
     work.scale.samples,
     max_new=max_new or work.scale.max_new,

@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 import mtp_jax
-from experiments.claims.information import heads, report, scales, tables
+from experiments.claims.information import predictions, report, scales, tables
 from experiments.measure import python_models, sweep
 from experiments.startup import options, program
 from mtp_jax.data import pipeline
@@ -71,12 +71,12 @@ def train(scale: scales.Scale, n: int, seed: int) -> sweep.Run:
     size = scale.length + 2
     windows = np.stack(held.excerpts(scale.contexts, size, size))
     windows = windows.astype(np.int32)
-    found = heads.log_probabilities(net, windows, scale.rows)
+    found = predictions.log_probabilities(net, windows, scale.rows)
     found = {name: np.asarray(values) for name, values in found.items()}
     figure = functools.partial(sweep.Figure, scale.steps)
-    for name, value in heads.figures(found).items():
+    for name, value in predictions.figures(found).items():
       yield figure(name, value)
-    for name, (share, value) in heads.by_place(found, windows).items():
+    for name, (share, value) in predictions.by_place(found, windows).items():
       yield figure(f"share where {name}", share)
       yield figure(f"I where {name}", value)
 
