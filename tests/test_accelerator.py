@@ -117,6 +117,9 @@ def test_a_stage_that_ends_badly(work, status, tmp_path, monkeypatch):
   assert section["status"] == section["failed"]["1.3B"] == status
   assert section["results"] == {"0.3B": {"seconds": 1}}
   assert section["running"] is None
+  others = {"a": {"status": "finished"}, "b": {"status": "left out: no time"}}
+  stages_, names = {"training": section} | others, ["training", "a", "b", "c"]
+  assert record.ended_badly(stages_, names) == [f"training: {status}"]
 
 
 def test_no_time_at_all(tmp_path):

@@ -73,7 +73,7 @@ def test_divergence_stops_and_goes_on_with_other_rates(
     loop.fit(cfg, tmp_path)
   for text in (
     "step 6: loss 16.", "not finite 4 steps in a row", "lower optim.peak",
-    "newest checkpoint is that of step 2.",
+    "newest checkpoint is that of step 2.", "then resumes from the one before",
   ):  # fmt: skip
     assert text in str(error.value)
   with checkpoints.Checkpoints(tmp_path / "checkpoints") as saved:
@@ -106,6 +106,22 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   cfg = cfg.replace(train={"steps": 7})
   with pytest.raises(ValueError, match="at step 8 already, past train.steps 7"):
     loop.fit(cfg, tmp_path)
+
+
+@pytest.mark.parametrize(
+  "steps, end",
+  [
+    ([], "not saved; there is no checkpoint yet. .* data of these steps$"),
+    ([2], "remove that checkpoint: the run then begins anew$"),
+    ([1, 2], "remove that checkpoint: the run then resumes from the one befo"),
+  ],
+)
+def test_after_a_divergence_the_advice_is_possible(cfg, steps, end):
+  run = object.__new__(loop._Loop)
+  run.cfg, run.saved = cfg, types.SimpleNamespace(steps=lambda: steps)
+  values = {"bad": 4, "loss": 1.0, "grad_norm": np.nan}
+  with pytest.raises(loop.Diverged, match=end):
+    run._check(7, values)
 
 
 def test_what_fails_in_a_run_costs_no_step(cfg, tmp_path, monkeypatch, caplog):

@@ -252,14 +252,18 @@ class _Loop:
     bad = int(values["bad"]) if values else 0
     if bad < (limit or self.cfg.train.max_bad_steps):
       return
+    steps, again = self.saved.steps(), ""
+    if steps:
+      older = "resumes from the one before" if steps[1:] else "begins anew"
+      again = ". If the next steps are not finite either, remove that "
+      again += f"checkpoint: the run then {older}"
     raise Diverged(
       f"step {step}: loss {float(values['loss'])} or gradient norm "
       f"{float(values['grad_norm'])} was not finite {bad} steps in a row. They "
       f"changed no parameter and were not saved; {self._newest()}. Start again "
       "on this workdir with a lower optim.peak, a longer optim.warmup or, to "
       "skip more such steps, a higher train.max_bad_steps; or inspect the data "
-      "of these steps. If the next steps are not finite either, remove that "
-      "checkpoint: the run then resumes from the one before"
+      f"of these steps{again}"
     )
 
 

@@ -74,6 +74,11 @@ def main(_: list[str]) -> None:
   print(report.text(whole["stages"]))
   if not any(s.get("results") for s in whole["stages"].values()):
     sys.exit("error: no stage has a result")
+  if bad := record.ended_badly(whole["stages"], names):
+    sys.exit(
+      f"error: {'; '.join(bad)}. Results so far are kept in "
+      f"{folder / record.FILE}; --stages names those to run again"
+    )
 
 
 def chosen() -> list[str]:

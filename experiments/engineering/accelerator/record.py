@@ -8,7 +8,7 @@ import json
 import pathlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -175,6 +175,16 @@ def read(folder: pathlib.Path) -> dict:
         "--output"
       ) from error
   return {"calls": [], "stages": {}, "earlier": []}
+
+
+def ended_badly(stages: Mapping[str, dict], names: Iterable[str]) -> list[str]:
+  """'name: how it ended' of the stages that crashed or failed."""
+  ends = {name: stages[name]["status"] for name in names if name in stages}
+  return [
+    f"{name}: {how}"
+    for name, how in ends.items()
+    if how != "finished" and not how.startswith("left out")
+  ]
 
 
 def write(folder: pathlib.Path, whole: dict) -> None:
