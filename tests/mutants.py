@@ -212,8 +212,8 @@ MUTANTS = [
   Mutant(
     "a run does not start from the model that it is given",
     "mtp_jax/train/loop.py",
-    "return step_lib.init_state(cfg, mesh, init), origin",
-    "return step_lib.init_state(cfg, mesh), origin",
+    "step_lib.init_state(cfg, mesh, init), 0, origin",
+    "step_lib.init_state(cfg, mesh), 0, origin",
     "test_init.py::test_the_run_is_that_of_the_model_with_more_heads",
   ),
   Mutant(
@@ -493,8 +493,8 @@ MUTANTS = [
   Mutant(
     "what a sample draws depends on what was drawn before",
     "mtp_jax/tasks/samples.py",
-    "samples=[[problems[i].number(n) for n in missing[i]] for i in some],",
-    "samples=[[*range(len(missing[i]))] for i in some],",
+    "samples=[[p.number(n) for n in numbers] for p, numbers in missing],",
+    "samples=[[*range(len(numbers))] for _, numbers in missing],",
     "test_samples.py::test_nothing_is_drawn_twice_and_all_is_the_same",
   ),
   Mutant(

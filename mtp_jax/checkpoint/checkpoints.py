@@ -150,36 +150,9 @@ class Checkpoints:
     self.wait()
     if step is None and not self._fallback.candidates():
       return None
-    arrays, leaves = integrity.flatten(like)
-    targets = integrity.targets(arrays)
-
-    def read(number):
-      record = self._fallback.record(number)
-      subject = f"checkpoint {number} in {self._folder}"
-      if lines := refusals(record["metadata"]):
-        raise CheckpointError(
-          f"{subject} (the first) does not fit this run (the second): "
-          + "; ".join(lines)
-          + ". Take a new folder, or the first's settings"
-        )
-      stored = record["arrays"]
-      if partial:
-        stored = {n: e for n, e in stored.items() if n.split("/")[0] in like}
-      lines = integrity.differing_leaves(stored, targets, leaves)
-      if lines:
-        raise CheckpointError(f"{subject} does not fit: {'; '.join(lines)}")
-      loaded = self._reader.arrays(number, record, targets)
-      for name, entry in stored.items():
-        if "key" in entry:
-          loaded[name] = jax.random.wrap_key_data(
-            loaded[name], impl=entry["key"]
-          )
-      state = jax.tree.unflatten(
-        jax.tree.structure(like), [loaded[name] for name in leaves]
-      )
-      return state, record["metadata"], number
-
-    return self._fallback.read(step, read)
+    return self._fallback.read(
+      step, lambda number: self._read(number, like, refusals, partial)
+    )
 
   def metadata(self, step: int | None = None) -> dict:
     """The metadata of `step`, or of the newest whole step."""
@@ -239,6 +212,37 @@ class Checkpoints:
     if kind:  # an error: the other processes may not take part in reading back
       self._sample = None
     self.close()
+
+  def _read(self, step, like, refusals, partial) -> tuple:
+    """What `restore` returns, of one step.
+
+    Raises:
+      CheckpointError: leaves or metadata do not fit.
+      reader.Damaged, reader.ReadFailed: of this step; others may be whole.
+    """
+    arrays, leaves = integrity.flatten(like)
+    targets = integrity.targets(arrays)
+    record = self._fallback.record(step)
+    subject = f"checkpoint {step} in {self._folder}"
+    if lines := refusals(record["metadata"]):
+      raise CheckpointError(
+        f"{subject} (the first) does not fit this run (the second): "
+        + "; ".join(lines)
+        + ". Take a new folder, or the first's settings"
+      )
+    stored = record["arrays"]
+    if partial:
+      stored = {n: e for n, e in stored.items() if n.split("/")[0] in like}
+    if lines := integrity.differing_leaves(stored, targets, leaves):
+      raise CheckpointError(f"{subject} does not fit: {'; '.join(lines)}")
+    loaded = self._reader.arrays(step, record, targets)
+    for name, entry in stored.items():
+      if "key" in entry:
+        loaded[name] = jax.random.wrap_key_data(loaded[name], impl=entry["key"])
+    state = jax.tree.unflatten(
+      jax.tree.structure(like), [loaded[name] for name in leaves]
+    )
+    return state, record["metadata"], step
 
   def _begin_writing(self) -> None:
     """Opens the writer and sets damaged steps aside.

@@ -7,6 +7,7 @@ once, so a stack's slices and casts would cost as much as the pass itself.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,41 +81,51 @@ def lay_out(
   _check_drafts(cfg, draft_dtype, mesh)
   if cfg.drafting < cfg.n_future:
     net = surgery.drop_heads(net, cfg.drafting)
-    cfg = net.cfg
-
-  def cast(p):
-    return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
-
-  net = _map(cast, net)
   transpose = mesh is None and (on or jax.default_backend()) == "cpu"
-  arrange = functools.partial(_arrange, dtype=cfg.dtype, transpose=transpose)
-
-  def unstack(tree, size):
-    return (jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
-
-  def arrange_all(layers):
-    first, *drafting = layers
-    dtype = draft_dtype or cfg.dtype
-    return arrange(first), *(arrange(layer, dtype=dtype) for layer in drafting)
-
-  unembed = net.heads.unembed
-  if net.heads.kind.own_unembed:
-    unembed = unstack(unembed, cfg.n_future)
-  else:  # a second one, for drafts, where they are in another dtype
-    unembed = [unembed] * (2 if draft_dtype else 1)
   decoder = decoder_lib.Transformer(
-    embed=net.embed,
-    trunk=tuple(map(arrange, unstack(net.trunk, cfg.trunk_layers))),
-    head_modules=arrange_all(unstack(net.heads.layers, cfg.n_future)),
-    norm=net.heads.norm,
-    unembed=arrange_all(unembed),
-    cfg=cfg,
+    **_weights(net, draft_dtype, transpose),
+    cfg=net.cfg,
     vocab=vocab,
     sliding_window=sliding_window,
     cache_dtype=cache_dtype,
     mesh=mesh,
   )
   return decoder if mesh is None else _place(decoder, mesh)
+
+
+def _weights(net, draft_dtype, transpose) -> dict[str, Any]:
+  """The fields of a `decoder.Transformer` that hold weights.
+
+  Layers are taken out of their stacks, matrices cast, and large ones
+  transposed where `transpose`.
+  """
+  cfg = net.cfg
+
+  def cast(p):
+    return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
+
+  def unstack(tree, size):
+    return (jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
+
+  def arrange_all(layers):  # head 1's, then those that only draft
+    first, *drafting = layers
+    dtype = draft_dtype or cfg.dtype
+    return arrange(first), *(arrange(layer, dtype=dtype) for layer in drafting)
+
+  net = _map(cast, net)
+  arrange = functools.partial(_arrange, dtype=cfg.dtype, transpose=transpose)
+  unembed = net.heads.unembed
+  if net.heads.kind.own_unembed:
+    unembed = unstack(unembed, cfg.n_future)
+  else:  # a second one, for drafts, where they are in another dtype
+    unembed = [unembed] * (2 if draft_dtype else 1)
+  return {
+    "embed": net.embed,
+    "trunk": tuple(map(arrange, unstack(net.trunk, cfg.trunk_layers))),
+    "head_modules": arrange_all(unstack(net.heads.layers, cfg.n_future)),
+    "norm": net.heads.norm,
+    "unembed": arrange_all(unembed),
+  }
 
 
 def limit_drafts(

@@ -132,6 +132,12 @@ def _numbers(samples, count) -> list[list[int]]:
 def _serve(
   decoder, prompts, rows, numbers, settings, end
 ) -> Iterator[tuple[int, generate.Text]]:
+  """(place, text) of every text, in the order in which they are finished.
+
+  Arguments as of `generate_all`, checked. One turn of the loop fills the free
+  rows, starts the device, returns the texts of the turn before while the device
+  decodes, and then sees which texts are finished.
+  """
   tree, rule = settings.tree, settings.rule
   # Of each text: its prompt's place, and its number.
   all_texts = [(p, n) for p, some in enumerate(numbers) for n in some]
@@ -149,18 +155,10 @@ def _serve(
       if not ready:
         prompt = None  # its cache is free for the next ones
         prompt, ready = next(groups)
-      free = [b for b, text in enumerate(texts) if text is None]
-      count = min(len(ready), _READ)
-      batch = [(b, *ready.popleft()) for b in free[:count]]
-      waiting -= len(batch)
-      for b, i, _ in batch:
-        texts[b] = i
-      # Padded to a power of two, so that few shapes compile. The padding names
-      # a row that does not exist, so its copies are dropped.
-      padding = (1 << (len(batch) - 1).bit_length()) - len(batch)
-      batch = [(b, all_texts[i][1], place) for b, i, place in batch]
-      batch += [(rows, 0, 0)] * padding
-      state = _fill(decoder, settings, state, prompt, np.array(batch).T)
+      begun = _assign(texts, ready)
+      waiting -= len(begun)
+      batch = _padded([(b, all_texts[i][1], at) for b, i, at in begun], rows)
+      state = _fill(decoder, settings, state, prompt, batch)
     live = np.array([text is not None for text in texts])
     if live.any():
       state = loop.make_room(decoder, state)
@@ -178,11 +176,8 @@ def _serve(
       return
     done, kept = np.asarray(state.done) & live, {}
     if end is not None:
-      tokens, lengths = jax.device_get((state.tokens, state.length))
-      for b in np.flatnonzero(live):
-        place = all_texts[texts[b]][0]
-        new = tokens[b, len(prompts[place]) : lengths[b]]
-        kept[b] = end(place, new)
+      places = {b: all_texts[texts[b]][0] for b in np.flatnonzero(live)}
+      kept = _ends(state, prompts, places, end)
       ended = [b for b, count in kept.items() if count is not None]
       done[ended] = True
       if ended:
@@ -194,6 +189,37 @@ def _serve(
     )
     for b in done:
       texts[b] = None
+
+
+def _assign(texts, ready) -> list[tuple[int, int, int]]:
+  """Puts texts that are ready into free rows of `texts`, some at a time.
+
+  Returns (row, text's place, its prompt's row in the group) of each.
+  """
+  free = [b for b, text in enumerate(texts) if text is None]
+  begun = [(b, *ready.popleft()) for b in free[: min(len(ready), _READ)]]
+  for b, i, _ in begun:
+    texts[b] = i
+  return begun
+
+
+def _padded(batch, rows) -> np.ndarray:
+  """The columns of a batch for `_fill`, [3, A].
+
+  A is a power of two, so that few shapes compile. The padding names a row that
+  does not exist, so its copies are dropped.
+  """
+  padding = (1 << (len(batch) - 1).bit_length()) - len(batch)
+  return np.array(batch + [(rows, 0, 0)] * padding).T
+
+
+def _ends(state, prompts, places, end) -> dict[int, int | None]:
+  """What `end` says of the text in each row of `places`, row -> prompt."""
+  tokens, lengths = jax.device_get((state.tokens, state.length))
+  return {
+    b: end(place, tokens[b, len(prompts[place]) : lengths[b]])
+    for b, place in places.items()
+  }
 
 
 def _read_all(decoder, prompts, numbers, tree, cache_len):

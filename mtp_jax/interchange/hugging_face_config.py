@@ -199,30 +199,7 @@ def _sliding_window(family, tree) -> int:
 
 def _rope(tree) -> dict[str, Any]:
   """The fields of `config.Model` for rotary embeddings."""
-  found = [
-    _rope_settings(tree, name)
-    for name in ("rope_scaling", "rope_parameters")
-    if tree.get(name)
-  ] or [_rope_settings(tree, "rope_scaling")]
-  if found[0] != found[-1]:
-    raise ValueError(
-      f"rope_scaling {tree['rope_scaling']!r:.60} and rope_parameters "
-      f"{tree['rope_parameters']!r:.60} differ: remove one of them"
-    )
-  kind, rope = found[0]
-  known = ("default", *config.ROPE_SCALING[1:])
-  if kind not in known:
-    raise ValueError(
-      f"rope_type {kind!r:.60} is not supported; supported are "
-      f"{', '.join(known)}"
-    )
-  _check_fixed(rope, _ROPE_FIXED)
-  for name, value in rope.items():
-    if name in _ROPE_FIXED:
-      continue
-    if name not in _ROPE_NUMBERS:
-      raise ValueError(f"{name!r:.60} of rope_parameters is not supported")
-    _check_positive(name, value)
+  kind, rope = _rope_scaling(tree)
   length = tree["max_position_embeddings"]
   fields = {"rope_theta": rope["rope_theta"], "rope_length": length}
   if kind == "default":
@@ -255,6 +232,35 @@ def _rope(tree) -> dict[str, Any]:
       "rope_attention": _attention_factor(rope),
     }
   return fields
+
+
+def _rope_scaling(tree) -> tuple[str, dict[str, Any]]:
+  """The kind of scaling and its numbers, each known and of the right type."""
+  found = [
+    _rope_settings(tree, name)
+    for name in ("rope_scaling", "rope_parameters")
+    if tree.get(name)
+  ] or [_rope_settings(tree, "rope_scaling")]
+  if found[0] != found[-1]:
+    raise ValueError(
+      f"rope_scaling {tree['rope_scaling']!r:.60} and rope_parameters "
+      f"{tree['rope_parameters']!r:.60} differ: remove one of them"
+    )
+  kind, rope = found[0]
+  known = ("default", *config.ROPE_SCALING[1:])
+  if kind not in known:
+    raise ValueError(
+      f"rope_type {kind!r:.60} is not supported; supported are "
+      f"{', '.join(known)}"
+    )
+  _check_fixed(rope, _ROPE_FIXED)
+  for name, value in rope.items():
+    if name in _ROPE_FIXED:
+      continue
+    if name not in _ROPE_NUMBERS:
+      raise ValueError(f"{name!r:.60} of rope_parameters is not supported")
+    _check_positive(name, value)
+  return kind, rope
 
 
 def _rope_settings(tree, name) -> tuple[Any, dict[str, Any]]:

@@ -61,6 +61,12 @@ class SampleSettings:
     """The samples of each problem."""
     return range(self.count if temperature else 1)
 
+  def recorded(self) -> dict[str, Any]:
+    """What every line of a file records, and all lines agree in."""
+    names = "seed", "max_new", "top_p", "model"
+    kept = {name: getattr(self, name) for name in names}
+    return kept | {"heads": _heads(self.heads)}
+
   def rule(self, temperature: float) -> interface.Rule:
     """How tokens are chosen."""
     if not temperature:
@@ -97,75 +103,25 @@ def draw(
       top_p, model or heads, or to another text of one of these problems.
   """
   settings.check()
-  kept = {"seed": settings.seed, "max_new": settings.max_new}
-  kept |= {"top_p": settings.top_p, "model": settings.model}
-  kept["heads"] = _heads(settings.heads)
   asked = {p.name: {"prompt": prompt_digest(codec, p)} for p in problems}
   rows = read(path)
-  for row in rows:
-    for name, value in (kept | asked.get(row["task_id"], {})).items():
-      if row.get(name) != value:
-        raise ValueError(
-          f"{path} has samples of {name}={row.get(name)}, and {value} is asked "
-          "for: name another folder"
-        )
+  _check_same(path, rows, settings, asked)
   done = {_key(row) for row in rows}
-  prompts = [_ids(codec, problem.prompt) for problem in problems]
-  names = getattr(codec, "special_names", [])
   with _appending(path, rows) as write:
+
+    def keep(row):
+      rows.append(row)
+      write(row)
+
     for temperature in settings.temperatures:
+      samples = settings.samples(temperature)
       missing = [
-        [
-          i
-          for i in settings.samples(temperature)
-          if (p.name, temperature, i) not in done
-        ]
+        (p, [i for i in samples if (p.name, temperature, i) not in done])
         for p in problems
       ]
-      some = [i for i, numbers in enumerate(missing) if numbers]
-      if not some:
-        continue
-      texts = [(i, sample) for i in some for sample in missing[i]]
-
-      def keep(place, text, texts=texts, temperature=temperature):
-        i, sample = texts[place]
-        problem, whole = problems[i], codec.decode(text.tokens, prompts[i])
-        end = problem.end(whole, names)
-        rows.append(
-          {
-            "task_id": problem.name,
-            "temperature": temperature,
-            "sample": sample,
-            **kept,
-            **asked[problem.name],
-            "completion": whole[:end],
-            "ended": end is not None or text.tokens[-1] in codec.ends,
-            "tokens": text.tokens.tolist(),
-            "logprobs": [round(float(x), 6) for x in text.logprob],
-            "passes": len(text.per_pass),
-            "near_ties": int((text.margin < settings.near_tie).sum()),
-          }
-        )
-        write(rows[-1])
-
-      chosen = [prompts[i] for i in some]
-      serve.generate_all(
-        decoder,
-        chosen,
-        rows=settings.rows,
-        samples=[[problems[i].number(n) for n in missing[i]] for i in some],
-        heads=settings.heads,
-        max_new=settings.max_new,
-        stop=codec.ends,
-        rule=settings.rule(temperature),
-        seed=settings.seed,
-        on_text=keep,
-        end=stream.ends(
-          codec,
-          chosen,
-          lambda place, text, some=some: problems[some[place]].end(text, names),
-        ),
-      )
+      missing = [(p, some) for p, some in missing if some]
+      if missing:
+        _draw_missing(decoder, codec, missing, settings, temperature, keep)
   wanted = {
     (p.name, t, i)
     for p in problems
@@ -173,6 +129,76 @@ def draw(
     for i in settings.samples(t)
   }
   return sorted((row for row in rows if _key(row) in wanted), key=_key)
+
+
+def _check_same(path, rows, settings, asked) -> None:
+  """Raises ValueError where a file's answers are to something else.
+
+  `asked`: problem's name -> what its answers also have to agree in.
+  """
+  kept = settings.recorded()
+  for row in rows:
+    for name, value in (kept | asked.get(row["task_id"], {})).items():
+      if row.get(name) != value:
+        raise ValueError(
+          f"{path} has samples of {name}={row.get(name)}, and {value} is asked "
+          "for: name another folder"
+        )
+
+
+def _draw_missing(decoder, codec, missing, settings, temperature, keep) -> None:
+  """Draws answers at one temperature, and keeps each when it is finished.
+
+  Args:
+    decoder: as of `draw`.
+    codec: as of `draw`.
+    missing: pairs of a problem and the numbers of its samples, at least one.
+    settings: as of `draw`.
+    temperature: one of the settings'.
+    keep: called with the line of each answer.
+  """
+  problems = [problem for problem, _ in missing]
+  prompts = [_ids(codec, problem.prompt) for problem in problems]
+  digests = [prompt_digest(codec, problem) for problem in problems]
+  names = getattr(codec, "special_names", [])
+  # Of each text: its problem's place in `missing`, and its sample's number.
+  texts = [(i, n) for i, (_, numbers) in enumerate(missing) for n in numbers]
+
+  def on_text(place, text):
+    i, sample = texts[place]
+    problem, whole = problems[i], codec.decode(text.tokens, prompts[i])
+    end = problem.end(whole, names)
+    keep(
+      {
+        "task_id": problem.name,
+        "temperature": temperature,
+        "sample": sample,
+        **settings.recorded(),
+        "prompt": digests[i],
+        "completion": whole[:end],
+        "ended": end is not None or text.tokens[-1] in codec.ends,
+        "tokens": text.tokens.tolist(),
+        "logprobs": [round(float(x), 6) for x in text.logprob],
+        "passes": len(text.per_pass),
+        "near_ties": int((text.margin < settings.near_tie).sum()),
+      }
+    )
+
+  serve.generate_all(
+    decoder,
+    prompts,
+    rows=settings.rows,
+    samples=[[p.number(n) for n in numbers] for p, numbers in missing],
+    heads=settings.heads,
+    max_new=settings.max_new,
+    stop=codec.ends,
+    rule=settings.rule(temperature),
+    seed=settings.seed,
+    on_text=on_text,
+    end=stream.ends(
+      codec, prompts, lambda place, text: problems[place].end(text, names)
+    ),
+  )
 
 
 def judge(

@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 
@@ -95,14 +96,7 @@ def fit(
   """
   pipeline.refuse_in_worker()
   cfg, workdir = cfg.check(), storage.local(workdir)
-  _check_start(cfg, workdir, profile, init)
-  codec = workdir_lib.tokenizer(cfg, workdir)
-  mesh = sharding.make_mesh(cfg.mesh)
-  batches.check(cfg, mesh)
-  like = step_lib.abstract_state(cfg, mesh)
-  evaluations.check(cfg, mesh, like.model)
-  if isinstance(init, model.Model):  # once the config itself is not refused
-    surgery.reconfigure(init, cfg.model)
+  codec, mesh = _check_start(cfg, workdir, profile, init)
   is_first = jax.process_index() == 0
   progress = terminal.Progress(is_first)
   with lock.exclusive(workdir):  # before hours of packing
@@ -120,28 +114,23 @@ def fit(
       processes.stop_signals() as stop_event,
       processes.watched(saved.abandon),
     ):
-      restored = saved.restore(
-        like, refusals=lambda stored: resume.refusals(stored, metadata)
-      )
-      if restored:
-        state, stored, step = restored
-        resume.check_step(step, cfg.train.steps, workdir)
-        origin, changes = stored.get("init"), resume.changes(stored, metadata)
-      else:
-        state, origin = _begin(cfg, mesh, init, metadata, progress)
-        step, changes = 0, []
-      if origin:
-        metadata["init"] = origin
+      start = _resume(cfg, mesh, saved, metadata, workdir)
+      resumes = start is not None
+      if not resumes:
+        start = _begin(cfg, mesh, init, metadata, progress)
+      if start.origin:
+        metadata["init"] = start.origin
       workdir_lib.write_settings(cfg, workdir)
-      reporter = report.Reporter(cfg, workdir, packed[0], step, progress)
-      reporter.begins(changes, origin, is_used=init is None or not restored)
+      reporter = report.Reporter(cfg, workdir, packed[0], start.step, progress)
+      is_used = init is None or not resumes
+      reporter.begins(start.changes, start.origin, is_used)
       loop = _Loop(cfg, mesh, packed, saved, metadata, reporter)
       measures = evaluations.Evaluations(
         cfg, mesh, codec, packed[1], loop.batches.held_out, reporter
       )
       trace = metrics.Trace(workdir / "profile", profile, is_first)
       with contextlib.closing(progress), contextlib.closing(trace):
-        return loop.run(state, measures, trace, stop_event)
+        return loop.run(start.state, measures, trace, stop_event)
 
 
 class _Loop:
@@ -267,8 +256,20 @@ class _Loop:
     )
 
 
+class _Start(NamedTuple):
+  """What a run goes on from."""
+
+  state: step_lib.State
+  step: int
+  origin: dict | None  # where the first model came from; empty: it was random
+  changes: list[str]  # of a run that resumes, from `resume.changes`
+
+
 def _check_start(cfg, workdir, profile, init):
-  """Raises ValueError, before any work is done, for what cannot be run."""
+  """Raises ValueError, before any work is done, for what cannot be run.
+
+  Returns the run's tokenizer and mesh.
+  """
   if profile and profile.start > cfg.train.steps:
     raise ValueError(
       f"profile starts with step {profile.start}, but the run ends with step "
@@ -284,10 +285,31 @@ def _check_start(cfg, workdir, profile, init):
       "train.freeze='trunk' keeps the trunk as it is, and this one is random: "
       "give --init=PATH, or a model as `init`"
     )
+  codec = workdir_lib.tokenizer(cfg, workdir)
+  mesh = sharding.make_mesh(cfg.mesh)
+  batches.check(cfg, mesh)
+  evaluations.check(cfg, mesh, step_lib.abstract_state(cfg, mesh).model)
+  if isinstance(init, model.Model):  # once the config itself is not refused
+    surgery.reconfigure(init, cfg.model)
+  return codec, mesh
+
+
+def _resume(cfg, mesh, saved, metadata, workdir):
+  """The newest whole checkpoint's _Start; None if there is no checkpoint."""
+  restored = saved.restore(
+    step_lib.abstract_state(cfg, mesh),
+    refusals=lambda stored: resume.refusals(stored, metadata),
+  )
+  if restored is None:
+    return None
+  state, stored, step = restored
+  resume.check_step(step, cfg.train.steps, workdir)
+  changes = resume.changes(stored, metadata)
+  return _Start(state, step, stored.get("init"), changes)
 
 
 def _begin(cfg, mesh, init, metadata, progress):
-  """The first state, and where its model came from: {} if it is random.
+  """The _Start of a new run, at step 0.
 
   When it returns, no reference to a model that `init` read is left.
   """
@@ -298,4 +320,4 @@ def _begin(cfg, mesh, init, metadata, progress):
     with progress.doing("reading the model to start from"):
       init, origin = init()
   resume.check_agreement(metadata | {"init": origin})
-  return step_lib.init_state(cfg, mesh, init), origin
+  return _Start(step_lib.init_state(cfg, mesh, init), 0, origin, [])
