@@ -220,23 +220,23 @@ def test_control_characters_are_shown(call, monkeypatch):
   "settings, words",
   [
     ({"prompt_file": "no/such.txt"}, "--prompt_file=no/such.txt: No such f"),
-    ({"prompt": "a", "heads": 4}, "heads=4 is outside 1..3"),
-    ({"prompt": "a", "max_new": 0}, "max_new=0 writes nothing"),
+    ({"prompt": "a", "heads": 4}, "--heads=4 is outside 1..3"),
+    ({"prompt": "a", "max_new": 0}, "--max_new=0 writes nothing"),
     ({"prompt": "a", "top_p": 0.5}, "--top_p filters what is drawn"),
-    ({"prompt": "a", "temperature": -1.0}, "temperature=-1.0 has to be from"),
+    ({"prompt": "a", "temperature": -1.0}, "--temperature=-1.0 has to be from"),
     (
       {"prompt": "a", "tree": 4},
       "no tree of 4 nodes in run/tree.json: python -m",
     ),
-    ({"prompt": "a", "sliding_window": 0}, "sliding_window=0"),
-    ({"prompt": "a", "heads": 99}, "heads=99 is outside 1..3"),
-    ({"prompt": "a", "temperature": "nan"}, "temperature=nan has to be"),
-    ({"prompt": "a", "temperature": "1", "top_p": 0}, "top_p=0.0 has to be"),
-    ({"prompt": "a", "seed": -1}, "seed=-1 is outside"),
-    ({"prompt": "a", "stop_id": [259]}, "stop=259 is outside the vocabulary"),
+    ({"prompt": "a", "sliding_window": 0}, "--sliding_window=0"),
+    ({"prompt": "a", "heads": 99}, "--heads=99 is outside 1..3"),
+    ({"prompt": "a", "temperature": "nan"}, "--temperature=nan has to be"),
+    ({"prompt": "a", "temperature": "1", "top_p": 0}, "--top_p=0.0 has to be"),
+    ({"prompt": "a", "seed": -1}, "--seed=-1 is outside"),
+    ({"prompt": "a", "stop_id": [259]}, "--stop_id=259 is outside the vocab"),
     ({"prompt": "a", "stop": ["x", ""]}, "--stop is empty"),
     ({"prompt": "a", "num_samples": 2}, "--num_samples=2: greedy decoding"),
-    ({"prompt": "a", "num_samples": 0}, "num_samples=0 is too small"),
+    ({"prompt": "a", "num_samples": 0}, "--num_samples=0 is too small"),
     ({"prompt": "a", "chat": True}, "the model has no chat template"),
     ({"prompt": "a", "system": "b"}, "--system is the system message of a ch"),
   ],
@@ -244,7 +244,7 @@ def test_control_characters_are_shown(call, monkeypatch):
 def test_errors_are_one_line(call, settings, words, monkeypatch):
   """Before the model is read."""
   monkeypatch.setattr(folders, "load_step", None)
-  with pytest.raises(SystemExit, match=f"^error: .*{words}") as error:
+  with pytest.raises(SystemExit, match=f"^error: {words}") as error:
     call(**settings)
   assert "\n" not in str(error.value)
 

@@ -227,6 +227,7 @@ def _settings(request: Request, cfg, codec, rule, tree) -> dict:
   max_new = cfg.decode.max_new if request.max_new is None else request.max_new
   tree = tree or heads or cfg.model.drafting
   samples = checks.integer("num_samples", request.num_samples, 1)
+  checks.stop_ids(request.stop_id, decoder.vocab, "stop_id")
   settings = {
     "max_new": max_new,
     "stop": [*codec.ends, *request.stop_id],

@@ -154,11 +154,15 @@ def mendable(fun: Callable) -> Callable:
 
 
 def _with_flags(text: str) -> str:
-  """A message of the library, which names fields, with the flags that set them.
+  """A message of the library with flags for what it names.
 
-  Messages on the config file itself, raised while flags are parsed, and those
-  of programs without --config keep the fields.
+  It begins with an argument, such as 'heads=9', or names fields of the config.
+  Both stay where the program has no such flag, and so do the fields in messages
+  on the config file, raised while flags are parsed.
   """
+  argument = re.match(r"(\w+)=", text)
+  if argument and argument[1] in flags.FLAGS:
+    text = f"--{text}"
   if not flags.FLAGS.is_parsed() or "config" not in flags.FLAGS:
     return text
   known = set(config.paths(config.Config()))

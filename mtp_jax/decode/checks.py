@@ -63,12 +63,15 @@ def seed(value: Any) -> np.uint32:
   return np.uint32(result)
 
 
-def stop_ids(stop: int | Sequence[int] | None, vocab: int) -> np.ndarray:
+def stop_ids(
+  stop: int | Sequence[int] | None, vocab: int, name: str = "stop"
+) -> np.ndarray:
   """End tokens [E] int32, padded with -1 to a multiple of four.
 
   Args:
     stop: one id, several, or None.
     vocab: V.
+    name: what the caller calls them, for messages.
 
   Raises:
     ValueError: not ids, or an id that is never written; names it.
@@ -76,15 +79,15 @@ def stop_ids(stop: int | Sequence[int] | None, vocab: int) -> np.ndarray:
   if stop is None:
     stop = []
   elif isinstance(stop, str | bytes) or np.ndim(stop) > 1:
-    raise ValueError(f"stop={stop!r} is not an id or a list of ids")
+    raise ValueError(f"{name}={stop!r} is not an id or a list of ids")
   elif np.ndim(stop) == 0:
     stop = [stop]
-  ids = [integer("stop", i) for i in stop]
+  ids = [integer(name, i) for i in stop]
   for i in ids:
     if not 0 <= i < vocab:
       raise ValueError(
-        f"stop={i} is outside the vocabulary 0..{vocab - 1}: no text would "
-        "end there; None writes on to max_new"
+        f"{name}={i} is outside the vocabulary 0..{vocab - 1}: no text would "
+        "end there; leave it out to write on to max_new"
       )
   width = max(_STOPS, -(-len(ids) // _STOPS) * _STOPS)
   return np.array(ids + [-1] * (width - len(ids)), np.int32)
