@@ -22,6 +22,7 @@ HEAD_KINDS = {
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 ROPE_SCALING = ("none", "linear", "dynamic", "llama3", "yarn")
 OPTIMISERS = ("adamw", "muon")
+SCHEDULES = ("cosine", "linear")  # from the peak of the rate to its end
 HEAD_CHANGES = ("step", "linear")
 LOSSES = ("serial", "checkpointed", "formula")
 FREEZE = ("none", "trunk")
@@ -197,11 +198,13 @@ class Optim:
   # learning rate is this multiple of the rate for the matrices.
   adam_ratio: float = fields.reported(1.0)
   warmup: int = fields.reported(100)  # steps
+  schedule: str = fields.reported("cosine")  # one of SCHEDULES
   end: float = fields.reported(0.03)  # final learning rate / peak
   beta1: float = 0.9
   beta2: float = 0.95
   decay: float = 0.1  # decoupled weight decay, on matrices only
   clip: float = 1.0  # global gradient norm
+  newton_schulz: int = 5  # iterations that orthogonalise an update of Muon
 
   def check(self) -> typing.Self:
     """See `Config.check`."""
@@ -214,6 +217,7 @@ class Optim:
         f"optim.adam_ratio is {self.adam_ratio}, but optim.kind is 'adamw', "
         "which has one learning rate; set optim.peak, or optim.kind to 'muon'"
       )
+    fields.one_of("optim.schedule", self.schedule, SCHEDULES)
     fields.share(self, "end", 0 <= self.end <= 1)
     for name in ("beta1", "beta2"):
       fields.share(self, name, 0 <= getattr(self, name) < 1)

@@ -589,6 +589,13 @@ MUTANTS = [
     "test_processes.py::test_a_silent_process_stops_the_others",
   ),
   Mutant(
+    "a rate that falls in a line ends late",
+    "mtp_jax/train/optim.py",
+    "cfg.peak, cfg.peak * cfg.end, steps - cfg.warmup",
+    "cfg.peak, cfg.peak * cfg.end, steps",
+    "test_optim.py::test_schedule",
+  ),
+  Mutant(
     "norm scales decay",
     "mtp_jax/train/optim.py",
     "len(p.axes) > 1",

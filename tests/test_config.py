@@ -71,6 +71,8 @@ def test_defaults_are_valid():
     ({"data__workers": -1}, ["data.workers is -1", "at least 0"]),
     ({"optim__peak": 0.0}, ["optim.peak is 0.0"]),
     ({"optim__adam_ratio": 2.0}, ["optim.adam_ratio is 2.0", "'adamw'"]),
+    ({"optim__schedule": "steps"}, ["optim.schedule", "cosine, linear"]),
+    ({"optim__newton_schulz": 0}, ["optim.newton_schulz is 0"]),
     ({"optim__peak": float("nan")}, ["optim.peak is nan", "finite"]),
     ({"optim__clip": float("inf")}, ["optim.clip is inf", "finite"]),
     ({"optim__end": 1.5}, ["optim.end 1.5", "between 0 and 1"]),

@@ -14,7 +14,7 @@ train.sample_tokens train.save_every train.keep
 """.split()
 LOCAL = "data.path data.tokenizer data.cache data.workers".split()
 RATES = """
-optim.peak optim.adam_ratio optim.warmup optim.end
+optim.peak optim.adam_ratio optim.warmup optim.schedule optim.end
 train.steps train.max_bad_steps
 """.split()
 

@@ -8,7 +8,9 @@ from mtp_jax import config
 
 
 def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
-  """Linear warm-up to `cfg.peak`, then a cosine to `cfg.end * cfg.peak`.
+  """Linear warm-up to `cfg.peak`, then a decay to `cfg.end * cfg.peak`.
+
+  The decay is half a cosine, or a line (`cfg.schedule`).
 
   The argument of the schedule is the number of updates so far, which excludes
   steps with a non-finite gradient. A run that resumes with more steps or other
@@ -16,10 +18,10 @@ def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
   longer schedule therefore raises the rate again.
 
   Args:
-    cfg: `peak`, `end` and `warmup` are used.
-    steps: updates until the end of the cosine.
+    cfg: `peak`, `schedule`, `end` and `warmup` are used.
+    steps: updates until the end of the decay.
 
-  Reference: the paper, table S13 and its caption.
+  Reference: the paper, table S13 and its caption, for the cosine.
 
   Example:
     >>> from mtp_jax import config
@@ -28,6 +30,12 @@ def schedule(cfg: config.Optim, steps: int) -> optax.Schedule:
     >>> [f"{rate(step):.5f}" for step in (0, 5, 10, 55, 100)]
     ['0.00000', '0.00050', '0.00100', '0.00055', '0.00010']
   """
+  if cfg.schedule == "linear":
+    up = optax.linear_schedule(0.0, cfg.peak, cfg.warmup)
+    down = optax.linear_schedule(
+      cfg.peak, cfg.peak * cfg.end, steps - cfg.warmup
+    )
+    return optax.join_schedules((up, down), (cfg.warmup,))
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=cfg.peak,
@@ -69,6 +77,7 @@ def make(cfg: config.Optim, steps: int) -> optax.GradientTransformation:
   if cfg.kind == "muon":
     update = optax.contrib.muon(
       rate,
+      ns_steps=cfg.newton_schulz,
       weight_decay=cfg.decay,
       weight_decay_mask=decayed,
       adam_b1=cfg.beta1,
