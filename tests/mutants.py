@@ -88,6 +88,20 @@ MUTANTS = [
     "test_sweep.py::test_runs_that_were_cut_are_in_no_table",
   ),
   Mutant(
+    "a table shows the runs of another claim",
+    "experiments/measure/sweep.py",
+    "for key in _ended(rows) if key[0] == claim}",
+    "for key in _ended(rows)}",
+    "test_sweep.py::test_runs_that_were_cut_are_in_no_table",
+  ),
+  Mutant(
+    "a scale's section shows the pictures of another scale",
+    "experiments/claims/__main__.py",
+    'results.glob(f"{path.stem}[._]*png")',
+    'results.glob("*.png")',
+    "test_sweep.py::test_each_scale_is_a_section",
+  ),
+  Mutant(
     "of the drawn answers to a question the first alone is scored",
     "configs/harness/__init__.py",
     'if f["function"] != "take_first"]',

@@ -171,7 +171,7 @@ def test_the_sweep(tmp_path):
   assert {"nats head=1", "nats head=2", "tokens_per_second"} <= {
     r.metric for r in rows
   }
-  text = report.redraw(tmp_path)
+  text = report.section(rows, tmp_path / sweep.FILE)
   assert "| n=2 | 0.0% | 0.0% |" in text
   assert (tmp_path / "sweep.png").exists()
 

@@ -104,6 +104,6 @@ def test_the_whole_at_scale_test(tmp_path, call):
   values = {row.metric: row.value for row in rows if row.run == "n=2"}
   assert values["H(X)"] == pytest.approx(values["H(X|Y)"] + values["I"])
   table = report.tables(rows)
-  assert table in out and table in report.redraw(tmp_path)
+  assert table in out
   assert r"| H(X\|Y) |" in out
-  assert (tmp_path / "information.png").stat().st_size > 1000
+  assert (tmp_path / "sweep.png").stat().st_size > 1000

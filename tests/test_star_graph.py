@@ -110,5 +110,5 @@ def test_the_claim_at_scale_test(tmp_path, call):
   steps = {(row.run, row.step) for row in rows if row.metric == "path"}
   assert steps == {(f"G(2,3) n={n}", step) for n in (1, 2) for step in (2, 4)}
   table = report.table(rows)
-  assert table in out and table in report.redraw(tmp_path)
-  assert (tmp_path / "planning.png").stat().st_size > 1000
+  assert table in out
+  assert (tmp_path / "sweep.png").stat().st_size > 1000

@@ -102,29 +102,16 @@ def test_one_sweep_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
   assert sweep.run(runs([]), tmp_path).done
 
 
-def test_runs_that_were_cut_are_in_no_table(tmp_path, monkeypatch):
-  """Of two runs one was cut; every claim reads rows through `finished`."""
+def test_runs_that_were_cut_are_in_no_table(tmp_path):
+  """Of two runs one was cut; the rows of another claim are left out, too."""
   sweep.run(runs([], seeds=(0,)), tmp_path)
   with pytest.raises(KeyboardInterrupt):
     sweep.run(runs([], (0.5, KeyboardInterrupt()), seeds=(1,)), tmp_path)
   rows = sweep.read(tmp_path)
   assert [row.seed for row in rows] == [0, 0, 0, 1]
-  assert sweep.finished(rows) == rows[:3]
-  monkeypatch.setattr(plots, "curves", lambda *_, **__: None)
-  asked = []
-  monkeypatch.setattr(
-    sweep, "finished", lambda rows: asked.append(rows) or rows
-  )
-  for name, module in claims.reports().items():
-    results = claims.ROOT / name / "results"
-    asked.clear()
-    if any(map(_is_sweep, results.glob("*.csv"))):
-      module.redraw(results)
-      assert asked, name
-
-
-def _is_sweep(path):
-  return "commit" in path.read_text("utf-8").partition("\n")[0]
+  assert sweep.finished(rows, "demo") == rows[:3]
+  others = [row._replace(claim="other") for row in rows]
+  assert sweep.finished(others + rows, "demo") == rows[:3]
 
 
 def test_a_figure_does_not_end_its_run(tmp_path):
@@ -160,8 +147,8 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
 def test_a_program_ends_with_an_error_if_runs_failed(tmp_path, capsys):
   """What is finished is kept, and shown."""
 
-  def count(rows):
-    return f"{len(rows)} rows"
+  def count(rows, path):
+    return f"{len(rows)} rows of {path.name}"
 
   mixed = runs([], values=(ValueError("no room"),), seeds=(0,))
   with pytest.raises(ValueError, match="^1 of 1 runs failed: 1M n=2, seed 0"):
@@ -172,9 +159,13 @@ def test_a_program_ends_with_an_error_if_runs_failed(tmp_path, capsys):
   with pytest.raises(ValueError, match=line):
     sweep.run_and_show(mixed, tmp_path, 9, count)
   out = capsys.readouterr().out
-  assert out.endswith("failed: 1M n=2, seed 0: ValueError: no room\n3 rows\n")
+  shown = f"3 rows of sweep.csv\n{sweep.origin(sweep.read(tmp_path))}.\n"
+  assert out.endswith(f"failed: 1M n=2, seed 0: ValueError: no room\n{shown}")
   sweep.run_and_show(runs([]), tmp_path, 9, count)
-  assert "1 runs done, 1 done before\n6 rows\n" in capsys.readouterr().out
+  assert (
+    "1 runs done, 1 done before\n6 rows of sweep.csv\n"
+    in capsys.readouterr().out
+  )
 
 
 def test_every_program_of_a_sweep_does_so():
@@ -238,41 +229,82 @@ def test_the_same_rows_give_the_same_picture(tmp_path):
     plots.curves(
       tmp_path / name, {"left": lines(), "right": lines()}, ("m", "right")
     )
+  plots.curves(tmp_path / "c.png", {"left": []}, ("m", "right"))  # no line
   first, second = (path.read_bytes() for path in tmp_path.iterdir())
   assert first == second and first.startswith(b"\x89PNG")
 
 
+def _section(rows, path):
+  path.with_name(f"{path.stem}_loss.png").touch()
+  return f"{len(rows)} rows of {path.name}\n"
+
+
+def test_each_scale_is_a_section(tmp_path):
+  """A file for each scale, with its pictures; none of unfinished runs."""
+  sweep.run(runs([]), tmp_path)
+  rows = sweep.read(tmp_path)
+  origin = f"{sweep.origin(rows)}."
+  results = tmp_path / "results"
+  results.mkdir()
+  for scale, some in ("gpu", rows), ("cpu", rows[:3]), ("paper", rows[:2]):
+    sweep.write(results / f"{scale}.csv", some)
+  assert sweep.read(results / "gpu.csv") == rows
+  (results / "gpu.png").touch()
+  (results / "gpus.png").touch()  # of no CSV file
+  report = types.SimpleNamespace(section=_section)
+  assert claims.redraw("demo", report, results).split("\n\n") == [
+    "`cpu`",
+    "![demo, cpu_loss](results/cpu_loss.png)",
+    "3 rows of cpu.csv",
+    f"{sweep.origin(rows[:3])}.",
+    "`gpu`",
+    "![demo, gpu](results/gpu.png)",
+    "![demo, gpu_loss](results/gpu_loss.png)",
+    "6 rows of gpu.csv",
+    origin,
+  ]
+
+
 def test_a_readme_takes_its_table_again(tmp_path, monkeypatch, capsys):
-  folder = tmp_path / "one"
+  folder = tmp_path / "demo"
   (folder / "results").mkdir(parents=True)
   page = folder / "README.md"
-  page.write_text(f"above\n\n{claims._BEGIN}old\n{claims._END}\nbelow\n")
-  report = types.SimpleNamespace(redraw=lambda results: f"{results.name}\n")
+  empty = f"above\n\n{claims._BEGIN}{claims._END}\nbelow\n"
+  page.write_text(empty)
+  report = types.SimpleNamespace(section=_section)
   monkeypatch.setattr(claims, "ROOT", tmp_path)
-  monkeypatch.setattr(claims, "reports", lambda: {"one": report})
+  monkeypatch.setattr(claims, "reports", lambda: {"demo": report})
   claims.main([])
   assert "no results yet" in capsys.readouterr().out
-  (folder / "results" / "cpu.csv").touch()
+  assert page.read_text() == empty
+  sweep.run(runs([]), tmp_path)
+  text = claims.redraw("demo", report, tmp_path)
+  shutil.copy(tmp_path / sweep.FILE, folder / "results" / "cpu.csv")
   for _ in range(2):  # what is drawn again is the same
     claims.main([])
     assert page.read_text() == (
-      f"above\n\n{claims._BEGIN}\nresults\n\n{claims._END}\nbelow\n"
+      f"above\n\n{claims._BEGIN}\n{text.replace('sweep', 'cpu')}\n\n"
+      f"{claims._END}\nbelow\n"
     )
   with pytest.raises(ValueError, match="needs the lines"):
     claims.put("no marks", "text")
 
 
-def test_tables_are_those_of_the_results(tmp_path, monkeypatch):
+def test_tables_are_those_of_the_results(monkeypatch):
   """`make results` would change no README."""
   monkeypatch.setattr(plots, "curves", lambda *_, **__: None)
-  for name, module in claims.reports().items():
-    folder = claims.ROOT / name
-    if not any((folder / "results").glob("*.csv")):
-      continue
-    results = tmp_path / name / "results"
-    shutil.copytree(folder / "results", results)
-    page = (folder / "README.md").read_text("utf-8")
-    assert claims.put(page, module.redraw(results)) == page, name
+  pages = {path.parent.name: path for path in claims.ROOT.glob("*/README.md")}
+  pages = {name: path.read_text("utf-8") for name, path in pages.items()}
+  found = claims.reports()
+  assert found.keys() == {
+    n for n, page in pages.items() if claims._BEGIN in page
+  }
+  for name, module in found.items():
+    results = claims.ROOT / name / "results"
+    text = claims.redraw(name, module, results)
+    assert claims.put(pages[name], text) == pages[name], name
+    for path in results.glob("*.csv"):  # each has finished runs of its claim
+      assert f"`{path.stem}`\n" in text, path
 
 
 def test_every_claim_is_in_the_table():

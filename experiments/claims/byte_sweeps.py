@@ -1,7 +1,8 @@
 """One program and one report for claims that compare models of Python files.
 
 A claim's `scales.runs(scale)` lists its runs, made by `python_models.run`. Its
-`__main__` is `start(__doc__, scales.runs)`, its `report.redraw` the one here.
+`__main__` is `start(scales.runs, report.section)`; its `report.section` is the
+one here, or begins with it.
 """
 
 import pathlib
@@ -15,11 +16,15 @@ SPEED = "tokens_per_forward_greedy"
 COLUMNS = {HEAD_1: "bits per byte, head 1", SPEED: "tokens per forward"}
 
 
-def start(runs: Callable[[str], list[sweep.Run]]) -> None:
+def start(
+  runs: Callable[[str], list[sweep.Run]],
+  section: Callable[[list[sweep.Row], pathlib.Path], str],
+) -> None:
   """The program of a claim: flags, its runs, its table.
 
   Args:
     runs: takes the name of a scale, one of `python_models.SIZES`.
+    section: of the claim's report, see `sweep.run_and_show`.
   """
   scale = options.define_scale(
     python_models.SIZES, "cpu", "Size of the models, and of their training."
@@ -28,7 +33,7 @@ def start(runs: Callable[[str], list[sweep.Run]]) -> None:
   minutes = options.define_minutes()
 
   def main(_: list[str]) -> None:
-    sweep.run_and_show(runs(scale.value), output.value, minutes.value, table)
+    sweep.run_and_show(runs(scale.value), output.value, minutes.value, section)
 
   program.start(main)
 
@@ -46,20 +51,13 @@ def table(rows: Sequence[sweep.Row]) -> str:
   return plots.table(lines, "model", "{:.3f}")
 
 
-def draw(rows: Sequence[sweep.Row], results: pathlib.Path) -> None:
-  """Draws head 1's loss and the speed by training step."""
+def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
+  """Draws head 1's loss and the speed by training step; returns the table."""
   claim = rows[0].claim
   for metric, title in COLUMNS.items():
     kept = [row for row in rows if row.metric == metric]
     lines = plots.group(kept, lambda r: r.run, lambda r: r.step)
     name = "loss" if metric == HEAD_1 else "speed"
-    plots.curves(
-      results / f"{claim}_{name}.png", {claim: lines}, ("step", title)
-    )
-
-
-def redraw(results: pathlib.Path) -> str:
-  """Draws the pictures; returns the table, and where the runs were made."""
-  rows = sweep.finished(sweep.read(results))
-  draw(rows, results)
-  return f"{table(rows)}\n{sweep.origin(rows)}.\n"
+    picture = path.with_name(f"{path.stem}_{name}.png")
+    plots.curves(picture, {claim: lines}, ("step", title))
+  return table(rows)

@@ -51,8 +51,8 @@ def curves(
 ) -> None:
   """Draws panels side by side: a line through the means, a dot per seed.
 
-  A name has the same colour in every panel. Without matplotlib nothing is
-  drawn: `make results` does it later.
+  A name has the same colour in every panel. Without lines nothing is drawn,
+  and nothing without matplotlib: `make results` does it later.
 
   Args:
     path: of the PNG file.
@@ -60,6 +60,8 @@ def curves(
     labels: of the horizontal and the vertical axis, with units.
     log_x: a logarithmic horizontal axis, which shows only the x that occur.
   """
+  if not any(panels.values()):
+    return
   try:
     import matplotlib  # not above: tables are wanted where it is missing
   except ImportError:

@@ -136,13 +136,14 @@ def run_and_show(
   runs: Sequence[Run],
   folder: pathlib.Path,
   minutes: float,
-  table: Callable[[list[Row]], str],
+  section: Callable[[list[Row], pathlib.Path], str],
 ) -> None:
-  """Does what a program does: `run`, then prints the outcome and a table.
+  """Does what a program does: `run`, then prints the outcome and its tables.
 
   Args:
     runs: see `run`, and so are `folder` and `minutes`.
-    table: of the rows of finished runs, if there are any.
+    section: of a claim's report. It is given the rows of finished runs, if
+      there are any, and the path of sweep.csv, beside which it draws.
 
   Raises:
     ValueError: see `run`; or some runs failed. It names them, and is raised
@@ -150,8 +151,9 @@ def run_and_show(
   """
   outcome = run(runs, folder, minutes)
   print(outcome)
-  if rows := finished(read(folder)):
-    print(table(rows))
+  if rows := finished(read(folder), runs[0].claim):
+    print(section(rows, folder / FILE))
+    print(f"{origin(rows)}.")
   if outcome.failed:
     raise ValueError(
       f"{len(outcome.failed)} of {len(runs)} runs failed: "
@@ -245,9 +247,18 @@ def read(path: pathlib.Path) -> list[Row]:
   return rows
 
 
-def finished(rows: Sequence[Row]) -> list[Row]:
-  """The rows of runs that were not cut short: what a table may show."""
-  ended = _ended(rows)
+def write(path: pathlib.Path, rows: Sequence[Row]) -> None:
+  """Writes a header, and rows as `read` reads them, all or nothing."""
+  if rows:
+    text = [row._asdict() | {"overrides": _text(row.overrides)} for row in rows]
+    study.write_csv(path, text)
+  else:
+    logs.write_whole(path, ",".join(_COLUMNS) + "\n")
+
+
+def finished(rows: Sequence[Row], claim: str) -> list[Row]:
+  """The rows of a claim's runs that were not cut short: what a table shows."""
+  ended = {key for key in _ended(rows) if key[0] == claim}
   return [row for row in rows if _key(row) in ended]
 
 
@@ -319,11 +330,7 @@ def _check(runs, folder) -> set:
       )
   ended = _ended(rows)
   kept = [r for r in rows if _key(r) in ended or _key(r) not in asked]
-  text = [r._asdict() | {"overrides": _text(r.overrides)} for r in kept]
-  if text:
-    study.write_csv(folder / FILE, text)
-  else:
-    logs.write_whole(folder / FILE, ",".join(_COLUMNS) + "\n")
+  write(folder / FILE, kept)
   return ended
 
 

@@ -23,9 +23,7 @@ def main(_: list[str]) -> None:
   scale = scales.SCALES[_SCALE.value]
   runs = training.runs(scale)
   training.prepare(scale)
-  sweep.run_and_show(
-    runs, folder, _MINUTES.value, lambda _: report.redraw(folder)
-  )
+  sweep.run_and_show(runs, folder, _MINUTES.value, report.section)
 
 
 if __name__ == "__main__":

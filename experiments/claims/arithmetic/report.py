@@ -1,4 +1,4 @@
-"""Tables and plots of the arithmetic sweep, from its CSV files."""
+"""Tables and plots of the arithmetic sweep, from its rows."""
 
 import pathlib
 
@@ -7,10 +7,22 @@ from experiments.measure import plots, sweep
 _METRIC = "exact_match m="
 
 
-def redraw(results: pathlib.Path) -> str:
-  """Draws a plot beside each CSV file; returns their tables as Markdown."""
-  paths = sorted(results.glob("*.csv"))
-  return "\n".join(filter(None, map(_section, paths)))
+def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+  """Draws exact match by m beside a CSV file; returns tables as Markdown."""
+  panels = final(rows)
+  labels = "operations m", "exact match"
+  plots.curves(path.with_suffix(".png"), panels, labels)
+  settings = rows[0].overrides
+  text = [
+    f"Trained on m = 1 to {settings['trained']}, "
+    f"{settings['steps']} steps of {settings['batch']} x "
+    f"{settings['seq_len']} tokens, {settings['expressions']} test expressions "
+    "per m.\n"
+  ]
+  for title, lines in panels.items():
+    text.append(f"{title}, by m: the mean (each seed)\n")
+    text.append(plots.table(lines, "n", "{:.1%}"))
+  return "\n".join(text)
 
 
 def final(rows: list[sweep.Row]) -> dict[str, list[plots.Line]]:
@@ -35,23 +47,3 @@ def final(rows: list[sweep.Row]) -> dict[str, list[plots.Line]]:
 def _setting(row):
   pauses = row.overrides["pauses"]
   return row.overrides["size"] + f", {pauses} pause tokens" * (pauses > 0)
-
-
-def _section(path):
-  rows = sweep.finished(sweep.read(path))
-  panels = final(rows)
-  if not panels:
-    return ""
-  labels = "operations m", "exact match"
-  plots.curves(path.with_suffix(".png"), panels, labels)
-  settings = rows[0].overrides
-  text = [
-    f"`{path.stem}`: trained on m = 1 to {settings['trained']}, "
-    f"{settings['steps']} steps of {settings['batch']} x "
-    f"{settings['seq_len']} tokens, {settings['expressions']} test expressions "
-    f"per m. {sweep.origin(rows)}.\n"
-  ]
-  for title, lines in panels.items():
-    text.append(f"{title}, by m: the mean (each seed)\n")
-    text.append(plots.table(lines, "n", "{:.1%}"))
-  return "\n".join(text)

@@ -26,7 +26,7 @@ def main(_: list[str]) -> None:
   scale, folder = scales.SCALES[_SCALE.value], _OUTPUT.value
   order = itertools.product(scale.heads, scale.seeds)
   runs = [run(scale, *values) for values in order]
-  sweep.run_and_show(runs, folder, _MINUTES.value, report.table)
+  sweep.run_and_show(runs, folder, _MINUTES.value, report.section)
 
 
 def run(scale, n, seed) -> sweep.Run:

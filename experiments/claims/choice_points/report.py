@@ -1,4 +1,4 @@
-"""The table and the picture of `choice_points`, from its CSV file."""
+"""The table and the picture of `choice_points`, from its rows."""
 
 import pathlib
 from collections.abc import Sequence
@@ -21,9 +21,8 @@ def table(rows: Sequence[sweep.Row]) -> str:
   return plots.table(lines, "choice over idle, n =", "{:.2f}")
 
 
-def redraw(results: pathlib.Path) -> str:
+def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
   """Draws the ratios by n, and returns the table."""
-  rows = sweep.finished(sweep.read(results))
   heads = sorted({row.overrides["n"] for row in rows})
   panels = {}
   for metric, title in RATIOS.items():
@@ -33,5 +32,5 @@ def redraw(results: pathlib.Path) -> str:
       kept, lambda row: f"step {row.step}", lambda row: row.overrides["n"]
     )
   labels = "n, heads", "choice points over idle transitions"
-  plots.curves(results / "choice_points.png", panels, labels)
-  return f"{table(rows)}\n{sweep.origin(rows)}.\n"
+  plots.curves(path.with_suffix(".png"), panels, labels)
+  return table(rows)

@@ -7,7 +7,7 @@ Runs that are finished are not repeated.
 """
 
 from experiments.claims import byte_sweeps
-from experiments.claims.curricula import scales
+from experiments.claims.curricula import report, scales
 
 if __name__ == "__main__":
-  byte_sweeps.start(scales.runs)
+  byte_sweeps.start(scales.runs, report.section)

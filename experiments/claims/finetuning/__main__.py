@@ -24,7 +24,7 @@ def main(_: list[str]) -> None:
   """Trains and measures every way, with every seed."""
   scale = scales.SCALES[_SCALE.value]
   runs = solving.runs(scale, _OUTPUT.value, _SEEDS.value or scale.seeds)
-  sweep.run_and_show(runs, _OUTPUT.value, _MINUTES.value, report.tables)
+  sweep.run_and_show(runs, _OUTPUT.value, _MINUTES.value, report.section)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables and plots of `finetuning`, from its CSV files."""
+"""Tables and plots of `finetuning`, from its rows."""
 
 import pathlib
 
@@ -24,13 +24,12 @@ def tables(rows: list[sweep.Row]) -> str:
   return plots.table(lines(rows, "oracle"), "(n, n'), pass@", "{:.1%}")
 
 
-def redraw(results: pathlib.Path) -> str:
-  """Draws `results`/pass_at_k.png; returns the table."""
-  rows = sweep.finished(sweep.read(results))
+def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+  """Draws pass@k by k, and returns the table."""
   plots.curves(
-    results / "pass_at_k.png",
+    path.with_suffix(".png"),
     {"held-out functions": lines(rows, "oracle")},
     ("k", "pass@k, best temperature"),
     log_x=True,
   )
-  return f"{tables(rows)}\n{sweep.origin(rows)}.\n"
+  return tables(rows)

@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
     _SEED.value,
   )
   runs = answers.runs(work)
-  sweep.run_and_show(runs, folder, _MINUTES.value, report.table)
+  sweep.run_and_show(runs, folder, _MINUTES.value, report.section)
 
 
 if __name__ == "__main__":

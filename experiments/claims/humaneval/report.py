@@ -1,4 +1,4 @@
-"""The tables of `humaneval`'s results, from its CSV rows."""
+"""The tables of `humaneval`'s results, from its rows."""
 
 import pathlib
 from collections.abc import Sequence
@@ -42,9 +42,8 @@ def table(rows: Sequence[sweep.Row]) -> str:
   return "\n".join(lines)
 
 
-def redraw(results: pathlib.Path) -> str:
-  """Draws pass@k by k, and returns the README's tables."""
-  rows = sweep.finished(sweep.read(results))
+def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
+  """Draws pass@k by k, and returns the tables."""
   sampled = [
     row
     for row in rows
@@ -55,9 +54,12 @@ def redraw(results: pathlib.Path) -> str:
     sampled, lambda row: row.run, lambda row: int(row.metric[5:])
   )
   plots.curves(
-    results / "humaneval.png", {"HumanEval": lines}, ("k", "pass@k"), log_x=True
+    path.with_suffix(".png"),
+    {"HumanEval": lines},
+    ("k", "pass@k"),
+    log_x=True,
   )
-  return f"{table(rows)}\n\n{sweep.origin(rows)}.\n"
+  return table(rows)
 
 
 def _line(*cells) -> str:

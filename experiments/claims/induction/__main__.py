@@ -32,9 +32,7 @@ def main(_: list[str]) -> None:
   runs = training.runs(scale, _STORIES.value, _TOKENIZER.value)
   if not _STORIES.value:
     training.prepare(scale)
-  sweep.run_and_show(
-    runs, folder, _MINUTES.value, lambda _: report.redraw(folder)
-  )
+  sweep.run_and_show(runs, folder, _MINUTES.value, report.section)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,37 @@
-"""Tables and plots of the induction sweep, from its CSV files."""
+"""Tables and plots of the induction sweep, from its rows."""
 
 import pathlib
 
 from experiments.measure import plots, sweep
 
 
-def redraw(results: pathlib.Path) -> str:
-  """Draws plots beside each CSV file; returns their tables as Markdown."""
-  paths = sorted(results.glob("*.csv"))
-  return "\n".join(filter(None, map(_section, paths)))
+def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+  """Draws accuracy by step beside a CSV file; returns tables as Markdown."""
+  panels = {}
+  for size in dict.fromkeys(row.overrides["size"] for row in rows):
+    some = [
+      row
+      for row in rows
+      if row.metric == "accuracy" and row.overrides["size"] == size
+    ]
+    panels[size] = plots.group(some, _label, lambda row: row.step)
+  labels = "training steps", "accuracy on the second token"
+  plots.curves(path.with_suffix(".png"), panels, labels)
+  settings = rows[0].overrides
+  text = [
+    f"{settings['steps']} steps of {settings['batch']} x "
+    f"{settings['seq_len']} tokens, a corpus of about "
+    f"{settings['tokens']:,} tokens with {settings['names']} names, "
+    f"{settings['test']} test stories.\n",
+    "Best accuracy by size: the mean (each seed)\n",
+    plots.table(best(rows), "n", "{:.1%}"),
+  ]
+  if learnt := steps_to(rows, 0.5):
+    text += [
+      "Training steps until accuracy was 50 %, of the runs that got there\n",
+      plots.table(learnt, "n", "{:.0f}"),
+    ]
+  return "\n".join(text)
 
 
 def best(rows: list[sweep.Row]) -> list[plots.Line]:
@@ -35,35 +58,3 @@ def steps_to(rows: list[sweep.Row], share: float) -> list[plots.Line]:
 def _label(row):
   books = row.overrides["books"]
   return f"n={row.overrides['n']}" + f", {books:.0%} books" * (books > 0)
-
-
-def _section(path):
-  rows = sweep.finished(sweep.read(path))
-  lines = best(rows)
-  if not lines:
-    return ""
-  panels = {}
-  for size in dict.fromkeys(row.overrides["size"] for row in rows):
-    some = [
-      row
-      for row in rows
-      if row.metric == "accuracy" and row.overrides["size"] == size
-    ]
-    panels[size] = plots.group(some, _label, lambda row: row.step)
-  labels = "training steps", "accuracy on the second token"
-  plots.curves(path.with_suffix(".png"), panels, labels)
-  settings = rows[0].overrides
-  text = [
-    f"`{path.stem}`: {settings['steps']} steps of {settings['batch']} x "
-    f"{settings['seq_len']} tokens, a corpus of about "
-    f"{settings['tokens']:,} tokens with {settings['names']} names, "
-    f"{settings['test']} test stories. {sweep.origin(rows)}.\n",
-    "Best accuracy by size: the mean (each seed)\n",
-    plots.table(lines, "n", "{:.1%}"),
-  ]
-  if learnt := steps_to(rows, 0.5):
-    text += [
-      "Training steps until accuracy was 50 %, of the runs that got there\n",
-      plots.table(learnt, "n", "{:.0f}"),
-    ]
-  return "\n".join(text)

@@ -37,7 +37,7 @@ def main(_: list[str]) -> None:
   ]
   for seed in range(scale.seeds):
     runs += [train(scale, n, seed) for n in scale.heads]
-  sweep.run_and_show(runs, folder, _MINUTES.value, report.tables)
+  sweep.run_and_show(runs, folder, _MINUTES.value, report.section)
 
 
 def check_tables(count: int):

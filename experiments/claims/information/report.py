@@ -1,4 +1,4 @@
-"""Tables and the picture of `information`, from its CSV file."""
+"""Tables and the picture of `information`, from its rows."""
 
 import pathlib
 from collections.abc import Sequence
@@ -33,16 +33,15 @@ def _lines(rows, wanted):
   )
 
 
-def redraw(results: pathlib.Path) -> str:
+def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
   """Draws I by place, and returns the tables."""
-  rows = sweep.finished(sweep.read(results))
   kept = [r for r in rows if r.metric.startswith("I where ")]
   lines = plots.group(
     kept, lambda row: row.run, lambda row: row.metric.removeprefix("I where ")
   )
   plots.curves(
-    results / "information.png",
+    path.with_suffix(".png"),
     {"Relative mutual information of the next two bytes": lines},
     ("where the next byte stands", "bits"),
   )
-  return f"{tables(rows)}\n{sweep.origin(rows)}.\n"
+  return tables(rows)

@@ -7,7 +7,7 @@ Runs that are finished are not repeated.
 """
 
 from experiments.claims import byte_sweeps
-from experiments.claims.model_size import scales
+from experiments.claims.model_size import report, scales
 
 if __name__ == "__main__":
-  byte_sweeps.start(scales.runs)
+  byte_sweeps.start(scales.runs, report.section)

@@ -1,5 +1,5 @@
-"""The table and the pictures of `model_size`, from its CSV file."""
+"""The table and the pictures of `model_size`, from its rows."""
 
 from experiments.claims import byte_sweeps
 
-redraw = byte_sweeps.redraw
+section = byte_sweeps.section

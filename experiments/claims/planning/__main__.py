@@ -26,7 +26,7 @@ def main(_: list[str]) -> None:
   sweep.keep_programs(folder)  # seeds share them
   order = itertools.product(scale.graphs, scale.seeds, scale.heads)
   runs = [run(scale, *values) for values in order]
-  sweep.run_and_show(runs, folder, _MINUTES.value, report.table)
+  sweep.run_and_show(runs, folder, _MINUTES.value, report.section)
 
 
 def run(scale, graph, seed, n) -> sweep.Run:

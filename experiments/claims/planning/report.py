@@ -1,4 +1,4 @@
-"""The table and the picture of `planning`, from its CSV file."""
+"""The table and the picture of `planning`, from its rows."""
 
 import pathlib
 from collections.abc import Sequence
@@ -25,9 +25,8 @@ def table(rows: Sequence[sweep.Row]) -> str:
 _TITLES = {"first": "first step right", "path": "whole path right"}
 
 
-def redraw(results: pathlib.Path) -> str:
+def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
   """Draws first-step accuracy by training step, and returns the table."""
-  rows = sweep.finished(sweep.read(results))
   panels = {}
   for row in rows:
     if row.metric == "first":
@@ -39,7 +38,6 @@ def redraw(results: pathlib.Path) -> str:
     )
     for graph, kept in panels.items()
   }
-  plots.curves(
-    results / "planning.png", panels, ("training step", "first step right")
-  )
-  return f"{table(rows)}\n{sweep.origin(rows)}.\n"
+  labels = "training step", "first step right"
+  plots.curves(path.with_suffix(".png"), panels, labels)
+  return table(rows)

@@ -23,7 +23,7 @@ def main(_: list[str]) -> None:
   """Trains and measures every way of getting heads, with every seed."""
   scale = scales.SCALES[_SCALE.value]
   runs = ways.runs(scale, _OUTPUT.value, _SEEDS.value or scale.seeds)
-  sweep.run_and_show(runs, _OUTPUT.value, _MINUTES.value, report.tables)
+  sweep.run_and_show(runs, _OUTPUT.value, _MINUTES.value, report.section)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables and plots of `self_speculation`, from its CSV files."""
+"""Tables and plots of `self_speculation`, from its rows."""
 
 import pathlib
 
@@ -28,14 +28,13 @@ def _lines(rows, metrics) -> list[plots.Line]:
   return plots.group(chosen, lambda row: row.run, label)
 
 
-def redraw(results: pathlib.Path) -> str:
-  """Draws `results`/accepted.png; returns the tables."""
-  rows = sweep.finished(sweep.read(results))
+def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+  """Draws the share of drafts that is accepted; returns the tables."""
   chosen = [row for row in rows if row.metric.startswith("accepted")]
   lines = plots.group(chosen, lambda r: r.run, lambda r: int(r.metric[-1]))
   plots.curves(
-    results / "accepted.png",
+    path.with_suffix(".png"),
     {"Greedy texts": lines},
     ("head", "share of passes that accept its draft"),
   )
-  return f"{tables(rows)}\n{sweep.origin(rows)}.\n"
+  return tables(rows)

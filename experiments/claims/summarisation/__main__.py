@@ -33,11 +33,7 @@ def main(_: list[str]) -> None:
   runs = writing.runs(
     scale, _OUTPUT.value, _SEEDS.value or scale.seeds, _TASKS.value
   )
-
-  def table(rows):
-    return report.tables([r for r in rows if r.claim == writing.CLAIM])
-
-  sweep.run_and_show(runs, _OUTPUT.value, _MINUTES.value, table)
+  sweep.run_and_show(runs, _OUTPUT.value, _MINUTES.value, report.section)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables and plots of `summarisation`, from its CSV files."""
+"""Tables and plots of `summarisation`, from its rows."""
 
 import pathlib
 
@@ -28,13 +28,12 @@ def tables(rows: list[sweep.Row]) -> str:
   )
 
 
-def redraw(results: pathlib.Path) -> str:
-  """Draws `results`/rouge.png; returns the tables."""
-  rows = sweep.finished(sweep.read(results))
+def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+  """Draws F1 by measure, and returns the tables."""
   tasks = list(dict.fromkeys(row.overrides["task"] for row in rows))
   plots.curves(
-    results / "rouge.png",
+    path.with_suffix(".png"),
     {task: lines(rows, task) for task in tasks},
     ("measure", "F1"),
   )
-  return f"{tables(rows)}\n{sweep.origin(rows)}.\n"
+  return tables(rows)

@@ -1,10 +1,10 @@
-"""The table of `training_time`, from its CSV file."""
+"""The table of `training_time`, from its rows."""
 
 import pathlib
+from collections.abc import Sequence
 
-from experiments.measure import study
+from experiments.measure import sweep
 
-FILE = "training_time.csv"
 # Table S5: time relative to n=1, by size and n.
 PAPER = {
   ("0.3B", 2): 1.07,
@@ -20,29 +20,30 @@ PAPER = {
   ("13B", 2): 1.04,
   ("13B", 4): 1.09,
 }
+# Of one step; each is the name of a metric, followed by " n=1", " n=2", ...
+TIME, MODEL_FLOPS, RUN_FLOPS = "step seconds", "model FLOPs", "run FLOPs"
 
 
-def table(results: pathlib.Path) -> str:
+def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
   """Markdown: time and FLOPs of a step over those of n=1 on one device."""
-  rows = study.read_csv(results / FILE)
-  first = {(r["device"], r["size"]): r for r in rows if r["n"] == "1"}
+  del path  # no picture
+  runs = {}
+  for row in rows:
+    key = row.hardware, row.overrides["size"]
+    runs.setdefault(key, {})[row.metric] = row.value
   lines = [
     "| device | size | n | time, paper | ours | model FLOPs | run FLOPs |",
     "|---" * 7 + "|",
   ]
-  for row in rows:
-    base = first.get((row["device"], row["size"]))
-    if row["n"] == "1" or not base:
-      continue
-    ratios = (
-      float(row[name]) / float(base[name])
-      for name in ("seconds", "model_flops", "executed_flops")
-    )
-    paper = PAPER[row["size"], int(row["n"])]
-    cells = row["device"], row["size"], row["n"], f"{paper:.2f}"
-    cells += tuple(f"{ratio:.2f}" for ratio in ratios)
-    lines.append(f"| {' | '.join(cells)} |")
+  for (device, size), found in runs.items():
+    for n in (2, 4):
+      if not {f"{TIME} n=1", f"{TIME} n={n}"} <= found.keys():
+        continue
+      ratios = (
+        found[f"{name} n={n}"] / found[f"{name} n=1"]
+        for name in (TIME, MODEL_FLOPS, RUN_FLOPS)
+      )
+      cells = device, size, str(n), f"{PAPER[size, n]:.2f}"
+      cells += tuple(f"{ratio:.2f}" for ratio in ratios)
+      lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
-
-
-redraw = table
