@@ -66,18 +66,25 @@ _FLAGS = [
   ),
 ]
 
-_PROGRAMS_ALONE = ("group", "temperatures", "samples", "k", "top_p")
+
+def idle(task: str) -> list[str]:
+  """The flags that do nothing for a task."""
+  if task not in language.TASKS:
+    return ["examples"]
+  names = ["group", sandbox.FLAG.removeprefix("--")]
+  if task not in language.SUMMARIES:
+    names += ["max_new"]  # the benchmark says how long an answer may be
+  if task not in language.SAMPLED:
+    names += ["examples", "temperatures", "samples", "k", "top_p"]
+  return names
 
 
 def main(_: list[str]) -> None:
   """Draws and judges what is missing, then prints the table."""
   values = {flag.name: flag.value for flag in _FLAGS}
-  is_language = values["task"] in language.TASKS
-  idle = _PROGRAMS_ALONE if is_language else ("examples",)
-  if values["task"] in language.SAMPLED:
-    idle = ("group",)
-  options.refuse_idle(idle, f"for --task={values['task']}")
-  if is_language:
+  task = values["task"]
+  options.refuse_idle(idle(task), f"for --task={task}")
+  if task in language.TASKS:
     return language.run(values)
   del values["examples"]
   evaluation.run(evaluation.Request(**values))

@@ -159,6 +159,8 @@ def test_some_problems_of_a_file(tmp_path, request_):
     ("humaneval", [], "--data is required: the file of humaneval"),
     ("man_pages", ["--samples=3"], "--samples does nothing for --task=man_pag"),
     ("functions", ["--examples=x"], "--examples does nothing for --task=func"),
+    ("arc_challenge", ["--max_new=9"], "--max_new does nothing for --task=arc"),
+    ("gsm8k", ["--data=x"], "--task=gsm8k needs --examples=FILE, its training"),
   ],
 )
 def test_the_program_says_what_is_wrong(call, task, more, line):

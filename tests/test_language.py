@@ -75,7 +75,7 @@ def test_built_in_summaries_are_held_out(values, monkeypatch):
     ({"task": "xsum"}, "--task=xsum needs --data=FILE"),
     ({"task": "piqa"}, "--task=piqa needs --data=FILE"),
     ({"task": "piqa", "data": "none.jsonl"}, "no file none.jsonl"),
-    ({"task": "gsm8k", "data": "none.jsonl"}, "needs a file of examples"),
+    ({"task": "gsm8k", "data": "none.jsonl"}, "gsm8k needs --examples=FILE"),
     ({"task": "man_pages", "data": "x"}, "man_pages is built in: leave out --"),
     ({"heads": 3}, "--heads=3: the model can draft with 2"),
     ({"seed": -5}, "seed=-5 is outside"),

@@ -37,6 +37,8 @@ def run(values: dict[str, Any]) -> None:
     raise ValueError(f"--task={task} is built in: leave out --data")
   if task not in summaries.BUILT_IN and values["data"] is None:
     raise ValueError(f"--task={task} needs --data=FILE, a JSONL file")
+  if task in SAMPLED and values["examples"] is None:
+    raise ValueError(f"--task={task} needs --examples=FILE, its training split")
   checks.max_new(values["max_new"])
   checks.seed(values["seed"])
   heads = evaluation.drafting(
