@@ -29,7 +29,7 @@ from experiments.startup import (
   program,
 )
 from mtp_jax.evaluate import sandbox
-from mtp_jax.tasks import code
+from mtp_jax.tasks import problem_files
 
 # Each is a field of `evaluation.Request`.
 _FLAGS = [
@@ -38,7 +38,7 @@ _FLAGS = [
   flags.DEFINE_enum(
     "task",
     None,
-    [*code.TASKS, "functions", *language.TASKS],
+    [*problem_files.TASKS, "functions", *language.TASKS],
     "Which problems.",
     required=True,
   ),

@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from mtp_jax.tasks import code, pairs
+from mtp_jax.tasks import code, pairs, problem_files
 
 HUMANEVAL = {
   "task_id": "Ours/0",
@@ -63,13 +63,15 @@ def write(path, *rows):
 
 
 def one(tmp_path, task, *rows):
-  found = code.read(task, write(tmp_path / "p.jsonl", *rows))
+  found = problem_files.read(task, write(tmp_path / "p.jsonl", *rows))
   assert not found.bad
   return found.problems
 
 
 def test_humaneval(tmp_path):
-  found = code.read("humaneval", write(tmp_path / "p.jsonl.gz", HUMANEVAL))
+  found = problem_files.read(
+    "humaneval", write(tmp_path / "p.jsonl.gz", HUMANEVAL)
+  )
   (problem,) = found.problems
   assert problem.prompt == HUMANEVAL["prompt"].rstrip()
   assert problem.tests.endswith("\ncheck(twice)\n")
@@ -107,7 +109,7 @@ def test_a_bad_solved_problem_is_named(tmp_path, change, words):
   shots = [MBPP | {"task_id": i} for i in (2, 3, 4)]
   shots[1] = {k: v for k, v in (shots[1] | change).items() if v is not ...}
   rows = [*shots, MBPP, MBPP | {"task_id": [2]}]
-  found = code.read("mbpp", write(tmp_path / "p.jsonl", *rows))
+  found = problem_files.read("mbpp", write(tmp_path / "p.jsonl", *rows))
   assert found.bad[0] == f"task 3, a solved problem to show: {words}"
   assert found.problems[0].prompt.count("[DONE]") == 2
 
@@ -136,7 +138,7 @@ def test_apps_by_standard_input(tmp_path):
 
 def test_apps_by_call(tmp_path):
   path = write(tmp_path / "p.jsonl", APPS, CALLED)
-  (problem,) = code.read("apps", path, "interview").problems
+  (problem,) = problem_files.read("apps", path, "interview").problems
   assert "class Solution:\n  def twice" in problem.prompt
   assert "Use Call-Based format" in problem.prompt
   for program in problem.solution, "def twice(x): return [2 * x, x]":
@@ -144,7 +146,7 @@ def test_apps_by_call(tmp_path):
   with pytest.raises(AssertionError):
     exec("def twice(x): return x\n" + problem.tests, {})
   with pytest.raises(ValueError, match="no problem of 'easy'; it has .'inter"):
-    code.read("apps", path, "easy")
+    problem_files.read("apps", path, "easy")
 
 
 def test_codecontests(tmp_path):
@@ -208,7 +210,7 @@ def test_a_bad_problem_is_named_and_left_out(tmp_path, task, row, words):
     "apps": APPS | {"problem_id": "good"},
     "codecontests": CONTESTS | {"name": "good"},
   }[task]
-  found = code.read(task, write(tmp_path / "p.jsonl", first, row))
+  found = problem_files.read(task, write(tmp_path / "p.jsonl", first, row))
   assert len(found.problems) == len(found.bad) == 1
   with pytest.raises(AssertionError, match=words):
     raise AssertionError(found.bad[0])
@@ -217,14 +219,14 @@ def test_a_bad_problem_is_named_and_left_out(tmp_path, task, row, words):
 def test_a_file_without_any_sound_problem(tmp_path):
   path = write(tmp_path / "p.jsonl", without(HUMANEVAL, "test"))
   with pytest.raises(ValueError, match="no sound problem of humaneval; line 1"):
-    code.read("humaneval", path)
+    problem_files.read("humaneval", path)
   with pytest.raises(ValueError, match="choose one of humaneval, mbpp"):
-    code.read("humanevil", path)
+    problem_files.read("humanevil", path)
   with pytest.raises(ValueError, match="cannot be read: .*No such file"):
-    code.read("humaneval", tmp_path / "none.jsonl")
+    problem_files.read("humaneval", tmp_path / "none.jsonl")
   (tmp_path / "x.gz").write_bytes(b"not gzip")
   with pytest.raises(ValueError, match="cannot be read: Not a gzipped file"):
-    code.read("humaneval", tmp_path / "x.gz")
+    problem_files.read("humaneval", tmp_path / "x.gz")
 
 
 @pytest.mark.parametrize(

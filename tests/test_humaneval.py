@@ -9,7 +9,7 @@ from experiments.claims.humaneval import answers, report, scales
 from experiments.measure import sweep
 from mtp_jax import tokenizer
 from mtp_jax.evaluate import sandbox
-from mtp_jax.tasks import code, samples
+from mtp_jax.tasks import problem_files, samples
 from tests.mocks import Mock
 
 
@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
     for i, name in enumerate("fgh")
   ]
   (home / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-  found = code.read("humaneval", home / "p.jsonl")
+  found = problem_files.read("humaneval", home / "p.jsonl")
   sound, lines = answers.check(executor, found.problems)
   assert [p.name for p in sound] == ["HumanEval/1", "HumanEval/2"]
   assert lines.startswith("2 of 3 problems: the solution passes, an empty")

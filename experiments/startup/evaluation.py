@@ -14,7 +14,7 @@ from experiments.startup import options, terminal
 from mtp_jax.decode import layout
 from mtp_jax.evaluate import pass_at_k, sandbox
 from mtp_jax.interchange import folders
-from mtp_jax.tasks import code, functions, samples
+from mtp_jax.tasks import code, functions, problem_files, samples
 from mtp_jax.train import logs, provenance
 
 _FUNCTIONS = 100  # problems of the built-in task
@@ -110,7 +110,7 @@ def drafting(workdir: pathlib.Path, step: int | None, asked: int) -> int:
   return asked or most
 
 
-def read(request: Request) -> code.File:
+def read(request: Request) -> problem_files.File:
   """The problems that are asked for.
 
   Raises:
@@ -122,17 +122,17 @@ def read(request: Request) -> code.File:
         "--task=functions is built in: leave out --data, --group"
       )
     count = request.problems or _FUNCTIONS
-    return code.File(functions.problems(count), [])
+    return problem_files.File(functions.problems(count), [])
   if request.data is None:
     raise ValueError(f"--data is required: the file of {request.task}")
-  found = code.read(request.task, request.data, request.group)
+  found = problem_files.read(request.task, request.data, request.group)
   if request.problems is None:
     return found
   count, size = request.problems, len(found.problems)
   if count > size:
     raise ValueError(f"--problems={count}: {request.data} has {size}")
   some = [found.problems[i * size // count] for i in range(count)]
-  return code.File(some, found.bad)
+  return problem_files.File(some, found.bad)
 
 
 def scores(

@@ -8,7 +8,8 @@ choice_points  a language whose choice points are known
 pairs          prompts and answers as a file to finetune on
 summaries      texts and their summaries: the paper's sets, and two built in
 man_pages      manual pages as text
-code           programming problems: the public files
+code           programming problems: what is read, where answers end, tests
+problem_files  the public files of such problems
 functions      small generated functions, to learn from and to write
 samples        answers that a model draws to them, and their verdicts
 """

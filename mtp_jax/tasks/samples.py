@@ -90,7 +90,7 @@ def draw(
   Args:
     decoder: from `mtp_jax.lay_out(model, codec.vocab)`.
     codec: the model's.
-    problems: from `code.read`.
+    problems: from `problem_files.read`.
     settings: what to draw.
     path: JSONL, made if it is missing. A line has the problem's name, the
       temperature and the sample's number, its completion, `ended` (whether it

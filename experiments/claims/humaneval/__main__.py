@@ -16,7 +16,7 @@ from experiments.measure import study, sweep, wheels
 from experiments.startup import options, program
 from mtp_jax.evaluate import sandbox
 from mtp_jax.interchange import folders
-from mtp_jax.tasks import code
+from mtp_jax.tasks import problem_files
 
 _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is answered.")
 _SEED = options.define_seed("Of what is drawn.")
@@ -37,7 +37,9 @@ def main(_: list[str]) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-  found = code.read("humaneval", _DATA.value or wheels.humaneval(folder))
+  found = problem_files.read(
+    "humaneval", _DATA.value or wheels.humaneval(folder)
+  )
   executor = sandbox.Sandbox(backend)
   sound, lines = answers.check(executor, found.problems)
   print("\n".join([*found.bad, lines, f"sandbox: {backend}"]), flush=True)

