@@ -2,25 +2,54 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
 from mtp_jax import config
 
-# Model type -> what transformers takes where its config.json says nothing.
+
+@dataclasses.dataclass(frozen=True)
+class _Family:
+  """What distinguishes one family of models from another.
+
+  Attributes:
+    defaults: what transformers takes where a config.json says nothing.
+    qkv_bias, qk_norm: as of `config.Model`; all models of the family agree.
+    window: how a config.json says that attention has a sliding window:
+      'number', by `sliding_window` alone; 'layers', also by
+      `use_sliding_window` and the kinds of the layers; None: it never has one.
+    divides_width: the attention heads divide the width, even where they have a
+      width of their own.
+  """
+
+  defaults: dict[str, int]
+  qkv_bias: bool = False
+  qk_norm: bool = False
+  window: Literal["number", "layers"] | None = None
+  divides_width: bool = False
+
+  def fits(self, cfg: config.Model) -> bool:
+    """Whether a model can be written as one of the family."""
+    return (
+      (cfg.qkv_bias, cfg.qk_norm) == (self.qkv_bias, self.qk_norm)
+      and not (cfg.sliding_window and self.window is None)
+      and not (cfg.width % cfg.attn_heads and self.divides_width)
+    )
+
+
+_QWEN = {
+  "max_position_embeddings": 32_768,
+  "max_window_layers": 28,
+  "sliding_window": 4096,
+}
+# By model type, the simplest first: a model is written as the first that fits.
 _FAMILIES = {
-  "llama": {"max_position_embeddings": 2048},
-  "mistral": {"max_position_embeddings": 131_072, "sliding_window": 4096},
-  "qwen2": {
-    "max_position_embeddings": 32_768,
-    "max_window_layers": 28,
-    "sliding_window": 4096,
-  },
-  "qwen3": {
-    "max_position_embeddings": 32_768,
-    "max_window_layers": 28,
-    "sliding_window": 4096,
-    "head_dim": 128,
-  },
+  "llama": _Family({"max_position_embeddings": 2048}, divides_width=True),
+  "mistral": _Family(
+    {"max_position_embeddings": 131_072, "sliding_window": 4096},
+    window="number",
+  ),
+  "qwen2": _Family(_QWEN, qkv_bias=True, window="layers"),
+  "qwen3": _Family(_QWEN | {"head_dim": 128}, qk_norm=True, window="layers"),
 }
 # Of these a null has a meaning; others are then as if left out.
 _NULLS = ("sliding_window", "head_dim")
@@ -55,14 +84,15 @@ def to_model(tree: dict[str, Any]) -> config.Model:
   Raises:
     ValueError: a setting is missing, wrong or not supported; names it.
   """
-  family = tree.get("model_type")
-  if not isinstance(family, str) or family not in _FAMILIES:
+  model_type = tree.get("model_type")
+  if not isinstance(model_type, str) or model_type not in _FAMILIES:
     raise ValueError(
-      f"model_type {family!r:.60} is not supported; supported are "
+      f"model_type {model_type!r:.60} is not supported; supported are "
       f"{', '.join(_FAMILIES)}"
     )
   given = {k: v for k, v in tree.items() if v is not None or k in _NULLS}
-  tree = _FAMILIES[family] | given
+  family = _FAMILIES[model_type]
+  tree = family.defaults | given
   tree = {name: value for name, value in tree.items() if value is not None}
   for name in (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
@@ -88,8 +118,8 @@ def to_model(tree: dict[str, Any]) -> config.Model:
     attn_channels=tree.get("head_dim", 0),
     n_future=1,
     head="parallel",
-    qkv_bias=family == "qwen2",
-    qk_norm=family == "qwen3",
+    qkv_bias=family.qkv_bias,
+    qk_norm=family.qk_norm,
     sliding_window=_sliding_window(family, tree),
     norm_eps=tree.get("rms_norm_eps", 1e-6),
     dtype=_dtype(tree),
@@ -108,11 +138,11 @@ def from_model(cfg: config.Model) -> dict[str, Any]:
   Raises:
     ValueError: no family of models has this combination of settings.
   """
-  family = _family(cfg)
+  name = _family(cfg)
   count = cfg.trunk_layers + config.HEAD_KINDS[cfg.head]
   tree = {
-    "architectures": [f"{family.title()}ForCausalLM"],
-    "model_type": family,
+    "architectures": [f"{name.title()}ForCausalLM"],
+    "model_type": name,
     "vocab_size": cfg.vocab,
     "hidden_size": cfg.width,
     "intermediate_size": cfg.mlp,
@@ -126,7 +156,7 @@ def from_model(cfg: config.Model) -> dict[str, Any]:
   }
   if cfg.rope_length:
     tree["max_position_embeddings"] = cfg.rope_length
-  if family == "mistral":
+  if _FAMILIES[name].window == "number":
     tree["sliding_window"] = cfg.sliding_window or None
   elif cfg.sliding_window:
     tree |= {
@@ -153,19 +183,13 @@ def from_model(cfg: config.Model) -> dict[str, Any]:
 
 
 def _family(cfg) -> str:
-  """The simplest family that has all that a model has."""
+  """The name of the simplest family that has all that a model has."""
   if cfg.qkv_bias and cfg.qk_norm:
     raise ValueError(
       "no family of Hugging Face models has both model.qkv_bias (Qwen2) and "
       "model.qk_norm (Qwen3): this model cannot be written"
     )
-  if cfg.qkv_bias or cfg.qk_norm:
-    return "qwen2" if cfg.qkv_bias else "qwen3"
-  # Mistral is Llama with a window. Llama's width is divisible by its attention
-  # heads even where these have a width of their own.
-  if cfg.sliding_window or cfg.width % cfg.attn_heads:
-    return "mistral"
-  return "llama"
+  return next(name for name, family in _FAMILIES.items() if family.fits(cfg))
 
 
 def _dtype(tree) -> str:
@@ -181,9 +205,9 @@ def _sliding_window(family, tree) -> int:
       f"layer_types {kinds!r:.60} is not supported; supported are layers of "
       "one kind"
     )
-  if family == "mistral":
+  if family.window == "number":
     return tree.get("sliding_window", 0)
-  if family == "llama" or not tree.get("use_sliding_window"):
+  if family.window is None or not tree.get("use_sliding_window"):
     return 0
   if not kinds:  # the first `max_window_layers` attend to the whole text
     _check_integer(tree, "max_window_layers")
