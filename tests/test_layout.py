@@ -4,6 +4,7 @@ import ast
 import functools
 import graphlib
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -131,6 +132,16 @@ def test_the_face_of_the_library():
   files = {p.stem for p in (ROOT / "mtp_jax").glob("*.py")} - {"__init__"}
   for name in folders | files:
     assert name in mtp_jax.__doc__, f"the map lacks {name}"
+
+
+def test_every_package_has_a_map():
+  """Its docstring names its modules, so that a reader need not open them."""
+  for path in (ROOT / "mtp_jax").rglob("__init__.py"):
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    modules = {p.stem for p in path.parent.glob("*.py")} - {"__init__"}
+    modules |= {p.parent.name for p in path.parent.glob("*/__init__.py")}
+    lacking = modules - set(re.findall(r"\w+", doc))
+    assert not lacking, f"the map of {path.parent.name} lacks {lacking}"
 
 
 def test_a_config_is_read_without_jax():
