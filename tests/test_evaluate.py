@@ -11,7 +11,7 @@ from experiments.startup import evaluation
 from mtp_jax import tokenizer
 from mtp_jax.evaluate import sandbox
 from mtp_jax.interchange import folders
-from mtp_jax.tasks import functions, samples
+from mtp_jax.tasks import functions, judging, samples
 from mtp_jax.train import provenance
 from tests import parameters
 
@@ -104,7 +104,7 @@ def test_again_nothing_is_drawn(finished, request_, monkeypatch):
     (folder / f"{n}.jsonl").read_text() for n in ("samples", "verdicts")
   ]
   monkeypatch.delattr(samples.serve, "generate_all")
-  monkeypatch.setattr(samples, "check_solutions", lambda _, some: (some, []))
+  monkeypatch.setattr(judging, "check_solutions", lambda _, some: (some, []))
   evaluation.run(request_)
   after = [(folder / f"{n}.jsonl").read_text() for n in ("samples", "verdicts")]
   assert after == before
@@ -132,7 +132,7 @@ def test_errors_come_before_the_model_is_read(
 ):
   monkeypatch.setattr(sandbox, "find", lambda **_: "none")
   monkeypatch.delattr(folders, "load")
-  monkeypatch.delattr(samples, "check_solutions")
+  monkeypatch.delattr(judging, "check_solutions")
   with pytest.raises(ValueError, match=words):
     evaluation.run(dataclasses.replace(request_, **change))
 

@@ -9,7 +9,7 @@ import pytest
 from mtp_jax import tokenizer
 from mtp_jax.decode import generate, layout, serve, tree
 from mtp_jax.evaluate import sandbox
-from mtp_jax.tasks import code, samples
+from mtp_jax.tasks import code, judging, samples
 from tests import parameters
 
 CODEC = tokenizer.Bytes()
@@ -167,7 +167,7 @@ def test_judged_once_and_an_empty_one_never_passes(
 ):
   path = tmp_path / "verdicts.jsonl"
   rows = answers("return 1", " \n", "return 2", "return 1", "return (")
-  first = samples.judge(executor, PROBLEMS, rows[:2], path)
+  first = judging.judge(executor, PROBLEMS, rows[:2], path)
   with path.open("a") as file:
     file.write('{"task_id": "f", "temp')  # a kill
   run, check_all = [], sandbox.Sandbox.check_all
@@ -176,18 +176,18 @@ def test_judged_once_and_an_empty_one_never_passes(
     "check_all",
     lambda self, jobs: run.extend(jobs) or check_all(self, jobs),
   )
-  got = samples.judge(executor, PROBLEMS, rows, path)
+  got = judging.judge(executor, PROBLEMS, rows, path)
   assert [v["passed"] for v in got] == [True, False, False, True, False]
-  assert got[:2] == first and got[1]["error"] == samples.EMPTY
+  assert got[:2] == first and got[1]["error"] == judging.EMPTY
   assert got[4]["error"].startswith("SyntaxError")
   assert len(run) == 3  # of the three that were left
-  assert samples.judge(executor, PROBLEMS, rows, path) == got and len(run) == 3
+  assert judging.judge(executor, PROBLEMS, rows, path) == got and len(run) == 3
   assert got[0]["sandbox"] == executor.backend
   # Of other tests, a verdict says nothing.
   harder = [
     dataclasses.replace(p, tests=f"{p.tests}\nassert False") for p in PROBLEMS
   ]
-  again = samples.judge(executor, harder, rows, path)
+  again = judging.judge(executor, harder, rows, path)
   assert len(run) > 3 and not any(v["passed"] for v in again)
 
 
@@ -198,11 +198,11 @@ def test_a_sandbox_that_failed_is_asked_again(tmp_path, monkeypatch):
   found = [lost, sandbox.Verdict(False, sandbox.OUT_OF_TIME)]
   monkeypatch.setattr(sandbox.Sandbox, "check_all", lambda *_: found)
   executor = sandbox.Sandbox("none")
-  got = samples.judge(executor, PROBLEMS, rows, path)
+  got = judging.judge(executor, PROBLEMS, rows, path)
   assert [v["error"] for v in got] == [v.error for v in found]
   assert [v["sample"] for v in samples.read(path)] == [1]
   found[:] = [sandbox.Verdict(True)]
-  again = samples.judge(executor, PROBLEMS, rows, path)
+  again = judging.judge(executor, PROBLEMS, rows, path)
   assert [v["passed"] for v in again] == [True, False]
   assert len(samples.read(path)) == 2
 
@@ -217,7 +217,7 @@ def test_a_solution_that_fails_is_no_problem(executor):
     problem("unknown", None),
     code.Problem("easy", "p", "def f(): return 1", (), "assert f() == 1", ""),
   ]
-  sound, lines = samples.check_solutions(executor, problems)
+  sound, lines = judging.check_solutions(executor, problems)
   assert [p.name for p in sound] == ["good", "unknown"]
   assert lines == [
     "wrong: its own solution fails: AssertionError: ",

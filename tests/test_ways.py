@@ -97,7 +97,7 @@ def test_three_ways_to_finetune(trained, tmp_path, monkeypatch):
     ]
 
   monkeypatch.setattr(solving.samples, "draw", draw)
-  monkeypatch.setattr(solving.samples, "judge", judge)
+  monkeypatch.setattr(solving.judging, "judge", judge)
   monkeypatch.setattr(sandbox, "find", lambda: "none")
   outcome = sweep.run(solving.runs(scale, tmp_path, 1), tmp_path)
   assert not outcome.failed and len(outcome.done) == 3

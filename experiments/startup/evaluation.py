@@ -14,7 +14,7 @@ from experiments.startup import options, terminal
 from mtp_jax.decode import layout
 from mtp_jax.evaluate import pass_at_k, sandbox
 from mtp_jax.interchange import folders
-from mtp_jax.tasks import code, functions, problem_files, samples
+from mtp_jax.tasks import code, functions, judging, problem_files, samples
 from mtp_jax.train import logs, provenance
 
 _FUNCTIONS = 100  # problems of the built-in task
@@ -58,7 +58,7 @@ def run(request: Request) -> None:
   settings = dataclasses.replace(settings, heads=heads)
   options.make_room(request.output / "results.json")
   executor = sandbox.Sandbox(backend)
-  problems, unsound = samples.check_solutions(executor, found.problems)
+  problems, unsound = judging.check_solutions(executor, found.problems)
   left_out = found.bad + unsound
   for line in left_out:
     terminal.note(f"left out: {line}\n")
@@ -73,7 +73,7 @@ def run(request: Request) -> None:
   folder = request.output
   path = folder / "samples.jsonl"
   rows = samples.draw(decoder, codec, problems, settings, path)
-  verdicts = samples.judge(executor, problems, rows, folder / "verdicts.jsonl")
+  verdicts = judging.judge(executor, problems, rows, folder / "verdicts.jsonl")
   doubts = [sandbox.doubt(verdict["error"]) for verdict in verdicts]
   result = study.provenance(request.seed) | {
     "task": request.task,

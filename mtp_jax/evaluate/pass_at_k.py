@@ -63,7 +63,7 @@ def count(
   Args:
     names: of the problems.
     verdicts: of their samples, each with task_id (a name), temperature and
-      passed, as `mtp_jax.tasks.samples.judge` returns them.
+      passed, as `mtp_jax.tasks.judging.judge` returns them.
 
   Raises:
     ValueError: a problem has no verdict at a temperature.

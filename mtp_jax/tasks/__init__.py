@@ -11,5 +11,6 @@ man_pages      manual pages as text
 code           programming problems: what is read, where answers end, tests
 problem_files  the public files of such problems
 functions      small generated functions, to learn from and to write
-samples        answers that a model draws to them, and their verdicts
+samples        answers that a model draws to them
+judging        which of these answers pass their tests
 """

@@ -1,18 +1,17 @@
-"""Answers that a model draws to programming problems, and their verdicts.
+"""Answers that a model draws to programming problems.
 
-Both are kept as JSONL, a line as soon as it is known. What is there is not
-drawn or run again. For one model, settings and prompt, what is drawn depends on
-the seed, the problem's name and the sample's number alone: a file that was cut
-short ends as it would have.
+They are kept as JSONL, a line as soon as it is known. What is there is not
+drawn again; `judging` gives verdicts. For one model, settings and prompt, what
+is drawn depends on the seed, the problem's name and the sample's number alone:
+a file that was cut short ends as it would have.
 """
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,7 @@ import numpy as np
 from mtp_jax import tokenizer
 from mtp_jax.decode import accept, checks, interface, sampling, serve, stream
 from mtp_jax.decode import tree as tree_lib
-from mtp_jax.evaluate import sandbox
 from mtp_jax.tasks import code
-
-EMPTY = "the sample is empty"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +102,8 @@ def draw(
   asked = {p.name: {"prompt": prompt_digest(codec, p)} for p in problems}
   rows = read(path)
   _check_same(path, rows, settings, asked)
-  done = {_key(row) for row in rows}
-  with _appending(path, rows) as write:
+  done = {key(row) for row in rows}
+  with appending(path, rows) as write:
 
     def keep(row):
       rows.append(row)
@@ -128,7 +124,7 @@ def draw(
     for t in settings.temperatures
     for i in settings.samples(t)
   }
-  return sorted((row for row in rows if _key(row) in wanted), key=_key)
+  return sorted((row for row in rows if key(row) in wanted), key=key)
 
 
 def _check_same(path, rows, settings, asked) -> None:
@@ -201,82 +197,6 @@ def _draw_missing(decoder, codec, missing, settings, temperature, keep) -> None:
   )
 
 
-def judge(
-  executor: sandbox.Sandbox,
-  problems: Sequence[code.Problem],
-  rows: Iterable[dict[str, Any]],
-  path: pathlib.Path,
-) -> list[dict[str, Any]]:
-  """Runs the answers that a file has no verdict of; returns their verdicts.
-
-  Args:
-    executor: where they run.
-    problems: of the answers.
-    rows: from `draw`.
-    path: JSONL. A line has the key of a sample, passed, error and the backend.
-  """
-  known = {problem.name: problem for problem in problems}
-  rows = list(rows)
-  digests = {_key(row): _digest(known[row["task_id"]], row) for row in rows}
-  # Of another program, other tests or another backend, a verdict says nothing.
-  verdicts = [
-    v
-    for v in read(path)
-    if (digest := digests.get(_key(v))) is None
-    or (v.get("digest"), v["sandbox"]) == (digest, executor.backend)
-  ]
-  done = {_key(verdict) for verdict in verdicts}
-  same = collections.defaultdict(list)  # equal answers are run once
-  for row in rows:
-    if _key(row) not in done:
-      same[row["task_id"], row["completion"]].append(row)
-  jobs = [job for job in same if job[1].strip()]
-  with _appending(path, verdicts) as write:
-
-    def add(job, verdict):
-      for row in same[job]:
-        verdicts.append(
-          _verdict(row, verdict, executor.backend, digests[_key(row)])
-        )
-        # A sandbox that failed says nothing of the answer: the next call tries
-        # again.
-        if sandbox.doubt(verdict.error) != sandbox.NO_VERDICT:
-          write(verdicts[-1])
-
-    for begin in range(0, len(jobs), 64):
-      some = jobs[begin : begin + 64]
-      found = executor.check_all([known[n].job(text) for n, text in some])
-      for job, verdict in zip(some, found, strict=True):
-        add(job, verdict)
-    for job in same.keys() - set(jobs):
-      add(job, sandbox.Verdict(False, EMPTY))
-  wanted = {_key(row) for row in rows}
-  return sorted((v for v in verdicts if _key(v) in wanted), key=_key)
-
-
-def check_solutions(
-  executor: sandbox.Sandbox, problems: Sequence[code.Problem]
-) -> tuple[list[code.Problem], list[str]]:
-  """The problems whose known solution passes, and a line for each other.
-
-  Those without a solution are not tested. An answer of nothing must fail.
-  """
-  solved = [p for p in problems if p.solution is not None]
-  found = executor.check_all(
-    [p.job(p.solution) for p in solved] + [p.job("") for p in problems]
-  )
-  why = {
-    p.name: f"its own solution fails: {v.error}"
-    for p, v in zip(solved, found, strict=False)
-    if not v.passed
-  }
-  for p, v in zip(problems, found[len(solved) :], strict=True):
-    if v.passed:
-      why.setdefault(p.name, "an empty answer passes")
-  lines = [f"{name}: {reason}" for name, reason in why.items()]
-  return [p for p in problems if p.name not in why], lines
-
-
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
   """The lines of a file; one that a kill cut is left out."""
   if not path.exists():
@@ -289,7 +209,9 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _appending(path, rows):
+def appending(
+  path: pathlib.Path, rows: Iterable[dict[str, Any]]
+) -> Iterator[Callable[[dict[str, Any]], None]]:
   """A function that adds a line; the file begins with the sound ones."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.name}.partial")
@@ -305,39 +227,26 @@ def _appending(path, rows):
     yield write
 
 
-def _key(row) -> tuple[str, float, int]:
+def key(row: dict[str, Any]) -> tuple[str, float, int]:
+  """What a line is of: the problem's name, the temperature, the sample."""
   return row["task_id"], row["temperature"], row["sample"]
 
 
 def prompt_digest(codec: tokenizer.Tokenizer, problem: code.Problem) -> str:
   """16 digits of the tokens that a model reads and of where answers end."""
   ids = _ids(codec, problem.prompt).tolist()
-  return _hash((ids, problem.before, problem.stops))
+  return digest((ids, problem.before, problem.stops))
 
 
-def _digest(problem, row) -> str:
-  """Of the program that is run and its tests."""
-  return _hash(problem.job(row["completion"]))
-
-
-def _hash(value) -> str:
+def digest(value: Any) -> str:
+  """16 digits that tell values of different `repr` apart."""
   text = repr(value).encode("utf-8", "surrogatepass")
   return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _heads(heads) -> int | str:
   """k, or a digest of a tree's paths."""
-  return heads if isinstance(heads, int) else f"tree {_hash(heads.paths)}"
-
-
-def _verdict(row, verdict, backend, digest) -> dict[str, Any]:
-  key = {name: row[name] for name in ("task_id", "temperature", "sample")}
-  return key | {
-    "passed": verdict.passed,
-    "error": verdict.error,
-    "sandbox": backend,
-    "digest": digest,
-  }
+  return heads if isinstance(heads, int) else f"tree {digest(heads.paths)}"
 
 
 def _ids(codec, text) -> np.ndarray:

@@ -9,7 +9,7 @@ from mtp_jax import tokenizer
 from mtp_jax.decode import layout
 from mtp_jax.evaluate import pass_at_k, sandbox
 from mtp_jax.model import model
-from mtp_jax.tasks import functions, pairs, samples
+from mtp_jax.tasks import functions, judging, pairs, samples
 from mtp_jax.train import provenance
 
 CLAIM = "finetuning"
@@ -76,7 +76,7 @@ def figures(
   )
   # `find` refuses where there is no sandbox.
   executor = sandbox.Sandbox(sandbox.find(), sandbox.Limits(cpu=2, wall=20.0))
-  verdicts = samples.judge(executor, problems, rows, place / "verdicts.jsonl")
+  verdicts = judging.judge(executor, problems, rows, place / "verdicts.jsonl")
   counts = pass_at_k.count([p.name for p in problems], verdicts)
   ks = [2**i for i in range(scale.samples.bit_length())]
   ks = [k for k in ks if k <= scale.samples]

@@ -14,7 +14,7 @@ from experiments.measure import sweep
 from mtp_jax.decode import autotune
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.evaluate import pass_at_k, sandbox
-from mtp_jax.tasks import code, samples
+from mtp_jax.tasks import code, judging, samples
 from mtp_jax.train import provenance
 
 
@@ -176,7 +176,7 @@ def _draw(work, problems, name, temperatures, heads=1, max_new=None):
 
 def _passed(work, problems, rows, name) -> dict[float, list[int]]:
   path = work.folder / f"{name}-verdicts.jsonl"
-  verdicts = samples.judge(work.executor, problems, rows, path)
+  verdicts = judging.judge(work.executor, problems, rows, path)
   return pass_at_k.count([p.name for p in problems], verdicts)
 
 
@@ -191,6 +191,6 @@ def _scores(n, passed, ks, name) -> Iterator[sweep.Figure]:
 
 def check(executor, problems) -> tuple[list[code.Problem], str]:
   """The sound problems, and a line about solutions and empty answers."""
-  sound, bad = samples.check_solutions(executor, problems)
+  sound, bad = judging.check_solutions(executor, problems)
   line = f"{len(sound)} of {len(problems)} problems: the solution passes, an "
   return sound, "\n".join([line + "empty answer does not", *bad])

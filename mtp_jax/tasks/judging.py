@@ -1,0 +1,110 @@
+"""Verdicts on answers to programming problems: which pass their tests.
+
+They are kept as JSONL, as the answers are (`samples`). An answer that has a
+verdict there is not run again.
+"""
+
+import collections
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mtp_jax.evaluate import sandbox
+from mtp_jax.tasks import code, samples
+
+EMPTY = "the sample is empty"
+
+
+def judge(
+  executor: sandbox.Sandbox,
+  problems: Sequence[code.Problem],
+  rows: Iterable[dict[str, Any]],
+  path: pathlib.Path,
+) -> list[dict[str, Any]]:
+  """Runs the answers that a file has no verdict of; returns their verdicts.
+
+  Args:
+    executor: where they run.
+    problems: of the answers.
+    rows: from `samples.draw`.
+    path: JSONL. A line has the key of a sample, passed, error and the backend.
+  """
+  known = {problem.name: problem for problem in problems}
+  rows = list(rows)
+  digests = {
+    samples.key(row): _digest(known[row["task_id"]], row) for row in rows
+  }
+  # Of another program, other tests or another backend, a verdict says nothing.
+  verdicts = [
+    v
+    for v in samples.read(path)
+    if (digest := digests.get(samples.key(v))) is None
+    or (v.get("digest"), v["sandbox"]) == (digest, executor.backend)
+  ]
+  done = {samples.key(verdict) for verdict in verdicts}
+  same = collections.defaultdict(list)  # equal answers are run once
+  for row in rows:
+    if samples.key(row) not in done:
+      same[row["task_id"], row["completion"]].append(row)
+  jobs = [job for job in same if job[1].strip()]
+  with samples.appending(path, verdicts) as write:
+
+    def add(job, verdict):
+      for row in same[job]:
+        verdicts.append(
+          _verdict(row, verdict, executor.backend, digests[samples.key(row)])
+        )
+        # A sandbox that failed says nothing of the answer: the next call tries
+        # again.
+        if sandbox.doubt(verdict.error) != sandbox.NO_VERDICT:
+          write(verdicts[-1])
+
+    for begin in range(0, len(jobs), 64):
+      some = jobs[begin : begin + 64]
+      found = executor.check_all([known[n].job(text) for n, text in some])
+      for job, verdict in zip(some, found, strict=True):
+        add(job, verdict)
+    for job in same.keys() - set(jobs):
+      add(job, sandbox.Verdict(False, EMPTY))
+  wanted = {samples.key(row) for row in rows}
+  return sorted(
+    (v for v in verdicts if samples.key(v) in wanted), key=samples.key
+  )
+
+
+def check_solutions(
+  executor: sandbox.Sandbox, problems: Sequence[code.Problem]
+) -> tuple[list[code.Problem], list[str]]:
+  """The problems whose known solution passes, and a line for each other.
+
+  Those without a solution are not tested. An answer of nothing must fail.
+  """
+  solved = [p for p in problems if p.solution is not None]
+  found = executor.check_all(
+    [p.job(p.solution) for p in solved] + [p.job("") for p in problems]
+  )
+  why = {
+    p.name: f"its own solution fails: {v.error}"
+    for p, v in zip(solved, found, strict=False)
+    if not v.passed
+  }
+  for p, v in zip(problems, found[len(solved) :], strict=True):
+    if v.passed:
+      why.setdefault(p.name, "an empty answer passes")
+  lines = [f"{name}: {reason}" for name, reason in why.items()]
+  return [p for p in problems if p.name not in why], lines
+
+
+def _digest(problem, row) -> str:
+  """Of the program that is run and its tests."""
+  return samples.digest(problem.job(row["completion"]))
+
+
+def _verdict(row, verdict, backend, digest) -> dict[str, Any]:
+  key = {name: row[name] for name in ("task_id", "temperature", "sample")}
+  return key | {
+    "passed": verdict.passed,
+    "error": verdict.error,
+    "sandbox": backend,
+    "digest": digest,
+  }
