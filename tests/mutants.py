@@ -563,9 +563,16 @@ MUTANTS = [
   Mutant(
     "microbatches averaged twice",
     "mtp_jax/train/step.py",
-    "step) / weight_sums[0]",
-    "step) / (weight_sums[0] * cfg.train.accumulate)",
+    "weights / divisors[0]",
+    "weights / (divisors[0] * cfg.train.accumulate)",
     "test_train.py::test_microbatches_give_the_same_step",
+  ),
+  Mutant(
+    "far heads learn undivided losses where no next token has weight",
+    "mtp_jax/train/step.py",
+    "* (sums[0] > 0)",
+    "* 1",
+    "test_train.py::test_without_a_next_token_of_weight_nothing_is_learnt",
   ),
   Mutant(
     "microbatches forget that heads leap",

@@ -111,9 +111,10 @@ def train_step(
     )
   N, net = cfg.model.n_future, state.model
   targets = loss.future_targets(batch, N, cfg.model.offsets)
-  weight_sums = targets.weights()
-  weight_sums = jnp.where(weight_sums > 0, weight_sums, 1.0)  # a divisor
-  scale = weights_lib.at(cfg.train, N, state.step) / weight_sums[0]
+  sums = targets.weights()
+  divisors = jnp.where(sums > 0, sums, 1.0)
+  weights = weights_lib.at(cfg.train, N, state.step) * (sums[0] > 0)
+  scale = weights / divisors[0]
   if cfg.train.accumulate == 1:
     total, nats, grads = _gradient(net, batch, targets, scale, cfg, mesh)
   else:
@@ -135,7 +136,7 @@ def train_step(
   rate = optim.schedule(cfg.optim, cfg.train.steps)
   metrics = {
     "loss": total,
-    "nats": nats / weight_sums,
+    "nats": nats / divisors,
     "grad_norm": norm,
     "learning_rate": rate(state.step - state.skipped),
     "bad": bad,
