@@ -19,9 +19,9 @@ The packages, each of which imports only what stands above it:
   loss        the loss over all heads; its memory does not grow with N
   checkpoint  saving and restoring with orbax; a checksum per array
   decode      drafts, verification, sampling, batches of prompts
-  tasks       documents of a task, and its measure, one task a file
   evaluate    held-out loss of each head, expected tokens per forward; a sandbox
               for programs that a model wrote
+  tasks       documents of a task, and its measure; what tasks share
   train       the training step, the loop around it, logs, resuming
   interchange    models in and out of the formats of others
 """

@@ -1,4 +1,4 @@
-"""Redraws the plots and tables of every claim from its CSV files.
+"""Redraws the plots and tables of the claims that have CSV files.
 
 `python -m experiments.claims`, or `make results`. A claim's folder `results`
 has a CSV file for each scale, cpu.csv or gpu.csv: a copy of the sweep.csv that
@@ -71,7 +71,7 @@ def put(page: str, text: str) -> str:
 
 
 def main(_: list[str]) -> None:
-  """Redraws every claim."""
+  """Redraws every claim whose report has `section`."""
   for name, module in reports().items():
     text = redraw(name, module, ROOT / name / "results")
     page = ROOT / name / "README.md"

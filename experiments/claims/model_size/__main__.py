@@ -2,7 +2,7 @@
 
   python -m experiments.claims.model_size --scale=cpu --output=runs/model_size
 
-Trains models of several widths with 1, 2 and 4 heads.
+Trains models of several widths with one head and with several.
 Runs that are finished are not repeated.
 """
 
