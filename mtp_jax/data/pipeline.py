@@ -1,8 +1,11 @@
-"""Batches of packed tokens: a pure function of (seed, step, shard).
+"""Batches of packed tokens: a pure function of (seed, index, shard).
 
 Window w of length T holds the tokens [w T, w T + T + reach). Those after the
 first T are also the first of the next window, so that every head has a target
-at every position. grain shuffles the windows differently in each epoch. A run
+at every position. grain shuffles the windows differently in each epoch.
+
+A batch's index is the number of batches consumed before it, which is the `step`
+of a training state: step s of the loop, counted from 1, takes batch s-1. A run
 resumes from its step alone, with any number of processes.
 """
 
@@ -51,16 +54,16 @@ class Batching:
 def batches(
   packed: Packed, batching: Batching, *, workers: int = 0, start: int = 0
 ) -> Iterator[batch_lib.Batch]:
-  """Yields the batches of steps start, start + 1, ... without end.
+  """Yields batches start, start + 1, ... without end.
 
-  They equal `batch_at(packed, step, batching)`, and are prefetched by threads
+  They equal `batch_at(packed, index, batching)`, and are prefetched by threads
   or by worker processes. No earlier batch is read to reach `start`.
 
   Args:
     packed: the split.
     batching: sizes, seed and shard.
     workers: number of worker processes that prefetch; 0: threads do.
-    start: first step.
+    start: index of the first batch: the batches consumed before.
 
   Returns:
     Iterator of batches of B / shards rows.
@@ -87,9 +90,9 @@ def batches(
     >>> np.array_equal(batch.tokens, again.tokens)
     True
   """
-  steps = _stream(packed, batching)
+  every = _stream(packed, batching)
   ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-  stream = steps[start:].to_iter_dataset(ahead)
+  stream = every[start:].to_iter_dataset(ahead)
   if workers:
     refuse_in_worker()
     if not flags.FLAGS.is_parsed():  # in a notebook; grain reads absl flags
@@ -127,16 +130,16 @@ def _from_workers(stream, workers: int) -> Iterator[batch_lib.Batch]:
     raise ChildProcessError(f"data.workers={workers}: {line}. {hint}") from None
 
 
-def batch_at(packed: Packed, step: int, batching: Batching) -> batch_lib.Batch:
-  """The batch of one step; arguments and result as in `batches`."""
-  return _stream(packed, batching)[step]
+def batch_at(packed: Packed, index: int, batching: Batching) -> batch_lib.Batch:
+  """Batch `index`, from 0; other arguments and result as of `batches`."""
+  return _stream(packed, batching)[index]
 
 
 def _stream(packed: Packed, batching: Batching) -> grain.MapDataset:
-  """A dataset whose item s is one shard of the batch of step s.
+  """A dataset whose item s is one shard of batch s.
 
   The shuffled windows are divided into blocks of B / shards rows. The blocks
-  of one step are consecutive, so a shard is every `shards`-th block.
+  of one batch are consecutive, so a shard is every `shards`-th block.
   """
   batch, shard, shards = batching.batch, batching.shard, batching.shards
   if batch % shards:

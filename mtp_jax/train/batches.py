@@ -29,7 +29,11 @@ class Batches:
     self._shard, self._shards = sharding.row_shard(mesh, jax.process_index())
 
   def training(self, start: int) -> Iterator[batch_lib.Batch]:
-    """This process's rows of the batches after step `start`, on the host."""
+    """This process's rows of the batches after step `start`, on the host.
+
+    Step `start` + 1 takes batch `start`: the loop counts steps from 1, the
+    pipeline batches from 0.
+    """
     data = self._cfg.data
     return pipeline.batches(
       self._train,
