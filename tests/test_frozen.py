@@ -40,7 +40,7 @@ def test_gradient_is_the_formulas_of_heads_2_to_n(kind):
   net = parameters.random_model(kind, vocab=29)
   batch = make_batch()
   targets = loss.future_targets(batch, N)
-  scale = jnp.array([0.7, 0.5, 0.3]) / targets.weights()[0]
+  scale = jnp.array([0.7, 0.5, 0.3]) / targets.weight_sums()[0]
 
   @jax.jit
   def both(net, z):
@@ -90,7 +90,7 @@ def test_20_steps_move_heads_2_to_n_alone():
   batch = make_batch(19)
   targets = loss.future_targets(batch, N)
   _, nll = jax.jit(loss.token_loss)(before, batch, targets, jnp.ones(N))
-  nats, weights = found["nats"], targets.weights()
+  nats, weights = found["nats"], targets.weight_sums()
   np.testing.assert_allclose(nats[0], nll[0] / weights[0], rtol=1e-5)
   assert (nats[1:] < nll[1:] / weights[1:]).all()
   np.testing.assert_allclose(found["loss"], nats @ weights / weights[0], 1e-5)

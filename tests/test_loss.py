@@ -149,7 +149,7 @@ def test_future_targets_against_loops(n, seed):
   assert found.tokens.dtype == jnp.int32
   np.testing.assert_array_equal(found.tokens, wanted)
   np.testing.assert_allclose(found.weight, weights, rtol=1e-7)
-  np.testing.assert_allclose(found.weights(), sums, rtol=1e-6)
+  np.testing.assert_allclose(found.weight_sums(), sums, rtol=1e-6)
 
 
 def test_formula_is_the_sum_over_all_logits():

@@ -113,7 +113,7 @@ def score(
   inputs = net.read(batch.tokens, batch.segments, kernel=kernel)
   per_head = _per_head(net, inputs, targets, block)
   sums = {name: per_head[name] for name in ("nats", "hits")}
-  sums["targets"] = targets.weights()
+  sums["targets"] = targets.weight_sums()
   drafting = slice(net.cfg.drafting)
   drafted = jax.tree.map(lambda a: a[drafting], targets)
   inside, starts, counted = _places(batch, drafted)

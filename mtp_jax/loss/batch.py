@@ -90,7 +90,7 @@ def token_loss(
     net: the model.
     batch: windows of T+N tokens.
     targets: of the batch, from `future_targets`.
-    scale: [N], such as each head's weight over `targets.weights()[0]`.
+    scale: [N], such as each head's weight over `targets.weight_sums()[0]`.
     settings: how it is computed.
 
   Returns:
@@ -136,7 +136,7 @@ def frozen_loss(
     >>> z = net.read(windows.tokens, windows.segments).z
     >>> windows = dataclasses.replace(windows, z=z)
     >>> targets = future_targets(windows, 2)
-    >>> scale = 1 / targets.weights()
+    >>> scale = 1 / targets.weight_sums()
     >>> gradient = jax.jit(jax.grad(frozen_loss, has_aux=True))
     >>> d_own, nll = gradient(
     ...   surgery.trainable(net), net, windows, targets, scale

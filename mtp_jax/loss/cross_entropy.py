@@ -22,7 +22,7 @@ class Targets(NamedTuple):
   tokens: jax.Array  # [N, B, T] int32, negative where there is none
   weight: jax.Array  # [N, B, T] float32, of each target's nats in the loss
 
-  def weights(self) -> jax.Array:
+  def weight_sums(self) -> jax.Array:
     """[N] float32: the sum of the weights of each head's targets."""
     return jnp.where(self.tokens >= 0, self.weight, 0.0).sum((-2, -1))
 

@@ -111,7 +111,7 @@ def serial(
     >>> windows = batch.of(jnp.arange(12).reshape(2, 6) % 7)
     >>> inputs = net.read(windows.tokens, windows.segments)
     >>> targets = future_targets(windows, 2)
-    >>> scale = 1 / targets.weights()  # nats per token
+    >>> scale = 1 / targets.weight_sums()  # nats per token
     >>> total, nll = serial(net.heads, inputs, targets, scale)
     >>> nll.shape, bool(total == nll @ scale)
     ((2,), True)
@@ -174,13 +174,13 @@ def _independent(block, shards, heads, inputs, targets, scale):
 
   def one(sums, xs):
     d_norm, d_unembed, d_read = sums
-    layer, unembed, target, weight, i = xs
+    layer, unembed, target, scale_i, i = xs
     unembed = heads.unembed[...] if own is None else unembed
     hidden, pull = jax.vjp(
       functools.partial(hidden_state, i=i), layer, heads.norm[...], read
     )
     nll, d_hidden, d_unembed = cross_entropy.value_and_grads(
-      hidden, unembed, target, weight, d_unembed, block
+      hidden, unembed, target, scale_i, d_unembed, block
     )
     d_layer, d_norm_here, d_read_here = pull(d_hidden)
     d_own = None

@@ -111,7 +111,7 @@ def train_step(
     )
   N, net = cfg.model.n_future, state.model
   targets = loss.future_targets(batch, N, cfg.model.offsets)
-  sums = targets.weights()
+  sums = targets.weight_sums()
   divisors = jnp.where(sums > 0, sums, 1.0)
   weights = weights_lib.at(cfg.train, N, state.step) * (sums[0] > 0)
   scale = weights / divisors[0]
