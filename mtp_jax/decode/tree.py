@@ -158,7 +158,9 @@ def from_paths(paths: Iterable[Sequence[int]]) -> Tree:
 
 
 def build(acceptance: np.ndarray, size: int) -> Tree:
-  """The tree of `size` nodes that is expected to accept the most drafts.
+  """The tree of at most `size` nodes that should accept the most drafts.
+
+  It has fewer nodes only where no further path has a chance above 0.
 
   A node's chance is taken to be the product of its ranks' chances along its
   path. A tree's expected number of accepted drafts is the sum of its nodes'
@@ -170,7 +172,7 @@ def build(acceptance: np.ndarray, size: int) -> Tree:
   Args:
     acceptance: [k-1, R] chance that the rank-r candidate of head 2, 3, ... is
       right, given that the drafts before it were; rows sum to at most 1.
-    size: nodes M, the root included, at least 1.
+    size: most nodes M, the root included; at least 1.
 
   Raises:
     ValueError: size below 1, or chances that are none.

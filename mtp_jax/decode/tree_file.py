@@ -10,7 +10,7 @@ from mtp_jax.decode import tree as tree_lib
 
 
 def build(acceptance: np.ndarray, sizes: Sequence[int]) -> dict:
-  """The tree of each size with the highest expected acceptance.
+  """For each size, the tree with the highest expected acceptance.
 
   >>> found = build(np.array([[0.6, 0.2], [0.5, 0.1]]), [4])
   >>> found["trees"]["4"]["paths"]
@@ -18,7 +18,7 @@ def build(acceptance: np.ndarray, sizes: Sequence[int]) -> dict:
 
   Args:
     acceptance: [k-1, R], from `autotune.measure_acceptance`.
-    sizes: numbers of nodes.
+    sizes: the most nodes that each tree may have.
 
   Returns:
     `acceptance` itself; `chain`, the expected tokens per forward of a
@@ -41,11 +41,11 @@ def build(acceptance: np.ndarray, sizes: Sequence[int]) -> dict:
 
 
 def read(path: pathlib.Path, size: int) -> tree_lib.Tree:
-  """The tree of `size` nodes of a file that `experiments.tune_tree` wrote.
+  """The tree for `size` in a file that `experiments.tune_tree` wrote.
 
   Args:
     path: tree.json of a workdir.
-    size: number of nodes.
+    size: the size that it was built for, its most nodes.
 
   Raises:
     ValueError: the file lacks this size, is not there, or is damaged.
