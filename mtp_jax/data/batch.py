@@ -9,15 +9,17 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """B windows of T positions, with the N tokens after the end of each.
+  """B windows of T positions, with the `reach` tokens after the end of each.
 
-  A single window has no axis B.
+  `reach` is N, or the last of `model.offsets` where they are set
+  (`config.Model.reach`). A single window has no axis B.
 
   Attributes:
-    tokens: [B, T+N] int32.
-    segments: [B, T+N] int32: the number of each token's document, 0 for none.
-    weight: [B, T+N] float32, not negative: of each token in the loss of the
-      heads that predict it. A token of weight 0 is read, but not learnt.
+    tokens: [B, T+reach] int32.
+    segments: [B, T+reach] int32: the number of each token's document, 0 for
+      none.
+    weight: [B, T+reach] float32, not negative: of each token in the loss of
+      the heads that predict it. A token of weight 0 is read, but not learnt.
     z: [B, T, D] trunk output of these windows, kept from an earlier pass; None:
       the trunk runs. Only with a frozen trunk (`train.freeze`).
   """
@@ -33,7 +35,7 @@ def of(
   segments: jax.Array | np.ndarray | None = None,
   weight: jax.Array | np.ndarray | None = None,
 ) -> Batch:
-  """A Batch of tokens [B, T+N].
+  """A Batch of tokens [B, T+reach].
 
   By default a row is one document, and every token has weight 1.
   """
@@ -47,7 +49,7 @@ def of(
 def abstract(
   rows: int, length: int, sharding: jax.sharding.Sharding | None = None
 ) -> Batch:
-  """Shapes and dtypes of a Batch of `rows` windows of `length` = T+N tokens."""
+  """Shapes and dtypes of a Batch of `rows` windows of `length` = T+reach."""
 
   def array(dtype):
     return jax.ShapeDtypeStruct((rows, length), dtype, sharding=sharding)

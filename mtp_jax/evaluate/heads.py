@@ -34,7 +34,7 @@ def measure(
 
   Args:
     net: the model.
-    batches: windows of T+N tokens, T >= N.
+    batches: windows of T+reach tokens, T >= N.
     block: positions whose logits are alive at once.
     kernel: of the attention, see `layers.training_context`.
 
@@ -90,7 +90,7 @@ def score(
 
   Args:
     net: the model.
-    batch: windows of T+N tokens.
+    batch: windows of T+reach tokens.
     block: positions whose logits are alive at once, for one head beside
       head 1.
     kernel: of the attention; one program per kernel.
@@ -135,7 +135,7 @@ def tokens_per_forward(
 
   Args:
     net: the model.
-    batches: windows of T+N tokens, T >= N.
+    batches: windows of T+reach tokens, T >= N.
     heads: every k, from 1 to the heads that can draft (`cfg.drafting`).
     block: positions whose logits are alive at once.
 

@@ -42,7 +42,7 @@ def future_targets(
   """Targets of every head: row i holds token t+1+i, or -1, and its weight.
 
   Args:
-    batch: windows of T+N tokens; with `offsets`, of T and the last of them.
+    batch: windows of T+N tokens; with `offsets`, of T + the last of them.
     n_future: N.
     offsets: how many tokens ahead each head predicts (`config.Model.offsets`),
       in place of 1 to N.
@@ -88,7 +88,7 @@ def token_loss(
 
   Args:
     net: the model.
-    batch: windows of T+N tokens.
+    batch: windows of T+reach tokens.
     targets: of the batch, from `future_targets`.
     scale: [N], such as each head's weight over `targets.weight_sums()[0]`.
     settings: how it is computed.

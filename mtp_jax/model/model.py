@@ -64,8 +64,8 @@ class Model(nnx.Module):
       tokens: [B, T'] int32. T' may be T; where the heads read tokens, it is at
         least T+N-1: head i reads token t+i-1.
       segments: [B, T'] int32 document numbers.
-      length: T; None: of windows that carry the targets of all heads, T' - N
-        without `cfg.offsets`.
+      length: T; None: of windows that carry the targets of all heads,
+        T' - `cfg.reach`.
       kernel: of the attention, see `layers.training_context`.
       z: [B, T, D] trunk output of an earlier pass; None: the trunk runs.
     """

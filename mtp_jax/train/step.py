@@ -94,7 +94,7 @@ def train_step(
 
   Args:
     state: donated by `compile_step`.
-    batch: windows of T+N tokens, under a frozen trunk perhaps with `z`.
+    batch: windows of T+reach tokens, under a frozen trunk perhaps with `z`.
     cfg: the run's settings.
     mesh: the devices that hold state and batch.
 
