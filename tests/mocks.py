@@ -50,7 +50,7 @@ class Mock:
   def keep_path(self, window, node):
     cache, start = window.cache[0], window.start[:, None]
     path, depth = (
-      jnp.asarray(x)[node] for x in (window.tree.path, window.tree.depth)
+      jnp.asarray(x)[node] for x in (window.tree.path_nodes, window.tree.depth)
     )
     rows = jnp.arange(len(path))[:, None]
     to = start + jnp.arange(path.shape[1])

@@ -394,7 +394,7 @@ MUTANTS = [
   Mutant(
     "nodes of a tree see their siblings",
     "mtp_jax/decode/tree.py",
-    "mask[np.arange(self.size)[:, None], self.path] = True",
+    "mask[np.arange(self.size)[:, None], self.path_nodes] = True",
     "mask[:] = self.depth <= self.depth[:, None]",
     "test_window.py::test_nodes_of_a_tree_equal_the_text_of_their_path",
   ),

@@ -371,8 +371,8 @@ def write_two(tree, world, rule, seed):
   distribution = world.follows(rule.sampler)[1].reshape(V, V, -1).sum(-1)[bonus]
   draw = np.random.default_rng(seed).random((ROWS, 1))
   ordinary = np.minimum((distribution.cumsum(1) < draw).sum(1), V - 1)
-  first = np.where(depth == 0, bonus, window[rows, tree.path[node, 1]])
-  second = np.where(depth == 1, bonus, window[rows, tree.path[node, 2]])
+  first = np.where(depth == 0, bonus, window[rows, tree.path_nodes[node, 1]])
+  second = np.where(depth == 1, bonus, window[rows, tree.path_nodes[node, 2]])
   second = np.where(depth == 0, ordinary, second)
   assert set(depth) == {0, 1, 2}
   counts = np.zeros((V, V))

@@ -42,9 +42,9 @@ def test_arrays_against_loops_over_the_paths(named):
   assert (tree.size, tree.max_depth) == (len(named) + 1, drafts)
   assert (tree.heads, tree.width) == (drafts + 1, width)
   assert tree.is_chain == all(r == 0 for p in nodes for r in p)
-  for name in ("depth", "rank", "parent", "path", "child"):
+  for name in ("depth", "rank", "parent", "path_nodes", "child"):
     assert getattr(tree, name).dtype == np.int32
-  assert tree.path.shape == (tree.size, drafts + 1)
+  assert tree.path_nodes.shape == (tree.size, drafts + 1)
   assert tree.child.shape == (tree.size, width)
   assert tree.ancestor_mask.shape == (tree.size, tree.size)
   for i, node in enumerate(nodes):
@@ -52,7 +52,7 @@ def test_arrays_against_loops_over_the_paths(named):
     assert tree.rank[i] == (node[-1] if node else 0)
     assert nodes[tree.parent[i]] == node[:-1]
     for d in range(drafts + 1):
-      assert nodes[tree.path[i, d]] == node[:d]
+      assert nodes[tree.path_nodes[i, d]] == node[:d]
     for j, other in enumerate(nodes):
       assert tree.ancestor_mask[i, j] == (other == node[: len(other)])
     for r in range(width):

@@ -174,7 +174,7 @@ def test_nodes_of_a_tree_equal_the_text_of_their_path(net, tokens, tree, k):
     )
     texts, ends = np.zeros((B, S), np.int32), LENGTHS + tree.depth[node]
     for b, m in enumerate(node):
-      path = window[b, tree.path[m][: tree.depth[m] + 1]]
+      path = window[b, tree.path_nodes[m][: tree.depth[m] + 1]]
       text = [*tokens[b, : LENGTHS[b]], *path, *after[b]]
       texts[b, : len(text)] = text
     want = np.asarray(passes.uncached(net, texts))
@@ -298,8 +298,8 @@ def test_a_ring_equals_a_band(net, tokens, tree, monkeypatch):
         atol=ATOL,
       )
   start, rng = LENGTHS.copy(), np.random.default_rng(4)
-  last = np.asarray(tree.path)[:, -1].argmax()  # a deepest node
-  path = tree.path[last]
+  last = np.asarray(tree.path_nodes)[:, -1].argmax()  # a deepest node
+  path = tree.path_nodes[last]
   for _ in range(4):
     window = rng.integers(0, 31, (B, tree.size)).astype(np.int32)
     right = windows(tokens, start, 3)
@@ -344,7 +344,7 @@ def test_drafts_deeper_than_the_window(tree, window):
   drafted = decoder.draft(decoder.keep_path(memory, node), 5, None)[0]
   texts = np.zeros((tree.size, B, 21), np.int32)
   for m, b in np.ndindex(tree.size, B):
-    path = drafts[b, tree.path[m][: tree.depth[m] + 1]]
+    path = drafts[b, tree.path_nodes[m][: tree.depth[m] + 1]]
     text = [*tokens[b, : LENGTHS[b]], *path]
     texts[m, b, : len(text)] = text
   want = np.asarray(banded(net, texts.reshape(-1, 21), window))

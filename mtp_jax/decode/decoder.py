@@ -193,7 +193,8 @@ class Transformer:
     overwrites them. The result's window is one token, the node's.
     """
     tree, cache = window.tree, list(window.cache)
-    path, depth = jnp.asarray(tree.path)[node], jnp.asarray(tree.depth)[node]
+    path = jnp.asarray(tree.path_nodes)[node]
+    depth = jnp.asarray(tree.depth)[node]
     for layer, new in window.kv.items():
       kept = cache_lib.pick(new, path)
       cache[layer] = self._put(cache[layer], kept, window.start)

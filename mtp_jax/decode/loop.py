@@ -225,7 +225,7 @@ def _verification(state, tokens, logits):
 def _write(state, tree, verification, node, bonus) -> State:
   """The state once the accepted path and the bonus token are written."""
   rows = jnp.arange(len(node))[:, None]
-  path = jnp.asarray(tree.path)[node]  # [B, k]
+  path = jnp.asarray(tree.path_nodes)[node]  # [B, k]
   depth = jnp.asarray(tree.depth)[node]
   place = jnp.arange(tree.heads, dtype=jnp.int32)
   tokens = verification.tokens[rows, path[:, 1:]]

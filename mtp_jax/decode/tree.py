@@ -25,8 +25,8 @@ class Tree:
   """A static topology: the same for every row and pass.
 
   Attributes:
-    paths: the nodes without the root, shallow ones first. Node i of the
-      arrays below is paths[i-1], node 0 the root.
+    paths: the nodes without the root, as paths of ranks, shallow ones first.
+      Node i of the arrays below is paths[i-1], node 0 the root.
     candidates: heads are asked for at least so many, to count how often each
       would have been right.
   """
@@ -82,8 +82,11 @@ class Tree:
     return np.array([0, *(number[p[:-1]] for p in self.paths)], np.int32)
 
   @functools.cached_property
-  def path(self) -> np.ndarray:
-    """[M, k] int32: from the root to each node, which is repeated."""
+  def path_nodes(self) -> np.ndarray:
+    """[M, k] int32: the nodes from the root to each node.
+
+    The last one is repeated to fill the row.
+    """
     number = self._number
     rows = [
       [number[p[:d]] for d in range(self.max_depth + 1)]
@@ -95,7 +98,7 @@ class Tree:
   def ancestor_mask(self) -> np.ndarray:
     """[M, M] bool: node i attends to node j, an ancestor or itself."""
     mask = np.zeros((self.size, self.size), bool)
-    mask[np.arange(self.size)[:, None], self.path] = True
+    mask[np.arange(self.size)[:, None], self.path_nodes] = True
     return mask
 
   @functools.cached_property
