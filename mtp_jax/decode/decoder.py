@@ -132,6 +132,7 @@ class Transformer:
     ctx = self._context(start, tokens.shape[1], places, cache, tree, valid)
     x = self.embed[tokens].astype(self.cfg.dtype)
     order = self._order(len(cache) - len(self.trunk))
+    # Until the trunk has run, the window's `trunk` is the embeddings.
     window = window_lib.Window(cache, start, x, tree=tree, cached_heads=order)
     for layer, block in enumerate(self.trunk):
       window = self._write(window, layer, block, x, ctx, valid)

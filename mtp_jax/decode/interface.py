@@ -75,8 +75,8 @@ class Decoder(Protocol):
     Args:
       window: of one token, at position t.
       heads: k, at least 2.
-      tokens: [B, d] those after t: the bonus token and the d-1 drafts so far,
-        each head's first choice.
+      tokens: [B, d] those after t: the bonus token, which is head 1's, and the
+        first choices of heads 2..d. Head d+1 is next.
 
     Returns:
       Float32 logits of n >= 1 heads, head d+1 first, and the window that the

@@ -104,9 +104,9 @@ def advance(
   rows = jnp.arange(len(last))[:, None]
   keys = _keys(state.key, state.statistics.passes + 1)
 
-  text = state.tokens[rows, last[:, None]]
+  last_token = state.tokens[rows, last[:, None]]
   drafts = state.drafts.tokens[:, tree.depth[1:] - 1, tree.rank[1:]]
-  tokens = jnp.concatenate([text, drafts], 1)  # [B, M]
+  tokens = jnp.concatenate([last_token, drafts], 1)  # [B, M]
   window = decoder.forward(state.cache, tokens, last, tree=tree)
 
   every = jnp.broadcast_to(jnp.arange(tree.size), tokens.shape)
@@ -261,8 +261,9 @@ def _write(state, tree, verification, node, bonus) -> State:
 def _draft(decoder, rule, state, window, bonus, keys) -> State:
   """The state with drafts after the bonus token [B], and the window's cache."""
   tree, tokens, parts = state.tree, bonus[:, None], []
-  # Of d tokens, heads 1 to d have answered. A decoder lets one or more of the
-  # others draft: `Transformer` all at once.
+  # `tokens` [B, d] are the bonus token, which is head 1's, and the first
+  # choices of heads 2..d; head d+1 is next. A decoder lets one or more heads
+  # draft at once: `Transformer` all of them.
   while tokens.shape[1] < tree.heads:
     logits, window = decoder.draft(window, tree.heads, tokens)
     parts.append(rule.propose(logits, tree.width, state.seen, keys))
