@@ -33,13 +33,13 @@ def empty(
   return tuple(stored)
 
 
-def length(layer: tuple) -> int:
-  """S, the number of positions in a layer."""
-  return layer[0].shape[2]
+def length(layer_cache: tuple) -> int:
+  """S, the number of positions in a layer's cache."""
+  return layer_cache[0].shape[2]
 
 
 def stored(k: jax.Array, v: jax.Array, dtype: str) -> tuple[jax.Array, ...]:
-  """k, v [B, W, K, C] of a window as a layer keeps them, [B, K, W, *] each."""
+  """k, v [B, W, K, C] of a window as a cache keeps them, [B, K, W, *] each."""
   k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
   if dtype != "int8":
     return k.astype(dtype), v.astype(dtype)
@@ -47,18 +47,18 @@ def stored(k: jax.Array, v: jax.Array, dtype: str) -> tuple[jax.Array, ...]:
   return k, v, k_scale, v_scale
 
 
-def write(layer: tuple, new: tuple, start: jax.Array, **where) -> tuple:
-  """`layer` with a window at each row's own offset.
+def write(layer_cache: tuple, new: tuple, start: jax.Array, **where) -> tuple:
+  """The layer's cache with a window at each row's own offset.
 
   Args:
-    layer: from `empty`.
+    layer_cache: from `empty`.
     new: from `stored`.
     start: [B] int32 first position. Outside a ring start + W <= S, or the
       write would be clamped.
     **where: `ring` and `valid` of `put`.
   """
   return tuple(
-    put(a, b, start, **where) for a, b in zip(layer, new, strict=True)
+    put(a, b, start, **where) for a, b in zip(layer_cache, new, strict=True)
   )
 
 
@@ -84,7 +84,7 @@ def put(old, new, start, *, ring: bool = False, valid=None):
 
 
 def attend(mask, q, k, v, k_scale=None, v_scale=None) -> jax.Array:
-  """Attention of a window over a layer, [B, W, H, C] in q's dtype.
+  """Attention of a window over a layer's cache, [B, W, H, C] in q's dtype.
 
   Queries of one kv head are the rows of one product over the cache as it lies
   (`jax.nn.dot_product_attention` has another order of axes). Scores and
@@ -95,7 +95,7 @@ def attend(mask, q, k, v, k_scale=None, v_scale=None) -> jax.Array:
   Args:
     mask: [B, W, S] bool, what each query sees.
     q: [B, W, H, C], H a multiple of K.
-    k, v, k_scale, v_scale: a layer, from `write`.
+    k, v, k_scale, v_scale: the layer's cache, from `write`.
   """
   B, W, H, C = q.shape
   K, G = k.shape[1], H // k.shape[1]
@@ -135,11 +135,11 @@ def ladder(needed: int) -> int:
   return size
 
 
-def grow(layer: tuple, cache_len: int) -> tuple:
+def grow(layer_cache: tuple, cache_len: int) -> tuple:
   """Room for `cache_len` positions, at least as many as there are."""
   return tuple(
     jnp.pad(a, ((0, 0), (0, 0), (0, cache_len - a.shape[2]), (0, 0)))
-    for a in layer
+    for a in layer_cache
   )
 
 

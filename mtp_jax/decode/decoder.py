@@ -134,9 +134,9 @@ class Transformer:
     order = self._order(len(cache) - len(self.trunk))
     # Until the trunk has run, the window's `trunk` is the embeddings.
     window = window_lib.Window(cache, start, x, tree=tree, cached_heads=order)
-    for layer, block in enumerate(self.trunk):
-      window = self._write(window, layer, block, x, ctx, valid)
-      x = mix(block, x, ctx, *window.cache[layer])
+    for index, block in enumerate(self.trunk):
+      window = self._cache_kv(window, index, block, x, ctx, valid)
+      x = mix(block, x, ctx, *window.cache[index])
     window = dataclasses.replace(window, trunk=x)
     if tree is not None:
       order = self._verifying(window)
@@ -196,9 +196,9 @@ class Transformer:
     tree, cache = window.tree, list(window.cache)
     path = jnp.asarray(tree.path_nodes)[node]
     depth = jnp.asarray(tree.depth)[node]
-    for layer, new in window.kv.items():
+    for index, new in window.kv.items():
       kept = cache_lib.pick(new, path)
-      cache[layer] = self._put(cache[layer], kept, window.start)
+      cache[index] = self._put(cache[index], kept, window.start)
     window = dataclasses.replace(
       window.at(path, window.start), cache=tuple(cache), kv={}, tree=None
     )
@@ -232,11 +232,11 @@ class Transformer:
     `order`: indices of cached heads, each behind those that it reads.
     """
     for i in order:
-      layer, block = len(self.trunk) + i, self.head_modules[i]
+      index, block = len(self.trunk) + i, self.head_modules[i]
       x = self._read(window, i)
-      window = self._write(window, layer, block, x, ctx, valid)
+      window = self._cache_kv(window, index, block, x, ctx, valid)
       if self._kind.feeds and i != window.cached_heads[-1]:
-        x = mix(block, x, ctx, *window.cache[layer])
+        x = mix(block, x, ctx, *window.cache[index])
         window = dataclasses.replace(window, states=window.states | {i: x})
     return window
 
@@ -244,18 +244,18 @@ class Transformer:
     """What a head reads, [B, W, D]: the head before it, or the trunk."""
     return window.states.get(head - self._kind.feeds, window.trunk)
 
-  def _write(self, window, layer, block, x, ctx, valid=None):
-    """The window after one layer's K and V of x [B, W, D] are in the cache."""
+  def _cache_kv(self, window, index, block, x, ctx, valid=None):
+    """The window after a layer's K and V of x [B, W, D] are in cache[index]."""
     new = cache_lib.stored(*project_kv(block, x, ctx), self.cache_dtype)
     cache = list(window.cache)
-    cache[layer] = self._put(cache[layer], new, window.start, valid)
+    cache[index] = self._put(cache[index], new, window.start, valid)
     return dataclasses.replace(
-      window, cache=tuple(cache), kv=window.kv | {layer: new}
+      window, cache=tuple(cache), kv=window.kv | {index: new}
     )
 
-  def _put(self, layer, new, start, valid=None):
+  def _put(self, layer_cache, new, start, valid=None):
     ring = bool(self.sliding_window)
-    return cache_lib.write(layer, new, start, ring=ring, valid=valid)
+    return cache_lib.write(layer_cache, new, start, ring=ring, valid=valid)
 
   def _hidden(self, window, head, at):
     """What the unembedding of a head reads, [B, W', D]."""

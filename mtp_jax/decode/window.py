@@ -20,7 +20,7 @@ class Window:
   trunk: jax.Array  # [B, W, D] the trunk's output
   # Head -> [B, W, D] its output, of the heads that have run on all W places.
   states: dict[int, jax.Array] = dataclasses.field(default_factory=dict)
-  # Layer of the cache -> its K and V of the window, if they may have to move.
+  # Index in the cache -> K and V of the window, if they may have to move.
   kv: dict[int, tuple] = dataclasses.field(default_factory=dict)
   # Of drafts that are not accepted yet; None: the window is text.
   tree: tree_lib.Tree | None = dataclasses.field(
