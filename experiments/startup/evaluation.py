@@ -54,7 +54,7 @@ def run(request: Request) -> None:
     allow_unsandboxed_execution=request.allow_unsandboxed_execution
   )
   found = read(request)
-  heads = drafting(request.workdir, request.step, request.heads)
+  heads = check_heads(request.workdir, request.step, request.heads)
   settings = dataclasses.replace(settings, heads=heads)
   options.make_room(request.output / "results.json")
   executor = sandbox.Sandbox(backend)
@@ -98,8 +98,8 @@ def run(request: Request) -> None:
   print(folder / "report.html")
 
 
-def drafting(workdir: pathlib.Path, step: int | None, asked: int) -> int:
-  """The heads to draft with; 0 asks for all that can.
+def check_heads(workdir: pathlib.Path, step: int | None, asked: int) -> int:
+  """How many heads to draft with: `asked`, or all that can if it is 0.
 
   Raises:
     ValueError: the model, which is not read, has fewer.

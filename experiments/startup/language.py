@@ -41,7 +41,7 @@ def run(values: dict[str, Any]) -> None:
     raise ValueError(f"--task={task} needs --examples=FILE, its training split")
   checks.max_new(values["max_new"])
   checks.seed(values["seed"])
-  heads = evaluation.drafting(
+  heads = evaluation.check_heads(
     values["workdir"], values["step"], values["heads"]
   )
   options.make_room(output / "results.json")

@@ -204,7 +204,7 @@ class Transformer:
     )
     places = jnp.arange(tree.heads, dtype=jnp.int32)[None]
     ctx = self._context(window.start, tree.heads, places, cache, None)
-    window = self._run(window, self._drafting(window), ctx)
+    window = self._run(window, self._deferred(window), ctx)
     window = window.at(depth[:, None], window.start + depth)
     return dataclasses.replace(window, kv={})
 
@@ -222,8 +222,8 @@ class Transformer:
     cached = window.cached_heads
     return cached if self._kind.feeds < 0 else cached[:1]
 
-  def _drafting(self, window) -> range:
-    """The others, which read drafts once `keep_path` has chosen them."""
+  def _deferred(self, window) -> range:
+    """The other cached heads, which read drafts after `keep_path` alone."""
     return window.cached_heads[len(self._verifying(window)) :]
 
   def _run(self, window, order, ctx, valid=None):
@@ -262,7 +262,7 @@ class Transformer:
     cached = window.cached_heads
     if self.cfg.head_layers and head not in cached:
       raise ValueError(f"head {head}, but the cache is for {len(cached)} heads")
-    if window.tree is not None and head in self._drafting(window):
+    if window.tree is not None and head in self._deferred(window):
       raise ValueError(f"head {head} reads drafts after `keep_path` alone")
     has_run = head in window.states
     states = window.states[head] if has_run else self._read(window, head)

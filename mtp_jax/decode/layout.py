@@ -108,9 +108,9 @@ def _weights(net, draft_dtype, transpose) -> dict[str, Any]:
     return (jax.tree.map(lambda a, i=i: a[i], tree) for i in range(size))
 
   def arrange_all(layers):  # head 1's, then those that only draft
-    first, *drafting = layers
+    first, *rest = layers
     dtype = draft_dtype or cfg.dtype
-    return arrange(first), *(arrange(layer, dtype=dtype) for layer in drafting)
+    return arrange(first), *(arrange(layer, dtype=dtype) for layer in rest)
 
   net = _map(cast, net)
   arrange = functools.partial(_arrange, dtype=cfg.dtype, transpose=transpose)
@@ -171,14 +171,14 @@ def limit_drafts(
       case w:  # an array, or int8.Matrix
         return p.replace(jax.tree.map(lambda a: a[:, ids], w))
 
-  first, *drafting = decoder.unembed
+  first, *rest = decoder.unembed
   if not heads.KINDS[decoder.cfg.head].own_unembed:
-    drafting = drafting or [first]
+    rest = rest or [first]
   columns = np.full(decoder.cfg.vocab, len(ids), np.int32)
   columns[ids] = np.arange(len(ids))
   return dataclasses.replace(
     decoder,
-    unembed=(first, *map(cut, drafting)),
+    unembed=(first, *map(cut, rest)),
     draft_columns=jnp.asarray(columns),
   )
 
