@@ -10,8 +10,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mtp_jax import config
 
@@ -75,7 +74,7 @@ def shardings(tree, mesh: jax.sharding.Mesh, rules: dict = RULES):
 
   def one(x):
     if not isinstance(x, nnx.Variable):
-      return NamedSharding(mesh, P())
+      return NamedSharding(mesh, PartitionSpec())
     if not jax.tree.leaves(
       x
     ):  # a parameter that this optimiser does not update
@@ -97,7 +96,7 @@ def shardings(tree, mesh: jax.sharding.Mesh, rules: dict = RULES):
           f"{axis} {size} is not divisible by {count} devices of axis "
           f"{name!r}: change {remedy}"
         )
-    return x.replace(NamedSharding(mesh, P(*names)))
+    return x.replace(NamedSharding(mesh, PartitionSpec(*names)))
 
   return jax.tree.map(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
@@ -144,7 +143,7 @@ def local(
   """
 
   def spec(axes):
-    return P(*(RULES.get(axis) for axis in axes))
+    return PartitionSpec(*(RULES.get(axis) for axis in axes))
 
   def call(*arrays, **static):
     return jax.shard_map(
@@ -160,7 +159,7 @@ def local(
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   """Splits the rows of a batch over 'data' and no other axis."""
-  return NamedSharding(mesh, P("data"))
+  return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def row_shard(mesh: jax.sharding.Mesh, process: int) -> tuple[int, int]:

@@ -86,11 +86,11 @@ def put(old, new, start, *, ring: bool = False, valid=None):
 def attend(mask, q, k, v, k_scale=None, v_scale=None) -> jax.Array:
   """Attention of a window over a layer's cache, [B, W, H, C] in q's dtype.
 
-  Queries of one kv head are the rows of one product over the cache as it lies
-  (`jax.nn.dot_product_attention` has another order of axes). Scores and
-  softmax are float32. A cache of another dtype is converted for the products,
-  on a CPU into a copy; an int8 one's scales belong to positions, so they move
-  to the scores and to the weights.
+  The queries of one kv head, Q = W H / K of them, are the rows of one product
+  over the cache as it lies (`jax.nn.dot_product_attention` has another order of
+  axes). Scores and softmax are float32. A cache of another dtype is converted
+  for the products, on a CPU into a copy; an int8 one's scales belong to
+  positions, so they move to the scores and to the weights.
 
   Args:
     mask: [B, W, S] bool, what each query sees.

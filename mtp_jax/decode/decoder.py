@@ -24,8 +24,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mtp_jax import config
 from mtp_jax.decode import cache as cache_lib
@@ -311,5 +310,5 @@ class Transformer:
     """The cache over the mesh: rows over 'data', kv heads over 'model'."""
     if self.mesh is None:
       return cache
-    where = NamedSharding(self.mesh, P("data", "model"))
+    where = NamedSharding(self.mesh, PartitionSpec("data", "model"))
     return jax.lax.with_sharding_constraint(cache, where)

@@ -16,4 +16,5 @@ class Linear(nnx.Module):
 
   def __call__(self, x: jax.Array, ctx: layers.Context) -> jax.Array:
     """[B, T, D] -> [B, T, D]; reads nothing of `ctx`."""
+    # E: the width D of the result.
     return layers.product("BTD,DE->BTE", x, self.w)
