@@ -96,7 +96,7 @@ def fit(
   """
   pipeline.refuse_in_worker()
   cfg, workdir = cfg.check(), storage.local(workdir)
-  codec, mesh = _check_start(cfg, workdir, profile, init)
+  codec, mesh = _prepare(cfg, workdir, profile, init)
   is_first = jax.process_index() == 0
   progress = terminal.Progress(is_first)
   with lock.exclusive(workdir):  # before hours of packing
@@ -122,8 +122,8 @@ def fit(
         metadata["init"] = start.origin
       workdir_lib.write_settings(cfg, workdir)
       reporter = report.Reporter(cfg, workdir, packed[0], start.step, progress)
-      is_used = init is None or not resumes
-      reporter.begins(start.changes, start.origin, is_used)
+      is_ignored = init is not None and resumes
+      reporter.begins(start.changes, start.origin, is_ignored)
       loop = _Loop(cfg, mesh, packed, saved, metadata, reporter)
       measures = evaluations.Evaluations(
         cfg, mesh, codec, packed[1], loop.batches.held_out, reporter
@@ -173,14 +173,8 @@ class _Loop:
       if self._due(step, cfg.log_every):
         reporter.step(step, values)
       # Before the evaluation, so that its failure loses no step.
-      unsaved |= self._due(step, cfg.save_every) or stop
-      if unsaved:
-        self._check(step, values)
-        # A state whose newest steps are not finite is saved later.
-        unsaved = int(values["bad"]) > 0
-        if not unsaved:
-          with clock.paused():
-            self._save(step, state, wait=stop)
+      if unsaved or stop or self._due(step, cfg.save_every):
+        unsaved = not self._save_if_finite(step, state, values, wait=stop)
       if stop:
         reporter.stopped(step, self._newest() if unsaved else "")
         break
@@ -200,6 +194,15 @@ class _Loop:
     if not is_first:
       return contextlib.nullcontext()
     return self.reporter.progress.doing("compiling the training step")
+
+  def _save_if_finite(self, step, state, values, wait):
+    """Saves a state, unless its newest step was not finite; whether it did."""
+    self._check(step, values)
+    if int(values["bad"]) > 0:
+      return False  # a later step is saved instead
+    with self.reporter.clock.paused():
+      self._save(step, state, wait)
+    return True
 
   def _save(self, step, state, wait):
     self.saved.save(step, state, self.metadata, wait=wait)
@@ -265,10 +268,10 @@ class _Start(NamedTuple):
   changes: list[str]  # of a run that resumes, from `resume.changes`
 
 
-def _check_start(cfg, workdir, profile, init):
-  """Raises ValueError, before any work is done, for what cannot be run.
+def _prepare(cfg, workdir, profile, init):
+  """The run's tokenizer and mesh; its folder exists afterwards.
 
-  Returns the run's tokenizer and mesh.
+  Raises ValueError, before any work is done, for what cannot be run.
   """
   if profile and profile.start > cfg.train.steps:
     raise ValueError(

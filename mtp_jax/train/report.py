@@ -40,13 +40,13 @@ class Reporter:
     self.clock = metrics.Clock(cfg.model, cfg.data, cfg.train.freeze)
     self.progress = progress
 
-  def begins(self, changes: list[str], origin: dict, is_used: bool) -> None:
+  def begins(self, changes: list[str], origin: dict, is_ignored: bool) -> None:
     """Reports whether the run is new, and where its weights come from.
 
     Args:
       changes: of a run that resumes, from `resume.changes`.
       origin: see `provenance.sentence`; empty if the weights were random.
-      is_used: False if a model was given to start from, but the run resumes.
+      is_ignored: whether a model was given to start from, but the run resumes.
     """
     line = f"a new run in {self._workdir}"
     if self._start:
@@ -54,7 +54,7 @@ class Reporter:
     lines = [line, *changes]
     if origin:
       lines.append(provenance.sentence(origin))
-    if not is_used:
+    if is_ignored:
       lines.append("the model that was given to start from is not used")
     for line in lines:
       self.progress.say(line)
