@@ -37,7 +37,7 @@ from mtp_jax.train import report
 class Request:
   """What to continue, and how: the flags of `experiments.generate`."""
 
-  workdir: pathlib.Path
+  workdir: pathlib.Path  # any folder that `mtp_jax.load` reads
   step: int | None
   prompt: str | None
   prompt_file: pathlib.Path | None

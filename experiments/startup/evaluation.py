@@ -24,7 +24,7 @@ _FUNCTIONS = 100  # problems of the built-in task
 class Request:
   """What to evaluate, and how: the flags of `experiments.evaluate`."""
 
-  workdir: pathlib.Path
+  workdir: pathlib.Path  # any folder that `mtp_jax.load` reads
   step: int | None
   task: str
   data: pathlib.Path | None

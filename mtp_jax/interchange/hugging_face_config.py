@@ -17,22 +17,22 @@ class _Family:
     window: how a config.json says that attention has a sliding window:
       'number', by `sliding_window` alone; 'layers', also by
       `use_sliding_window` and the kinds of the layers; None: it never has one.
-    divides_width: the attention heads divide the width, even where they have a
-      width of their own.
+    heads_must_divide_width: the number of attention heads divides the width,
+      even where a head has a width of its own.
   """
 
   defaults: dict[str, int]
   qkv_bias: bool = False
   qk_norm: bool = False
   window: Literal["number", "layers"] | None = None
-  divides_width: bool = False
+  heads_must_divide_width: bool = False
 
   def fits(self, cfg: config.Model) -> bool:
     """Whether a model can be written as one of the family."""
     return (
       (cfg.qkv_bias, cfg.qk_norm) == (self.qkv_bias, self.qk_norm)
       and not (cfg.sliding_window and self.window is None)
-      and not (cfg.width % cfg.attn_heads and self.divides_width)
+      and not (cfg.width % cfg.attn_heads and self.heads_must_divide_width)
     )
 
 
@@ -43,7 +43,9 @@ _QWEN = {
 }
 # By model type, the simplest first: a model is written as the first that fits.
 _FAMILIES = {
-  "llama": _Family({"max_position_embeddings": 2048}, divides_width=True),
+  "llama": _Family(
+    {"max_position_embeddings": 2048}, heads_must_divide_width=True
+  ),
   "mistral": _Family(
     {"max_position_embeddings": 131_072, "sliding_window": 4096},
     window="number",

@@ -15,17 +15,17 @@ class Batches:
   Args:
     cfg: the run's settings.
     mesh: the run's devices.
-    packed: the training split and the held-out split.
+    splits: the training split and the held-out split.
   """
 
   def __init__(
     self,
     cfg: config.Config,
     mesh: jax.sharding.Mesh,
-    packed: tuple[pipeline.Packed, pipeline.Packed],
+    splits: tuple[pipeline.Packed, pipeline.Packed],
   ):
     self._cfg, self._mesh = cfg, mesh
-    self._train, self._held_out = packed
+    self._train, self._held_out = splits
     self._shard, self._shards = sharding.row_shard(mesh, jax.process_index())
 
   def training(self, start: int) -> Iterator[batch_lib.Batch]:

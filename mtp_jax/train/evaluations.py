@@ -44,7 +44,7 @@ class Evaluations:
     cfg: the run's settings.
     mesh: the model's devices.
     codec: the run's tokenizer.
-    packed: the held-out split.
+    held_out: the held-out split.
     batch: index -> a batch of it on `mesh` (`Batches.held_out`).
     reporter: logs the measures and samples, and prints the main measures.
   """
@@ -54,11 +54,11 @@ class Evaluations:
     cfg: config.Config,
     mesh: jax.sharding.Mesh,
     codec: tokenizer.Tokenizer,
-    packed: pipeline.Packed,
+    held_out: pipeline.Packed,
     batch: Callable[[int], batch_lib.Batch],
     reporter: report.Reporter,
   ):
-    self._cfg, self._codec, self._packed = cfg, codec, packed
+    self._cfg, self._codec, self._held_out = cfg, codec, held_out
     self._batch, self._reporter = batch, reporter
     self._kernel = step_lib.attention_kernel(cfg.model, mesh)
     self._failed = set()  # activities whose failure was reported
@@ -122,7 +122,7 @@ class Evaluations:
 
   def _measure(self, step, net, batches):
     measured = head_measures.measure(net, batches, kernel=self._kernel)
-    values = report.per_head(measured["nats"], self._packed)
+    values = report.per_head(measured["nats"], self._held_out)
     accuracy = measured["accuracy"]
     values |= {f"accuracy_{i}": x for i, x in enumerate(accuracy, 1)}
     values["tokens_per_forward_greedy"] = measured["greedy"]
@@ -138,7 +138,7 @@ class Evaluations:
   def _read_prompt(self):
     """The first tokens of the held-out split, half a window at most."""
     length = max(1, self._cfg.data.seq_len // 2)
-    row = self._packed.window(0, length, 0)
+    row = self._held_out.window(0, length, 0)
     return row.tokens[row.segments > 0]  # a small split is padded to the window
 
   def _sample(self, step, net, prompt):

@@ -101,11 +101,11 @@ def fit(
   progress = terminal.Progress(is_first)
   with lock.exclusive(workdir):  # before hours of packing
     with progress.doing("reading the corpus, which is packed once"):
-      packed = pipeline.pack(cfg.data, codec)
-    metadata = workdir_lib.metadata(cfg, codec, packed)
+      splits = pipeline.pack(cfg.data, codec)
+    metadata = workdir_lib.metadata(cfg, codec, splits)
     with processes.watched():
       resume.check_agreement(metadata)
-    for line in report.settings(cfg, packed, mesh):
+    for line in report.settings(cfg, splits, mesh):
       progress.say(line)
     with (
       checkpoints.Checkpoints(
@@ -121,12 +121,12 @@ def fit(
       if start.origin:
         metadata["init"] = start.origin
       workdir_lib.write_settings(cfg, workdir)
-      reporter = report.Reporter(cfg, workdir, packed[0], start.step, progress)
+      reporter = report.Reporter(cfg, workdir, splits[0], start.step, progress)
       is_ignored = init is not None and resumes
       reporter.begins(start.changes, start.origin, is_ignored)
-      loop = _Loop(cfg, mesh, packed, saved, metadata, reporter)
+      loop = _Loop(cfg, mesh, splits, saved, metadata, reporter)
       measures = evaluations.Evaluations(
-        cfg, mesh, codec, packed[1], loop.batches.held_out, reporter
+        cfg, mesh, codec, splits[1], loop.batches.held_out, reporter
       )
       trace = metrics.Trace(workdir / "profile", profile, is_first)
       with contextlib.closing(progress), contextlib.closing(trace):
@@ -136,9 +136,9 @@ def fit(
 class _Loop:
   """Makes the steps of `fit`; saves, evaluates and reports when due."""
 
-  def __init__(self, cfg, mesh, packed, saved, metadata, reporter):
+  def __init__(self, cfg, mesh, splits, saved, metadata, reporter):
     self.cfg, self.mesh = cfg, mesh
-    self.batches = batches.Batches(cfg, mesh, packed)
+    self.batches = batches.Batches(cfg, mesh, splits)
     self.saved, self.metadata = saved, metadata
     self.reporter = reporter
 

@@ -17,7 +17,7 @@ class Reporter:
   Args:
     cfg: the run's settings.
     workdir: takes the logs.
-    packed: the training split, for bits per byte.
+    train: the training split, for bits per byte.
     start: step from which the run starts or resumes.
     progress: prints.
 
@@ -31,11 +31,11 @@ class Reporter:
     self,
     cfg: config.Config,
     workdir: pathlib.Path,
-    packed: pipeline.Packed,
+    train: pipeline.Packed,
     start: int,
     progress: terminal.Progress,
   ):
-    self._workdir, self._packed, self._start = workdir, packed, start
+    self._workdir, self._train, self._start = workdir, train, start
     self.logs = logs.Writer(workdir, start, jax.process_index() == 0)
     self.clock = metrics.Clock(cfg.model, cfg.data, cfg.train.freeze)
     self.progress = progress
@@ -72,7 +72,7 @@ class Reporter:
     row["learning_rate"] = values["learning_rate"]
     row["skipped_steps"] = values["skipped"]
     self.logs.write(
-      "train", step, row | per_head(values["nats"], self._packed) | speed
+      "train", step, row | per_head(values["nats"], self._train) | speed
     )
     line = f"loss {values['loss']:.3f}  head 1 {values['nats'][0]:.3f} nats"
     if speed["tokens_per_second"]:
@@ -115,39 +115,39 @@ class Reporter:
     )
 
 
-def per_head(nats: np.ndarray, packed: pipeline.Packed) -> dict[str, float]:
+def per_head(nats: np.ndarray, split: pipeline.Packed) -> dict[str, float]:
   """Nats per token and bits per byte of each head, by name.
 
   Args:
     nats: [N] per token.
-    packed: the split whose bytes per token count.
+    split: the split whose bytes per token count.
   """
-  bits = nats / np.log(2) / packed.bytes_per_token
+  bits = nats / np.log(2) / split.bytes_per_token
   values = {f"nats_{i}": x for i, x in enumerate(nats, 1)}
   return values | {f"bits_per_byte_{i}": x for i, x in enumerate(bits, 1)}
 
 
 def settings(
   cfg: config.Config,
-  packed: tuple[pipeline.Packed, pipeline.Packed],
+  splits: tuple[pipeline.Packed, pipeline.Packed],
   mesh: jax.sharding.Mesh,
 ) -> list[str]:
   """Lines on the devices, the model, the corpus and the steps of a run.
 
   Args:
     cfg: the run's settings.
-    packed: the training split and the held-out split.
+    splits: the training split and the held-out split.
     mesh: the run's devices.
   """
   device, shape = mesh.devices.flat[0], mesh.shape
   processes = jax.process_count()
   counts = model.count_parameters(cfg.model)
-  cut = f" ({packed[1].cut})" if packed[1].cut else ""
+  cut = f" ({splits[1].cut})" if splits[1].cut else ""
   source = f"{cfg.data.source} {cfg.data.path}".rstrip()
-  files = f"{packed[0].files:,} file{'' if packed[0].files == 1 else 's'}"
-  skipped = ", ".join(f"{n:,} {why}" for why, n in packed[0].skipped.items())
+  files = f"{splits[0].files:,} file{'' if splits[0].files == 1 else 's'}"
+  skipped = ", ".join(f"{n:,} {why}" for why, n in splits[0].skipped.items())
   tokens = cfg.data.batch * cfg.data.seq_len
-  windows = packed[0].windows(cfg.data.seq_len)
+  windows = splits[0].windows(cfg.data.seq_len)
   epochs = cfg.train.steps * cfg.data.batch / windows
   trained = ""
   if cfg.train.freeze == "trunk":
@@ -167,8 +167,8 @@ def settings(
     f"of them not embeddings; {cfg.model.n_future} {cfg.model.head} heads"
     + trained,
     f"corpus: {source}, {files}; left out: {skipped or 'nothing'}",
-    f"  to train on: {_size(packed[0])}",
-    f"  held out: {_size(packed[1])}{cut}",
+    f"  to train on: {_size(splits[0])}",
+    f"  held out: {_size(splits[1])}{cut}",
     f"steps: {cfg.train.steps:,} of {tokens:,} tokens, {epochs:.3g} epochs",
   ]
 

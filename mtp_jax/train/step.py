@@ -48,12 +48,12 @@ def init_state(
   if init is None:
     return make(jax.random.key(cfg.train.seed))
 
-  def place(a, sharding):
+  def place(a, named_sharding):
     # A copy: the training step donates its state. From the host: the mesh may
     # have devices of other processes.
     host = np.array(a, np.float32)
     return jax.make_array_from_callback(
-      host.shape, sharding, lambda index: host[index]
+      host.shape, named_sharding, lambda index: host[index]
     )
 
   net = surgery.reconfigure(init, cfg.model)

@@ -287,14 +287,14 @@ def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
 def metadata(
   cfg: config.Config,
   codec: tokenizer_lib.Tokenizer,
-  packed: tuple[pipeline.Packed, pipeline.Packed],
+  splits: tuple[pipeline.Packed, pipeline.Packed],
 ) -> dict:
   """The metadata of a checkpoint: config, and fingerprints of its inputs."""
   return {
     "config": dataclasses.asdict(cfg),
     "tokenizer": codec.fingerprint,
     "data": {
-      "train": packed[0].fingerprint,
-      "held_out": packed[1].fingerprint,
+      "train": splits[0].fingerprint,
+      "held_out": splits[1].fingerprint,
     },
   }

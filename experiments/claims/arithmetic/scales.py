@@ -14,7 +14,8 @@ class Scale:
   # name -> (D, L, H), the heads' layers among L; the first is run first.
   shapes: dict[str, tuple[int, int, int]]
   futures: tuple[int, ...]  # n
-  pauses: tuple[int, ...]  # pause tokens; others than the first: first size
+  # Numbers of pause tokens; all but the first are run at the first size only.
+  pauses: tuple[int, ...]
   seeds: int
   trained: int  # operations of training expressions: 1 to this
   tested: int  # of test expressions
@@ -31,14 +32,14 @@ class Scale:
 
   def config(self, size: str, n: int, seed: int) -> config.Config:
     """The config of one run."""
-    width, layers, heads = self.shapes[size]
+    width, layers, attn_heads = self.shapes[size]
     return config.Config(
       model=config.Model(
         width=width,
         mlp=-(-8 * width // 3 // 64) * 64,
         layers=layers,
-        attn_heads=heads,
-        kv_heads=heads,
+        attn_heads=attn_heads,
+        kv_heads=attn_heads,
         n_future=n,
         dtype=self.dtype,
         attention="xla",  # short rows
