@@ -169,7 +169,7 @@ def _independent(block, shards, heads, inputs, targets, scale):
     here = inputs._replace(z=z, embedded=embedded)
     z, token = heads.trunk_read(here, i), heads.tokens_read(here, i)
     # Without cfg.remat: the gradient is taken at once, so no activation waits.
-    x = heads.apply(layer, z, inputs.ctx, *token)
+    x = heads.run_without_remat(layer, z, inputs.ctx, *token)
     return layers.rms_norm(x, norm, heads.cfg.norm_eps)
 
   def one(sums, xs):

@@ -173,12 +173,15 @@ class Heads(nnx.Module):
     if layer is None:
       return x
     call = layers.rematerialise(
-      lambda layer, x, *read: self.apply(layer, x, ctx, *read), self.cfg.remat
+      lambda layer, x, *read: self.run_without_remat(layer, x, ctx, *read),
+      self.cfg.remat,
     )
     return call(layer, x, *read)
 
-  def apply(self, layer, x: jax.Array, ctx: layers.Context, *read) -> jax.Array:
-    """`run` without rematerialisation."""
+  def run_without_remat(
+    self, layer, x: jax.Array, ctx: layers.Context, *read
+  ) -> jax.Array:
+    """`run` without rematerialisation: all activations are kept."""
     if layer is None:
       return x
     return layer(layer.join(x, *read) if read else x, ctx)
