@@ -54,6 +54,7 @@ def test_a_workdir_of_a_newer_format_is_left_as_it_is(
   assert (tmp_path / "config.json").read_text() == text
 
 
+@pytest.mark.slow
 def test_divergence_stops_and_goes_on_with_other_rates(
   cfg, tmp_path, monkeypatch, capsys
 ):

@@ -93,6 +93,7 @@ def test_ctrl_c_ends_a_program_where_python_does_not_run():
   assert (process.returncode, err) == (130, b"interrupted\n")
 
 
+@pytest.mark.slow
 def test_a_training_that_begins_hears_of_a_ctrl_c_that_python_ignored():
   """Its loop takes the signal over while the program is to end."""
   running = [started(name) for name in ("take_over", "take_over_first")]

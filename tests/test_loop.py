@@ -257,6 +257,7 @@ def test_start_refuses_a_cache_that_a_window_would_leave():
     start(mock, PROMPTS, cache_len=24, heads=2, max_new=7)
 
 
+@pytest.mark.slow
 def test_drafting_heads_work_at_one_place_only():
   """Heads 2..k answer at the accepted place, head 1 on the whole window."""
   asked = []

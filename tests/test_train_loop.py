@@ -172,6 +172,7 @@ def test_the_same_config_gives_the_same_losses(home, unbroken):
   assert final(home / "again") == final(unbroken)
 
 
+@pytest.mark.slow
 def test_64_bits_and_a_poor_locale_change_nothing(home, unbroken, tmp_path):
   """From a checkpoint of 32 bits to the end, evaluation and sample too."""
   target = tmp_path / "w"
