@@ -217,6 +217,11 @@ class Optim:
         f"optim.adam_ratio is {self.adam_ratio}, but optim.kind is 'adamw', "
         "which has one learning rate; set optim.peak, or optim.kind to 'muon'"
       )
+    if self.kind == "adamw" and self.newton_schulz != Optim.newton_schulz:
+      raise ValueError(
+        f"optim.newton_schulz is {self.newton_schulz}, but optim.kind is "
+        "'adamw', which has no such iterations; set optim.kind to 'muon'"
+      )
     fields.one_of("optim.schedule", self.schedule, SCHEDULES)
     fields.share(self, "end", 0 <= self.end <= 1)
     for name in ("beta1", "beta2"):

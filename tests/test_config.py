@@ -73,6 +73,7 @@ def test_defaults_are_valid():
     ({"optim__adam_ratio": 2.0}, ["optim.adam_ratio is 2.0", "'adamw'"]),
     ({"optim__schedule": "steps"}, ["optim.schedule", "cosine, linear"]),
     ({"optim__newton_schulz": 0}, ["optim.newton_schulz is 0"]),
+    ({"optim__newton_schulz": 3}, ["optim.newton_schulz is 3", "'adamw'"]),
     ({"optim__peak": float("nan")}, ["optim.peak is nan", "finite"]),
     ({"optim__clip": float("inf")}, ["optim.clip is inf", "finite"]),
     ({"optim__end": 1.5}, ["optim.end 1.5", "between 0 and 1"]),
