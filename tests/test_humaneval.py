@@ -62,6 +62,7 @@ def test_three_ways_to_decode_write_the_same_texts(finished):
   assert figures["ordinary", "tokens per forward"] == 1
 
 
+@pytest.mark.slow
 def test_pass_at_k_of_what_was_sampled(finished):
   work, rows = finished
   sampled = samples.read(work.folder / "sampled.jsonl")
@@ -72,6 +73,7 @@ def test_pass_at_k_of_what_was_sampled(finished):
   assert {r.value for r in rows if r.metric == "pass@1"} == {0.0}
 
 
+@pytest.mark.slow
 def test_the_table(finished):
   _, rows = finished
   text = report.table(rows)

@@ -157,6 +157,7 @@ def test_help_is_no_error(call, flag):
   assert ("--verbosity" in out) == (flag == "--helpfull")
 
 
+@pytest.mark.slow
 def test_flags_reach_the_run(call, tmp_path):
   corpus = tmp_path / "c.jsonl"
   rows = [json.dumps({"text": f"line {i}\n" * 9}) for i in range(60)]

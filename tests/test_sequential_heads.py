@@ -182,6 +182,7 @@ def test_memory_does_not_grow_with_heads():
   assert temp(4) - temp(1) < 0.05 * 4 * B * T * V
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sequential_heads.KINDS)
 def test_a_training_step(kind):
   """In microbatches as in one, and on a batch learnt by heart."""
