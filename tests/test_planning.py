@@ -44,6 +44,7 @@ def test_a_training_step_for_four_chips(planned):
   assert planned.compiled.temporaries > parameters  # gradients are there
 
 
+@pytest.mark.slow
 def test_the_attention_kernel_is_in_the_step(planned):
   """Forward in trunk and heads and again in the trunk's backward pass; two
   backward kernels (dq; dk and dv) in both. No scores are left."""
@@ -57,6 +58,7 @@ def test_the_attention_kernel_is_in_the_step(planned):
   assert "384,384]" not in text
 
 
+@pytest.mark.slow
 def test_flops_count_every_turn(planned):
   """Six per parameter and token, eight where a layer is run again."""
   tokens = CONFIG.data.batch * CONFIG.data.seq_len
@@ -70,6 +72,7 @@ def test_flops_count_every_turn(planned):
   assert planned.flops / tokens == pytest.approx(trunk + heads, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_collectives_have_parts_and_turns(planned):
   found = {(c.kind, c.part) for c in planned.collectives}
   for part in ("trunk forward", "trunk backward", "heads"):
@@ -170,6 +173,7 @@ def test_settings_that_do_not_fit_the_slice():
     planning.training(cfg, "v5e:2x2")
 
 
+@pytest.mark.slow
 def test_the_trunk_receives_its_weights(planned):
   """Once forward and twice backward at most (run again, and for its own
   gradient), in each of two microbatches; half of them is on the other chip."""

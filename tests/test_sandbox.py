@@ -93,6 +93,7 @@ def attacked(executor, tmp_path_factory):
   return dict(zip(names, verdicts, strict=True)), left, home, came
 
 
+@pytest.mark.slow
 def test_no_hostile_program_passes(attacked):
   verdicts, *_ = attacked
   assert len(verdicts) >= 55

@@ -29,9 +29,12 @@ def home(tmp_path_factory):
 
 
 # Reads that orbax abandons when a file is damaged complain when collected.
-pytestmark = pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
-)
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
+  ),
+]
 
 
 PROGRAM = """
@@ -134,7 +137,6 @@ def test_the_trained_model_comes_back(unbroken, cfg, monkeypatch):
     workdir.load(unbroken.parent)
 
 
-@pytest.mark.slow
 def test_killed_25_times_it_ends_with_the_same_bits(home, unbroken):
   """Where a run is done before the last kill, another begins."""
   targets, rng = [home / "killed0"], random.Random(0)
@@ -175,7 +177,6 @@ def test_the_same_config_gives_the_same_losses(home, unbroken):
   assert final(home / "again") == final(unbroken)
 
 
-@pytest.mark.slow
 def test_64_bits_and_a_poor_locale_change_nothing(home, unbroken, tmp_path):
   """From a checkpoint of 32 bits to the end, evaluation and sample too."""
   target = tmp_path / "w"

@@ -120,6 +120,7 @@ def test_three_ways_to_finetune(trained, tmp_path, monkeypatch):
   assert "| (4, 1) | 25.0% | 50.0% |" in finetuning_report.tables(rows)
 
 
+@pytest.mark.slow
 def test_figures_of_drafts():
   """What is measured of a model, on a small corpus of this machine."""
   scale = drafts_scales.SCALES["test"]
