@@ -191,6 +191,7 @@ def test_trained_model_at_batches_of_one_to_seven(trained, ordinary, k):
     assert len({len(counts) for counts in got.per_pass}) > 1
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
   net, prompts = trained
   decoder = layout.lay_out(net)
@@ -201,6 +202,7 @@ def test_a_row_does_not_depend_on_its_batch(trained, ordinary):
     ordinary.check(row, alone.tokens[0].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["greedy", "drawn"])
 def test_log_probabilities_and_margins_are_head_1s(trained, ordinary, rule):
   """Of every token written, by a chain or a tree, as the uncached model has."""
@@ -237,6 +239,7 @@ def test_log_probabilities_and_margins_are_head_1s(trained, ordinary, rule):
 TREE3 = tree_lib.from_paths([[0], [1], [2], [0, 0], [0, 1], [1, 0], [2, 0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "settings, epsilon",
   [
@@ -269,6 +272,7 @@ def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
   assert got.tokens_per_forward > run(heads=3).tokens_per_forward
 
 
+@pytest.mark.slow
 def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
   net, prompts = trained
   monkeypatch.setattr(window_lib, "CHUNK", 16)
@@ -284,6 +288,7 @@ def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
     assert not differ.size or a.margin[differ[0]] < EPSILON
 
 
+@pytest.mark.slow
 def test_logits_of_two_widths_stay_within_epsilon(trained, ordinary):
   """What EPSILON stands on: the error of a logit is below half of it."""
   net, prompts = trained

@@ -52,6 +52,7 @@ def test_likelihoods_are_those_of_the_texts():
   assert whole == want and whole[0] < 0
 
 
+@pytest.mark.slow
 def test_texts_end_before_a_stop_and_share_contexts():
   decoder, codec = model()
   settings = {"until": [], "max_gen_toks": 20, "do_sample": False}

@@ -196,6 +196,7 @@ def test_lengths_share_programs():
     assert jitted._cache_size() == 1
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=500, deadline=None)
 @hypothesis.given(
   prompts=st.lists(

@@ -102,6 +102,7 @@ def test_no_hostile_program_passes(attacked):
   assert not unclear
 
 
+@pytest.mark.slow
 def test_nothing_happened_to_the_host(attacked):
   _, left, home, came = attacked
   assert not left

@@ -108,6 +108,7 @@ def test_other_prompts_compile_nothing_new(mock):
   assert serve._fill._cache_size() - fills <= 2 * 3
 
 
+@pytest.mark.slow
 def test_samples_share_one_reading(mock, monkeypatch):
   read, calls = prompts_lib.read_jit, []
 
