@@ -123,7 +123,9 @@ _GPU = Scale(
   training=(
     Training(
       size="0.3B",
-      programs=((1, "serial"), (4, "serial"), (4, "formula")),
+      programs=tuple(
+        (n, loss) for n in (1, 4, 2) for loss in ("serial", "formula")
+      ),
       largest=(),
       first=(),
       setup=steps.Setup(rows=4, rounds=3),
@@ -132,20 +134,8 @@ _GPU = Scale(
       size="1.3B",
       programs=((1, "serial"), (4, "serial"), (4, "formula")),
       largest=((4, "serial"), (4, "formula"), (1, "serial")),
-      first=(1, 2, 8),
+      first=(1, 2, 8, 32, 128),
       setup=steps.Setup(rows=2, rounds=2),
-    ),
-    Training(
-      size="0.3B",
-      programs=(
-        (1, "serial"),
-        (1, "formula"),
-        (2, "serial"),
-        (2, "formula"),
-      ),
-      largest=(),
-      first=(),
-      setup=steps.Setup(rows=4, rounds=3),
     ),
   ),
   memory=None,
@@ -156,7 +146,7 @@ _GPU = Scale(
   byte_run=_byte_run(seq_len=512, batch=64, max_bytes=20_000_000),
   most_steps=100_000,
   batches=(1, 8, 32),
-  reserve=80,
+  reserve=120,
 )
 
 _TINY = config.Model(
