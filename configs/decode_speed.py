@@ -36,14 +36,24 @@ def get_config(name: str) -> config.Config:
       remat="full",
     ),
     data=config.Data(seq_len=256, batch=8, max_bytes=30_000_000),
-    optim=config.Optim(peak=2e-3, warmup=100),
+    # As in the quickstart, at a lower rate for wider matrices.
+    optim=config.Optim(
+      kind="muon",
+      peak=4e-3,
+      adam_ratio=6.0,
+      decay=0.3,
+      newton_schulz=3,
+      warmup=50,
+      schedule="linear",
+      end=0.0,
+    ),
     train=config.Train(
-      steps=2200,
+      steps=1200,
       loss_block=128,
       log_every=50,
-      eval_every=1100,
+      eval_every=600,
       eval_batches=32,
-      save_every=550,
+      save_every=300,
     ),
     decode=config.Decode(max_new=256),
   )
@@ -55,7 +65,7 @@ def get_config(name: str) -> config.Config:
       model=dataclasses.replace(
         base.model, vocab=2048, layers=8, n_future=4, head="parallel"
       ),
-      train=dataclasses.replace(base.train, steps=1200, save_every=300),
+      train=dataclasses.replace(base.train, steps=700, eval_every=350),
     )
   if name == "smollm2":
     return dataclasses.replace(

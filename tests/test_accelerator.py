@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import signal
 import time
+import types
 import warnings
 
 import forked
@@ -137,6 +138,17 @@ def test_the_byte_model_is_as_large_as_the_time_allows():
   assert width(1e14, -5) == width(1e12, 10) == 256
   widths = [width(1e14, s) for s in (10, 200, 1000, 10_000, 1_000_000)]
   assert widths == [256, 384, 512, 768, 1024]
+
+
+@pytest.mark.parametrize(
+  ("left", "training"), [(200, 120), (120, 40), (84, 28), (0, 0)]
+)
+def test_training_has_a_third_of_the_time(left, training):
+  """With 84 s, 80 of them for decoding, two steps were once trained."""
+  stage = types.SimpleNamespace(left=left)
+  scale = scales.SCALES["gpu"]
+  assert scale.reserve == 80
+  assert byte_model.to_train(stage, scale) == training
 
 
 def test_the_shapes_for_an_accelerator_are_sound():

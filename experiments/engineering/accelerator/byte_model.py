@@ -52,7 +52,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
   cfg = dataclasses.replace(
     cfg,
     model=choose_model(
-      scale.byte_models, flop_rate(stage), stage.left - scale.reserve
+      scale.byte_models, flop_rate(stage), to_train(stage, scale)
     ),
   )
   cfg = cfg.replace(
@@ -63,7 +63,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
   stage.attempt("corpus", prepared, kind="corpus", estimate=20)
   if "step" not in found:
     return
-  seconds = stage.left - scale.reserve
+  seconds = to_train(stage, scale)
   training = seconds - found["step"]["seconds_to_compile"]
   wanted = int(FILLED * training / found["step"]["seconds_of_a_step"])
   count = max(min(wanted, scale.most_steps), 2)
@@ -84,6 +84,15 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
   )
   if stage.recorded("byte model", "training"):
     decode(stage, scale, path, found["held"])
+
+
+def to_train(stage: record.Stage, scale: scales.Scale) -> float:
+  """Seconds of what is left that go into training.
+
+  A third at least, where decoding would take the rest: drafts of a model that
+  has read nothing say nothing.
+  """
+  return max(stage.left - scale.reserve, stage.left / 3)
 
 
 def pace(cfg: config.Config) -> dict[str, float]:

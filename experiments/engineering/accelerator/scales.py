@@ -63,7 +63,7 @@ class Scale:
   byte_run: config.Config
   most_steps: int
   batches: tuple[int, ...]
-  reserve: float  # seconds of stage 4 for decoding
+  reserve: float  # seconds of stage 4 for decoding, of two thirds at most
 
 
 # A made-up acceptance, the same for all heads: it shapes trees as trained
@@ -146,7 +146,7 @@ _GPU = Scale(
   byte_run=_byte_run(seq_len=512, batch=64, max_bytes=20_000_000),
   most_steps=100_000,
   batches=(1, 8, 32),
-  reserve=120,
+  reserve=80,
 )
 
 _TINY = config.Model(
