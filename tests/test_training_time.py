@@ -47,7 +47,7 @@ def test_steps_are_found_with_their_machine(tmp_path):
   assert sweep.origin(rows).endswith("; 0.2 minutes in all")
   # That of B has no n=1 beside it.
   (line,) = report.section(rows, tmp_path / "gpu.csv").splitlines()[2:]
-  assert line == "| 1 x A | 0.3B | 4 | 1.22 | 1.50 | 4.00 | 1.00 |"
+  assert line == "| 1 x A, 2026-11-26 | 0.3B | 4 | 1.22 | 1.50 | 4.00 | 1.00 |"
 
 
 def test_a_record_without_training_has_no_steps():
@@ -65,5 +65,9 @@ def test_the_measured_steps_are_in_the_table(tmp_path):
   sweep.write(tmp_path / path.name, [*program.measured()])
   assert (tmp_path / path.name).read_text() == path.read_text()
   text = report.section(sweep.read(path), path)
-  assert "| 1 x NVIDIA H100 80GB HBM3 | 1.3B | 4 | 1.12 |" in text
-  assert "| 1 x NVIDIA H200 | 1.3B | 4 | 1.12 |" in text
+  for call in (
+    "H100 80GB HBM3, 2026-11-26",
+    "H200, 2026-11-26",
+    "H200, 2026-11-27",
+  ):
+    assert f"| 1 x NVIDIA {call} | 1.3B | 4 | 1.12 |" in text

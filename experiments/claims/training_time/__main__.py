@@ -60,7 +60,7 @@ def rows(record: Mapping[str, Any]) -> Iterator[sweep.Row]:
     versions = {k: v for k, v in machine.items() if k not in _OTHER}
     row = sweep.Row(
       claim="training_time",
-      run=f"{size} on {machine['device']}",
+      run=f"{size} on {machine['device']}, {machine['date']}",
       overrides={"size": size},
       seed=0,
       step=0,

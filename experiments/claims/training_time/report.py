@@ -25,14 +25,14 @@ TIME, MODEL_FLOPS, RUN_FLOPS = "step seconds", "model FLOPs", "run FLOPs"
 
 
 def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
-  """Markdown: time and FLOPs of a step over those of n=1 on one device."""
+  """Markdown: time and FLOPs of a step over those of n=1 in one call."""
   del path  # no picture
   runs = {}
   for row in rows:
-    key = row.hardware, row.overrides["size"]
+    key = f"{row.hardware}, {row.date}", row.overrides["size"]
     runs.setdefault(key, {})[row.metric] = row.value
   lines = [
-    "| device | size | n | time, paper | ours | model FLOPs | run FLOPs |",
+    "| device, date | size | n | time, paper | ours | model FLOPs | run FLOPs |",
     "|---" * 7 + "|",
   ]
   for (device, size), found in runs.items():
