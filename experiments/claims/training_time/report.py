@@ -32,7 +32,7 @@ def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
     key = f"{row.hardware}, {row.date}", row.overrides["size"]
     runs.setdefault(key, {})[row.metric] = row.value
   lines = [
-    "| device, date | size | n | time, paper | ours | model FLOPs | run FLOPs |",
+    "| call | size | n | time, paper | ours | model FLOPs | run FLOPs |",
     "|---" * 7 + "|",
   ]
   for (device, size), found in runs.items():
