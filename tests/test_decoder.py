@@ -99,6 +99,35 @@ def test_a_weight_that_is_turned_multiplies_as_it_was(rows, axes):
   assert half.dtype == jnp.bfloat16 and half.shape == got.shape
 
 
+@pytest.mark.parametrize("queries", [1, 6, cpu.FEW - 1, cpu.FEW])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_scores_of_few_and_many_queries(queries, dtype):
+  rng = np.random.default_rng(queries)
+  q = jnp.asarray(rng.normal(size=(2, 3, queries, 4)), dtype)
+  k = jnp.asarray(rng.normal(size=(2, 3, 11, 4)), dtype)
+  got = cpu.scores(q, k)
+  assert got.dtype == jnp.float32
+  want = np.einsum(
+    "BKQC,BKSC->BKQS", *(np.asarray(a, np.float64) for a in (q, k))
+  )
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_keys_are_on_the_left_of_few_queries_on_a_cpu_alone(platform):
+  """The barrier keeps them there."""
+
+  def text(queries):
+    q, k = jnp.zeros((2, 3, queries, 4)), jnp.zeros((2, 3, 11, 4))
+    lowered = (
+      jax.jit(cpu.scores).trace(q, k).lower(lowering_platforms=(platform,))
+    )
+    return lowered.as_text()
+
+  assert ("optimization_barrier" in text(6)) == (platform == "cpu")
+  assert "optimization_barrier" not in text(cpu.FEW)
+
+
 def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):
   """Another platform's weights lie as they were, and say the same; so do small
   ones."""

@@ -11,7 +11,7 @@ to a bounded window can then write any number of tokens.
 import jax
 import jax.numpy as jnp
 
-from mtp_jax.decode import int8
+from mtp_jax.decode import cpu, int8
 from mtp_jax.decode import tree as tree_lib
 
 DTYPES = ("float32", "bfloat16", "int8")
@@ -100,12 +100,7 @@ def attend(mask, q, k, v, k_scale=None, v_scale=None) -> jax.Array:
   B, W, H, C = q.shape
   K, G = k.shape[1], H // k.shape[1]
   q = jnp.swapaxes(q.reshape(B, W, K, G, C), 1, 2).reshape(B, K, W * G, C)
-  scores = jnp.einsum(
-    "BKQC,BKSC->BKQS",
-    q,
-    k.astype(q.dtype),
-    preferred_element_type=jnp.float32,
-  )
+  scores = cpu.scores(q, k.astype(q.dtype))
   if k_scale is not None:
     scores *= jnp.swapaxes(k_scale, 2, 3)
   mask = jnp.repeat(mask[:, None], G, 2)

@@ -1,8 +1,9 @@
-"""Weights stored as [out, in], which a CPU multiplies faster by few rows.
+"""Products of a few rows with a large matrix, as a CPU computes them fastest.
 
 XLA's CPU kernels copy the right-hand matrix of every product into tiles. In
-`x @ w` that is the weight, and the copy costs more than the product with a few
-rows. With the weight on the left, the rows are copied instead.
+`x @ w` that is the weight, in `q @ k.T` the keys, and the copy costs more than
+the product with a few rows. With the large matrix on the left, the rows are
+copied instead. Weights are therefore stored as [out, in].
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 # cache, where its copy is cheap: 256 x 704 gained nothing and 96 x 256 lost a
 # tenth of a pass, where 576 x 1536 gained half of one.
 LARGE = 1 << 18
-FEW = 128  # rows from which on the copy's cost is negligible
+FEW = 128  # rows of the other matrix from which on the copy costs little
 
 
 @jax.tree_util.register_dataclass
@@ -41,8 +42,7 @@ class Matrix:
     x = x.reshape(math.prod(batch), -1)
     if len(x) < FEW:
       y = jnp.einsum("FD,MD->FM", self.values, x, preferred_element_type=dtype)
-      # Without the barrier the compiler would swap the operands back.
-      y = jax.lax.optimization_barrier(y).T
+      y = _swapped(y)
     else:
       y = jnp.einsum("MD,FD->MF", x, self.values, preferred_element_type=dtype)
     return y.reshape(*batch, *self.outputs)
@@ -52,3 +52,29 @@ def matrix(w: jax.Array, axes: int = 1) -> Matrix:
   """`w` [*in, *out] laid out; the first `axes` of its axes are `in`."""
   inputs, outputs = w.shape[:axes], w.shape[axes:]
   return Matrix(w.reshape(math.prod(inputs), -1).T, inputs, outputs)
+
+
+def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+  """Float32 products [B, K, Q, S] of queries with all keys of a cache.
+
+  Args:
+    q: [B, K, Q, C].
+    k: [B, K, S, C] in q's dtype.
+  """
+
+  def queries_first(q, k):
+    return jnp.einsum("BKQC,BKSC->BKQS", q, k, preferred_element_type="float32")
+
+  def keys_first(q, k):
+    y = jnp.einsum("BKSC,BKQC->BKSQ", k, q, preferred_element_type="float32")
+    return _swapped(y)
+
+  if q.shape[2] >= FEW:
+    return queries_first(q, k)
+  return jax.lax.platform_dependent(q, k, cpu=keys_first, default=queries_first)
+
+
+def _swapped(product):
+  """`product` with its last two axes swapped."""
+  # Without the barrier the compiler would swap the operands back.
+  return jnp.swapaxes(jax.lax.optimization_barrier(product), -2, -1)
