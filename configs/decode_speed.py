@@ -65,7 +65,7 @@ def get_config(name: str) -> config.Config:
       model=dataclasses.replace(
         base.model, vocab=2048, layers=8, n_future=4, head="parallel"
       ),
-      train=dataclasses.replace(base.train, steps=700, eval_every=350),
+      train=dataclasses.replace(base.train, steps=500, eval_every=250),
     )
   if name == "smollm2":
     return dataclasses.replace(

@@ -323,3 +323,25 @@ def test_a_ring_is_read_by_the_positions_it_holds():
           np.testing.assert_array_equal(values[b, :, s], text[b][position][1])
     start = start + rng.integers(1, width + 1, B).astype(np.int32)
   assert len(set(start.tolist())) > 1 and start.min() > 2 * RING
+
+
+@pytest.mark.parametrize(
+  ("platform", "rows", "sizes"),
+  [
+    ("cpu", 1, [512, 768, 1152]),
+    ("cpu", 2, [256, 384, 640]),
+    ("cpu", 3, [256, 384, 640]),
+    ("cpu", 4, [128, 256, 384]),
+    ("cpu", 99, [128, 256, 384]),
+    ("gpu", 99, [512, 768, 1152]),
+    ("tpu", 4, [512, 768, 1152]),
+  ],
+)
+def test_the_sizes_of_a_cache(monkeypatch, platform, rows, sizes):
+  """More rows begin with fewer positions, where attention is most of a pass."""
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  found = [cache.ladder(1, rows)]
+  while len(found) < len(sizes):
+    found.append(cache.ladder(found[-1] + 1, rows))
+  assert found == sizes
+  assert [cache.ladder(size, rows) for size in sizes] == sizes

@@ -15,7 +15,8 @@ from mtp_jax.decode import cpu, int8
 from mtp_jax.decode import tree as tree_lib
 
 DTYPES = ("float32", "bfloat16", "int8")
-LEAST = 512  # positions that a cache begins with, if it grows
+LEAST = 512  # positions that a row's cache begins with, if it grows
+STEP = 128  # caches have multiples of so many positions
 
 
 def empty(
@@ -118,15 +119,18 @@ def pick(new: tuple, places: jax.Array) -> tuple:
   return tuple(jnp.take_along_axis(a, places[:, None, :, None], 2) for a in new)
 
 
-def ladder(needed: int) -> int:
+def ladder(needed: int, rows: int = 1) -> int:
   """Positions of a cache for `needed` ones, on a ladder of steps by half.
 
   An attention pass costs what the cache has, so it may not be much larger than
-  what is in it; and every size compiles a program, so they are few.
+  what is in it; and every size compiles a program, so they are few. On a CPU
+  that cost grows with the rows until it is most of a pass. There more rows
+  begin with fewer positions.
   """
-  size = LEAST
+  shared = rows if jax.default_backend() == "cpu" else 1
+  size = -(-LEAST // shared // STEP) * STEP
   while size < needed:
-    size = -(-size * 3 // 2 // 128) * 128
+    size = -(-size * 3 // 2 // STEP) * STEP
   return size
 
 
