@@ -123,8 +123,8 @@ def test_seconds_are_measured(monkeypatch):
   drawn = accept.SpeculativeSampling(sampling.Sampler(penalty=1.5))
   autotune.options(mock, CHANCES, load, trees=trees, rule=drawn)
   assert rules[-1].rule is drawn  # its work is timed
-  # 512 + 256 positions: fewer than 64 passes fit behind 740 tokens.
+  # Behind 740 tokens a growing cache would have 768 positions, or 1024.
   monkeypatch.setattr(autotune, "CALL", 9.0)
   load = autotune.Load(2, 740)
   assert autotune.seconds_per_pass(mock, trees[:1], load, repeats=3)[0] > 0
-  assert turns[-1][1] == 768 - 740
+  assert turns[-1][1] == autotune.PASSES

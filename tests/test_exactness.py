@@ -276,13 +276,13 @@ def test_a_tree_writes_ordinary_decodings_text(trained, settings, epsilon):
 def test_a_ring_grows_until_it_is_whole(trained, monkeypatch):
   net, prompts = trained
   monkeypatch.setattr(window_lib, "CHUNK", 16)
-  monkeypatch.setattr(cache, "ladder", lambda n, rows: -(-n // 16) * 16)
+  monkeypatch.setattr(cache, "ladder", lambda needed: -(-needed // 16) * 16)
   decoder = layout.lay_out(net, sliding_window=41)
   run = functools.partial(decode.generate, decoder, prompts, max_new=150)
   assert decoder.capacity(decoder.empty_cache(1, 56, 1)) == 56
   assert decoder.capacity(decoder.empty_cache(1, 99, 1)) is None
   want = run(heads=3)
-  monkeypatch.setattr(cache, "ladder", lambda n, rows: 999)  # at once
+  monkeypatch.setattr(cache, "ladder", lambda needed: 999)  # at once
   for a, b in zip(want.texts, run(heads=3).texts, strict=True):
     differ = np.flatnonzero(a.tokens != b.tokens)
     assert not differ.size or a.margin[differ[0]] < EPSILON

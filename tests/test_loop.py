@@ -182,7 +182,7 @@ def test_the_cache_grows_with_the_text():
       assert room[-1] - 5 < state.length.max() - 1 <= room[-1]
       state = loop.grow(mock, state)
       room.append(mock.capacity(state.cache))
-  assert room == [512, 768] and state.tokens.shape[1] == 768
+  assert room == [256, 384, 640, 768] and state.tokens.shape[1] == 768
 
 
 def test_lengths_share_programs():

@@ -15,8 +15,7 @@ from mtp_jax.decode import cpu, int8
 from mtp_jax.decode import tree as tree_lib
 
 DTYPES = ("float32", "bfloat16", "int8")
-LEAST = 512  # positions that a row's cache begins with, if it grows
-STEP = 128  # caches have multiples of so many positions
+STEP = 128  # a growing cache has a multiple of so many positions
 
 
 def empty(
@@ -119,16 +118,15 @@ def pick(new: tuple, places: jax.Array) -> tuple:
   return tuple(jnp.take_along_axis(a, places[:, None, :, None], 2) for a in new)
 
 
-def ladder(needed: int, rows: int = 1) -> int:
+def ladder(needed: int) -> int:
   """Positions of a cache for `needed` ones, on a ladder of steps by half.
 
   An attention pass costs what the cache has, so it may not be much larger than
-  what is in it; and every size compiles a program, so they are few. On a CPU
-  that cost grows with the rows until it is most of a pass. There more rows
-  begin with fewer positions.
+  what is in it; and every size compiles a program, so they are few. The ladder
+  begins at 512 positions, and on a CPU, where attention over many rows is most
+  of a pass, at 256.
   """
-  shared = rows if jax.default_backend() == "cpu" else 1
-  size = -(-LEAST // shared // STEP) * STEP
+  size = 256 if jax.default_backend() == "cpu" else 512
   while size < needed:
     size = -(-size * 3 // 2 // STEP) * STEP
   return size

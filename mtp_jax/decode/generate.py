@@ -182,7 +182,7 @@ def start(
       f"prompts of {P} tokens, max_new={max_new} and windows of {tree.size} "
       f"need {needed} positions, but cache_len={cache_len}"
     )
-  size, cache_len = sizes(P, tree, max_new, cache_len, rows=B * samples)
+  size, cache_len = sizes(P, tree, max_new, cache_len)
   prompt = prompts_lib.read_jit(
     decoder, tokens, lengths, heads=tree.heads, cache_len=cache_len
   )
@@ -193,22 +193,18 @@ def start(
 
 
 def sizes(
-  width: int,
-  tree: tree_lib.Tree,
-  max_new: int,
-  cache_len: int | None,
-  rows: int = 1,
+  width: int, tree: tree_lib.Tree, max_new: int, cache_len: int | None
 ) -> tuple[int, int]:
   """(S of the text, positions of the first cache) for prompts [B, width].
 
   Both are `cache_len` if it is given. Otherwise both are rounded up, so that
-  other lengths seldom compile another program; `rows` is `cache.ladder`'s.
+  other lengths seldom compile another program.
   """
   if cache_len is not None:
     return cache_len, cache_len
   needed = width + max_new + tree.size
   size = -(-needed // cache_lib.STEP) * cache_lib.STEP
-  return size, min(size, cache_lib.ladder(width + tree.size, rows))
+  return size, min(size, cache_lib.ladder(width + tree.size))
 
 
 def parts(state: loop.State) -> tuple:

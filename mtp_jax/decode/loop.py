@@ -166,9 +166,8 @@ def make_room(decoder: interface.Decoder, state: State) -> State:
 
 def grow(decoder: interface.Decoder, state: State) -> State:
   """The state with a cache half as large again, at most of S positions."""
-  rows, S = state.tokens.shape
-  cache_len = cache_lib.ladder(decoder.capacity(state.cache) + 1, rows)
-  cache_len = min(cache_len, S)
+  cache_len = cache_lib.ladder(decoder.capacity(state.cache) + 1)
+  cache_len = min(cache_len, state.tokens.shape[1])
   return dataclasses.replace(state, cache=decoder.grow(state.cache, cache_len))
 
 

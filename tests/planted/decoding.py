@@ -25,6 +25,20 @@ MUTANTS = [
     "test_window.py::test_windows_at_ragged_starts_equal_the_uncached_model",
   ),
   Mutant(
+    "scores of few queries on a CPU rounded to the model's dtype",
+    "mtp_jax/decode/cpu.py",
+    '"BKSC,BKQC->BKSQ", k, q, preferred_element_type="float32"',
+    '"BKSC,BKQC->BKSQ", k, q',
+    "test_decoder.py::test_scores_of_few_and_many_queries",
+  ),
+  Mutant(
+    "a grown cache one step short of the window",
+    "mtp_jax/decode/cache.py",
+    "while size < needed:",
+    "while size + STEP < needed:",
+    "test_cache.py::test_the_sizes_of_a_cache",
+  ),
+  Mutant(
     "a sliding window that sees one token more",
     "mtp_jax/decode/cache.py",
     "key_positions[:, None] > positions[..., None] - sliding_window",
