@@ -10,7 +10,7 @@ predicts 4 tokens of a SentencePiece model with a transformer layer per head:
   python -m experiments.train --config=configs/decode_speed.py:pieces \\
     --workdir=runs/pieces --config.data.tokenizer=runs/code.model
 
-About half an hour each. Corpus: the Python files of this machine. `smollm2` has
+About 20 minutes each. Corpus: the Python files of this machine. `smollm2` has
 the shape of SmolLM2-135M, with one head, for passes of random weights.
 """
 

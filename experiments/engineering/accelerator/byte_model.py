@@ -52,7 +52,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
   cfg = dataclasses.replace(
     cfg,
     model=choose_model(
-      scale.byte_models, flop_rate(stage), to_train(stage, scale)
+      scale.byte_models, flop_rate(stage), training_seconds(stage, scale)
     ),
   )
   cfg = cfg.replace(
@@ -63,7 +63,7 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
   stage.attempt("corpus", prepared, kind="corpus", estimate=20)
   if "step" not in found:
     return
-  seconds = to_train(stage, scale)
+  seconds = training_seconds(stage, scale)
   training = seconds - found["step"]["seconds_to_compile"]
   wanted = int(FILLED * training / found["step"]["seconds_of_a_step"])
   count = max(min(wanted, scale.most_steps), 2)
@@ -86,11 +86,10 @@ def run(stage: record.Stage, scale: scales.Scale) -> None:
     decode(stage, scale, path, found["held"])
 
 
-def to_train(stage: record.Stage, scale: scales.Scale) -> float:
-  """Seconds of what is left that go into training.
+def training_seconds(stage: record.Stage, scale: scales.Scale) -> float:
+  """All that is left but `scale.reserve`, and at least a third of it.
 
-  A third at least, where decoding would take the rest: drafts of a model that
-  has read nothing say nothing.
+  Drafts of a model that has hardly been trained say nothing.
   """
   return max(stage.left - scale.reserve, stage.left / 3)
 
