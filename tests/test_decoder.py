@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.measure import aot
 from mtp_jax import config
-from mtp_jax.decode import cpu, layout
+from mtp_jax.decode import cpu, interface, layout, loop
 from mtp_jax.model import heads, layers
 from tests import parameters, passes
 
@@ -115,7 +116,7 @@ def test_scores_of_few_and_many_queries(queries, dtype):
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_keys_are_on_the_left_of_few_queries_on_a_cpu_alone(platform):
-  """The barrier keeps them there."""
+  """A barrier keeps them there."""
 
   def text(queries):
     q, k = jnp.zeros((2, 3, queries, 4)), jnp.zeros((2, 3, 11, 4))
@@ -124,8 +125,28 @@ def test_keys_are_on_the_left_of_few_queries_on_a_cpu_alone(platform):
     )
     return lowered.as_text()
 
+  keys_first = "(tensor<2x3x11x4xf32>, tensor<2x3x6x4xf32>)" in text(6)
+  assert keys_first == (platform == "cpu")
   assert ("optimization_barrier" in text(6)) == (platform == "cpu")
   assert "optimization_barrier" not in text(cpu.FEW)
+
+
+@pytest.mark.slow
+def test_a_tpus_program_has_no_branch():
+  """What is chosen by platform is chosen when it is compiled."""
+  where = jax.sharding.SingleDeviceSharding(aot.topology("v5e:2x2")[0])
+  decoder = jax.eval_shape(
+    lambda: layout.lay_out(parameters.random_model("parallel"), on="tpu")
+  )
+  settings = interface.check_settings(decoder, heads=1, max_new=1)
+  state = loop.abstract_state(decoder, settings, batch=2, cache_len=128)
+  decoder, state = jax.tree.map(
+    lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
+    (decoder, state),
+  )
+  compiled = loop.run_jit.lower(decoder, settings.rule, state).compile()
+  assert "while" in compiled.as_text()
+  assert "conditional" not in compiled.as_text()
 
 
 def test_weights_are_turned_for_a_cpu_alone(net, tokens, monkeypatch):

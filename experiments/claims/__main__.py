@@ -10,6 +10,7 @@ cpu.png or cpu_loss.png, and returns tables as Markdown.
 
 import importlib
 import pathlib
+import textwrap
 import types
 
 from experiments.measure import sweep
@@ -49,7 +50,9 @@ def redraw(claim: str, report: types.ModuleType, results: pathlib.Path) -> str:
         f"![{claim}, {picture.stem}](results/{picture.name})"
         for picture in sorted(results.glob(f"{path.stem}[._]*png"))
       ]
-      origin = f"{sweep.origin(rows)}."
+      origin = textwrap.fill(
+        f"{sweep.origin(rows)}.", 100, break_on_hyphens=False
+      )
       sections += [f"`{path.stem}`", *pictures, text, origin]
   return "\n\n".join(sections)
 

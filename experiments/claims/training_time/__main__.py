@@ -42,7 +42,7 @@ def measured() -> Iterator[sweep.Row]:
 
 
 def rows(record: Mapping[str, Any]) -> Iterator[sweep.Row]:
-  """The timed steps of the serial loss, a run for each device and size.
+  """The timed steps of the serial loss, a run for each size.
 
   Args:
     record: one of `accelerator`; without training it has no rows.
@@ -58,9 +58,10 @@ def rows(record: Mapping[str, Any]) -> Iterator[sweep.Row]:
       continue
     machine, size = stage["machine"], steps[0]["size"]
     versions = {k: v for k, v in machine.items() if k not in _OTHER}
+    commit = record["calls"][stage["call"] - 1]["commit"]
     row = sweep.Row(
       claim="training_time",
-      run=f"{size} on {machine['device']}, {machine['date']}",
+      run=f"{size} on {machine['device']}, {machine['date']}, {commit}",
       overrides={"size": size},
       seed=0,
       step=0,
@@ -69,7 +70,7 @@ def rows(record: Mapping[str, Any]) -> Iterator[sweep.Row]:
       hardware=machine["device"],
       versions=" ".join(f"{k} {v}" for k, v in versions.items()),
       date=machine["date"],
-      commit=record["calls"][stage["call"] - 1]["commit"],
+      commit=commit,
     )
     for step in steps:
       for name, metric in _FIGURES.items():

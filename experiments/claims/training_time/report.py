@@ -29,13 +29,13 @@ def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
   del path  # no picture
   runs = {}
   for row in rows:
-    key = f"{row.hardware}, {row.date}", row.overrides["size"]
+    key = row.hardware, row.date, row.commit, row.overrides["size"]
     runs.setdefault(key, {})[row.metric] = row.value
   lines = [
     "| call | size | n | time, paper | ours | model FLOPs | run FLOPs |",
     "|---" * 7 + "|",
   ]
-  for (device, size), found in runs.items():
+  for (device, date, _, size), found in runs.items():
     for n in (2, 4):
       if not {f"{TIME} n=1", f"{TIME} n={n}"} <= found.keys():
         continue
@@ -43,7 +43,7 @@ def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
         found[f"{name} n={n}"] / found[f"{name} n=1"]
         for name in (TIME, MODEL_FLOPS, RUN_FLOPS)
       )
-      cells = device, size, str(n), f"{PAPER[size, n]:.2f}"
+      cells = f"{device}, {date}", size, str(n), f"{PAPER[size, n]:.2f}"
       cells += tuple(f"{ratio:.2f}" for ratio in ratios)
       lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines)
