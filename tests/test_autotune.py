@@ -96,14 +96,16 @@ def test_expected_tokens_are_those_of_decoding():
 
 @pytest.mark.slow
 def test_seconds_are_measured(monkeypatch):
-  """Of turns that are long enough, in caches that need not hold them."""
+  """Of turns that are long enough, in caches that hold them whole."""
   mock = Mock(np.ones((2, 79), int), 13, 4)
   trees, turns, rules = autotune.topologies(CHANCES)[:5:2], [], []
+  sizes = {}
   run = loop.run_jit
 
   def counted(decoder, rule, state):
     state = run(decoder, rule, state)
     turns.append((state.tree, int(state.statistics.passes.max())))
+    sizes[state.tree] = mock.capacity(state.cache)
     rules.append(rule)
     return state
 
@@ -128,3 +130,8 @@ def test_seconds_are_measured(monkeypatch):
   load = autotune.Load(2, 740)
   assert autotune.seconds_per_pass(mock, trees[:1], load, repeats=3)[0] > 0
   assert turns[-1][1] == autotune.PASSES
+  # A text of 256 tokens fits into 256 positions, and a longer window does not.
+  for longest, last in (0, 256), (256, 384):
+    load = autotune.Load(2, 160, longest)
+    autotune.seconds_per_pass(mock, trees[:2], load, repeats=1)
+    assert [sizes[tree] for tree in trees[:2]] == [256, last]

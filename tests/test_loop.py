@@ -185,6 +185,19 @@ def test_the_cache_grows_with_the_text():
   assert room == [256, 384, 640, 768] and state.tokens.shape[1] == 768
 
 
+@pytest.mark.parametrize("max_new", [9, 191, 192, 193, 194, 321, 700])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_the_last_size_of_a_cache(heads, max_new):
+  mock = Mock(np.random.default_rng(0).integers(1, 6, (2, 2048)), 13, 5)
+  state = start(mock, [[1] * 64] * 2, heads=heads, max_new=max_new)
+  state = loop.finish(mock, accept.Greedy(), state)
+  last = decode.last_size(64 + max_new, tree_lib.chain(heads))
+  if heads == 1:
+    assert mock.capacity(state.cache) == last
+  else:  # an accepted draft may spare the last windows
+    assert mock.capacity(state.cache) <= last
+
+
 def test_lengths_share_programs():
   """Prompts of any length up to the next power of two, any max_new."""
   mock = Mock(np.full((2, 2048), 3), 13, 5)

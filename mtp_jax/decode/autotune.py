@@ -47,6 +47,7 @@ class Load:
 
   batch: int  # rows B
   length: int  # tokens in each row's cache
+  longest: int = 0  # tokens of the longest row's text, which is in the cache
   cache_len: int | None = None  # its positions; None: as many as are needed
 
 
@@ -70,8 +71,8 @@ def choose(
   batch = checks.integer("batch", batch, 1)  # before prompts are decoded
   rule = settings.get("rule", accept.GREEDY)
   acceptance = measure_acceptance(decoder, prompts, **settings)
-  length = max(map(len, prompts)) + settings["max_new"] // 2
-  load = Load(batch, length)
+  longest = max(map(len, prompts)) + settings["max_new"]
+  load = Load(batch, longest - settings["max_new"] // 2, longest)
   return best(options(decoder, acceptance, load, rule=rule))
 
 
@@ -177,8 +178,9 @@ def seconds_per_pass(
     settings = interface.check_settings(
       decoder, heads=tree, max_new=PASSES + 1, rule=rule
     )
-    # A cache that does not grow has room for all passes.
     S, _ = generate.sizes(length, tree, PASSES + 1, load.cache_len)
+    if load.cache_len is None and load.longest:
+      S = max(S, generate.last_size(load.longest, tree))
     state = generate.start(decoder, tokens, lengths, settings, cache_len=S)
     state = dataclasses.replace(state, end=state.length + passes)
     jax.block_until_ready(state)

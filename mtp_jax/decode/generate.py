@@ -207,6 +207,13 @@ def sizes(
   return size, min(size, cache_lib.ladder(width + tree.size))
 
 
+def last_size(longest: int, tree: tree_lib.Tree) -> int:
+  """Positions of a cache that grew until a text of `longest` tokens ended."""
+  size = -(-(longest + tree.size) // cache_lib.STEP) * cache_lib.STEP
+  # The last window begins at the last token but one.
+  return min(size, cache_lib.ladder(longest - 2 + tree.size))
+
+
 def parts(state: loop.State) -> tuple:
   """What texts are made from: tokens, lengths and statistics of all rows."""
   return state.tokens, state.length, state.statistics

@@ -110,7 +110,8 @@ def measure(net, cfg, codec, held, bandwidth: float) -> Iterator[dict]:
       bandwidth=bandwidth,
       others=_others(net, codec),
     )
-    load = autotune.Load(batch, _PROMPT_LEN.value + new // 2)
+    longest = _PROMPT_LEN.value + new
+    load = autotune.Load(batch, longest - new // 2, longest)
     expected = autotune.options(decoder, acceptance, load, trees=trees)
     for option in expected:
       row = rows[compare.name(option.tree)]
