@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import shutil
 import socket
 import time
 from concurrent import futures
@@ -37,6 +38,8 @@ for fd in range(3, 256):
 @pytest.fixture(scope="session", params=["bwrap", "unshare"])
 def executor(request):
   """A sandbox of each backend that works here."""
+  if not shutil.which(request.param):
+    pytest.skip(f"{request.param} is not installed")
   executor = sandbox.Sandbox(request.param, LIMITS)
   verdict = executor.check("def f(): return 1", "assert f() == 1")
   if not verdict.passed:

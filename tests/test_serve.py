@@ -89,7 +89,7 @@ def test_the_cache_grows_when_a_text_fills_it(monkeypatch, long):
   got = serve.generate_all(
     mock, prompts, rows=3, heads=4, max_new=600, stop=STOP
   )
-  assert grown == [512] * long  # for all texts, not for each
+  assert grown == [256, 384] * long  # for all texts, not for each
   assert [t.tolist() for t in got.tokens] == [texts[i] for i in some]
   assert len(some) > 3  # rows are refilled
 
