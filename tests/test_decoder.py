@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import re
 
 import jax
@@ -132,8 +133,9 @@ def test_keys_are_on_the_left_of_few_queries_on_a_cpu_alone(platform):
 
 
 @pytest.mark.slow
-def test_a_tpus_program_has_no_branch():
+def test_a_tpus_program_has_no_branch(monkeypatch):
   """What is chosen by platform is chosen when it is compiled."""
+  monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # aot removes it
   where = jax.sharding.SingleDeviceSharding(aot.topology("v5e:2x2")[0])
   decoder = jax.eval_shape(
     lambda: layout.lay_out(parameters.random_model("parallel"), on="tpu")
