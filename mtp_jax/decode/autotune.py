@@ -47,7 +47,7 @@ class Load:
 
   batch: int  # rows B
   length: int  # tokens in each row's cache
-  longest: int = 0  # tokens of the longest row's text, which is in the cache
+  longest: int = 0  # tokens of the longest text, which the cache has room for
   cache_len: int | None = None  # its positions; None: as many as are needed
 
 
@@ -179,7 +179,7 @@ def seconds_per_pass(
       decoder, heads=tree, max_new=PASSES + 1, rule=rule
     )
     S, _ = generate.sizes(length, tree, PASSES + 1, load.cache_len)
-    if load.cache_len is None and load.longest:
+    if load.cache_len is None:
       S = max(S, generate.last_size(load.longest, tree))
     state = generate.start(decoder, tokens, lengths, settings, cache_len=S)
     state = dataclasses.replace(state, end=state.length + passes)

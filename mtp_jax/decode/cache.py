@@ -121,15 +121,20 @@ def pick(new: tuple, places: jax.Array) -> tuple:
 def ladder(needed: int) -> int:
   """Positions of a cache for `needed` ones, on a ladder of steps by half.
 
-  An attention pass costs what the cache has, so it may not be much larger than
-  what is in it; and every size compiles a program, so they are few. The ladder
-  begins at 512 positions, and on a CPU, where attention over many rows is most
-  of a pass, at 256.
+  Steps are rounded up to a multiple of `STEP`. An attention pass costs what the
+  cache has, so it may not be much larger than what is in it; and every size
+  compiles a program, so they are few. The ladder begins at 512 positions, and
+  on a CPU, where attention over many rows is most of a pass, at 256.
   """
   size = 256 if jax.default_backend() == "cpu" else 512
   while size < needed:
-    size = -(-size * 3 // 2 // STEP) * STEP
+    size = rounded(size + size // 2)
   return size
+
+
+def rounded(positions: int) -> int:
+  """`positions`, rounded up to a multiple of `STEP`."""
+  return -(-positions // STEP) * STEP
 
 
 def grow(layer_cache: tuple, cache_len: int) -> tuple:

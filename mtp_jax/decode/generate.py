@@ -202,14 +202,13 @@ def sizes(
   """
   if cache_len is not None:
     return cache_len, cache_len
-  needed = width + max_new + tree.size
-  size = -(-needed // cache_lib.STEP) * cache_lib.STEP
+  size = cache_lib.rounded(width + max_new + tree.size)
   return size, min(size, cache_lib.ladder(width + tree.size))
 
 
 def last_size(longest: int, tree: tree_lib.Tree) -> int:
   """Positions of a cache that grew until a text of `longest` tokens ended."""
-  size = -(-(longest + tree.size) // cache_lib.STEP) * cache_lib.STEP
+  size = cache_lib.rounded(longest + tree.size)
   # The last window begins at the last token but one.
   return min(size, cache_lib.ladder(longest - 2 + tree.size))
 
