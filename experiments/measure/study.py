@@ -105,7 +105,10 @@ def device() -> str:
   if info.exists():
     lines = info.read_text(encoding="utf-8").splitlines()
     name = next(x for x in lines if x.startswith("model name")).split(": ")[1]
-  return f"{os.cpu_count()} x {name}"
+  count = os.cpu_count()
+  if hasattr(os, "sched_getaffinity"):  # a process may be kept to some of them
+    count = len(os.sched_getaffinity(0))
+  return f"{count} x {name}"
 
 
 def _today() -> str:

@@ -91,7 +91,7 @@ SCALES = {
   "gpu": Scale(
     corpora=("files", "written"),
     train_tokens=4_000_000,
-    epochs=2,
+    epochs=3,
     held_tokens=64_000,
     draft_vocab=16_384,
     batch=16,

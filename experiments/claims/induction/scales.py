@@ -61,7 +61,6 @@ class Paper(Scale):
 
 _SMALL = {  # below table S14
   "tiny": config.Model(width=32, mlp=64, layers=3, attn_heads=2, kv_heads=2),
-  "0.3M": config.Model(width=64, mlp=192, layers=5, attn_heads=2, kv_heads=2),
 }
 
 SCALES = {
@@ -81,7 +80,7 @@ SCALES = {
     evaluations=2,
   ),
   "cpu": Scale(
-    sizes=("0.3M",),
+    sizes=("1M", "3M"),
     futures=(1, 2),
     seeds=2,
     books=(0.0,),
@@ -90,7 +89,7 @@ SCALES = {
     test=100,
     batch=4,
     seq_len=192,
-    steps=1500,
+    steps=3000,
     per_call=100,
     peak=2e-3,
     evaluations=15,
