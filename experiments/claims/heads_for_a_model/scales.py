@@ -103,7 +103,7 @@ SCALES = {
     prompts=8,
     prompt_len=64,
     new=64,
-    batches=(1, 8),
+    batches=(1, 8, 32),
     repeats=2,
   ),
 }
