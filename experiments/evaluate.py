@@ -13,10 +13,12 @@ at each of several --temperatures, and so is each question of gsm8k. Programs
 run in a sandbox (bubblewrap, or else unshare). Without one, nothing runs unless
 --allow_unsandboxed_execution says so.
 
---output takes samples.jsonl, verdicts.jsonl, results.json and report.html, a
-page with every answer. The same command goes on after an interruption, draws
+--output takes results.json; of summaries also summaries.jsonl. These tasks and
+benchmarks write at their end, and the same command begins anew. Programming
+problems also have samples.jsonl, verdicts.jsonl and report.html, a page with
+every answer. For them the same command goes on after an interruption, draws
 nothing twice, and adds more samples, problems or temperatures. Problems with a
-fault, such as a solution that fails its own tests, are listed and left out.
+fault, such as one that no known solution solves, are listed and left out.
 """
 
 from absl import flags
@@ -31,34 +33,45 @@ from experiments.startup import (
 from mtp_jax.evaluate import sandbox
 from mtp_jax.tasks import problem_files
 
-# Each is a field of `evaluation.Request`.
+# Each is a field of `evaluation.Request`, but for `examples`.
 _FLAGS = [
   options.define_model(),
-  flags.DEFINE_integer("step", None, "Of the checkpoint; else the last."),
+  flags.DEFINE_integer("step", None, "Step of the checkpoint; else the last."),
   flags.DEFINE_enum(
     "task",
     None,
     [*problem_files.TASKS, "functions", *language.TASKS],
-    "Which problems.",
+    "What the model is measured on.",
     required=True,
   ),
   options.define_path("data", None, "The task's file."),
   options.define_path("examples", None, "gsm8k's training file, for 8 shots."),
   options.define_output("Folder that takes the answers and results."),
-  flags.DEFINE_string("group", None, "Only these, as introductory of APPS."),
+  flags.DEFINE_string(
+    "group", None, "Only problems of this group, as introductory of APPS."
+  ),
   flags.DEFINE_integer(
-    "problems", None, "Only so many, in equal steps through the file.", 1
+    "problems",
+    None,
+    "Only so many, in equal steps through the file; benchmarks take the first.",
+    1,
   ),
   flags.DEFINE_list("temperatures", ["0"], "0 is greedy, one answer each."),
-  flags.DEFINE_integer("samples", 10, "Answers at other temperatures.", 1),
-  flags.DEFINE_list("k", ["1", "10"], "Those of pass@k, up to --samples."),
-  flags.DEFINE_float("top_p", None, "Draw from this share."),
+  flags.DEFINE_integer(
+    "samples", 10, "Answers at each temperature above 0.", 1
+  ),
+  flags.DEFINE_list(
+    "k", None, f"Each k of pass@k, up to --samples; else {evaluation.KS}."
+  ),
+  flags.DEFINE_float(
+    "top_p", None, "Draw from the likeliest tokens with this probability."
+  ),
   flags.DEFINE_integer("max_new", 512, "Most tokens of an answer.", 1),
   flags.DEFINE_integer("rows", 8, "Answers that are written at once.", 1),
   flags.DEFINE_integer(
-    "heads", 1, "Heads k, 1 is ordinary decoding, 0 all.", 0
+    "heads", 1, "Heads to draft with; 1 is ordinary decoding, 0 takes all.", 0
   ),
-  options.define_seed("Of what is drawn."),
+  options.define_seed("Seed of the answers that are drawn."),
   flags.DEFINE_bool(
     sandbox.FLAG.removeprefix("--"),
     False,
@@ -67,24 +80,11 @@ _FLAGS = [
 ]
 
 
-def idle(task: str) -> list[str]:
-  """The flags that do nothing for a task."""
-  if task not in language.TASKS:
-    return ["examples"]
-  names = ["group", sandbox.FLAG.removeprefix("--")]
-  if task not in language.SUMMARIES:
-    names += ["max_new"]  # the benchmark says how long an answer may be
-  if task not in language.SAMPLED:
-    names += ["examples", "temperatures", "samples", "k", "top_p"]
-  return names
-
-
 def main(_: list[str]) -> None:
-  """Draws and judges what is missing, then prints the table."""
+  """Measures the model, and prints the results."""
   values = {flag.name: flag.value for flag in _FLAGS}
-  task = values["task"]
-  options.refuse_idle(idle(task), f"for --task={task}")
-  if task in language.TASKS:
+  language.refuse_idle(values["task"], values["temperatures"])
+  if values["task"] in language.TASKS:
     return language.run(values)
   del values["examples"]
   evaluation.run(evaluation.Request(**values))

@@ -2,17 +2,16 @@
 
   python -m experiments.tune_tree --workdir=runs/bytes
 
-Decodes held-out prompts and counts how often the candidate of each head and
-rank was right, given that the drafts before it were. Builds for every size the
-tree with the highest expected acceptance. Writes tree.json into that folder:
-the acceptance, and each tree as lists of ranks (for `decode.tree.from_paths`)
-with its expected tokens per forward. Seconds to minutes.
+Decodes held-out prompts of the run's corpus (of a folder of others: this
+machine's Python files) and counts how often the candidate of each head and rank
+was right. Writes tree.json into the folder: that acceptance, and the best trees
+as lists of ranks (for `decode.tree.from_paths`). Seconds to minutes.
 """
 
 from absl import flags
 
 from experiments.measure import study
-from experiments.startup import options, program, terminal
+from experiments.startup import continuation, options, program, terminal
 from mtp_jax.data import blocks, pipeline
 from mtp_jax.decode import autotune, layout, tree_file
 from mtp_jax.decode import window as window_lib
@@ -96,4 +95,5 @@ def show(found: dict) -> None:
 
 
 if __name__ == "__main__":
+  continuation.keep_compiled_programs()
   program.start(main)

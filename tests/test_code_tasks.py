@@ -49,8 +49,8 @@ CONTESTS = {
   "private_tests": {"input": ["2\n"], "output": ["4\n"]},
   "generated_tests": {"input": [], "output": []},
   "solutions": {
-    "language": [2, 3],
-    "solution": ["C++", "print(2*int(input()))"],
+    "language": [2, 3, 3],
+    "solution": ["C++", "print(2*int(input()))", "print(2)"],
   },
 }
 
@@ -134,6 +134,10 @@ def test_apps_by_standard_input(tmp_path):
     "\nQUESTION:\nDouble the number.\n\nUse Standard Input format\nANSWER:\n"
   )
   assert problem.solution == "print(2 * int(input()))"
+  assert problem.others == ("worse",)
+  many = APPS | {"solutions": json.dumps([str(i) for i in range(9)])}
+  (problem,) = one(tmp_path, "apps", many)
+  assert (problem.solution, *problem.others) == tuple("01234")
 
 
 def test_apps_by_call(tmp_path):
@@ -156,6 +160,7 @@ def test_codecontests(tmp_path):
   asked = '"""\nDouble it.\n"""\n'
   assert problem.prompt == pairs.conditioned(asked, correct=True)
   assert problem.solution == "print(2*int(input()))"
+  assert problem.others == ("print(2)",)
 
 
 def without(row, name):

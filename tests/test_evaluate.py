@@ -9,10 +9,11 @@ import pytest
 import mtp_jax
 from experiments.startup import evaluation
 from mtp_jax import tokenizer
+from mtp_jax.checkpoint import checkpoints
 from mtp_jax.evaluate import sandbox
 from mtp_jax.interchange import folders
 from mtp_jax.tasks import functions, judging, samples
-from mtp_jax.train import provenance
+from mtp_jax.train import lock, provenance
 from tests import parameters
 
 
@@ -31,7 +32,7 @@ def request_(tmp_path_factory):
     problems=3,
     temperatures=["0", "0.8"],
     samples=2,
-    k=["1", "2", "10"],
+    k=["1", "2"],
     top_p=None,
     max_new=6,
     rows=4,
@@ -83,7 +84,6 @@ def test_the_results(finished, request_, capsys):
   assert found["0.8"]["1"]["mean"] == pytest.approx((1 / 2 + 1 / 2) / 3)
   assert found["0.8"]["2"]["mean"] == pytest.approx(2 / 3)
   assert found["oracle"]["2"]["temperature"] == 0.8
-  assert "10" not in found["0.8"]  # of two samples there is no pass@10
   assert result["cut_at_max_new"] == sum(not row["ended"] for row in rows) > 0
   page = (folder / "report.html").read_text()
   assert page.count("<h2>") == 3 and page.count("class=right") == 3
@@ -115,7 +115,9 @@ def test_again_nothing_is_drawn(finished, request_, monkeypatch):
   [
     ({"task": "mbpp"}, "--data is required: the file of mbpp"),
     ({"group": "easy"}, "functions is built in: leave out --data"),
-    ({"k": ["3"]}, "--k=3: none is in 1..2, the samples"),
+    ({"k": ["1", "3"]}, "--k=1,3 with --samples=2: give k's from 1 to 2, or m"),
+    ({"k": ["0"]}, "--k=0 with --samples=2: give k's from 1"),
+    ({"k": []}, "--k= with --samples=2: give k's from 1"),
     ({"k": ["x"]}, "--k=x: give numbers"),
     ({"temperatures": ["hot"]}, "--temperatures=hot: give numbers"),
     ({"temperatures": ["-1"]}, "from 0 on"),
@@ -137,6 +139,24 @@ def test_errors_come_before_the_model_is_read(
     evaluation.run(dataclasses.replace(request_, **change))
 
 
+def test_the_ks_that_are_not_given_fit_the_samples():
+  assert evaluation.read_ks(None, 200) == [1, 10]
+  assert evaluation.read_ks(None, 9) == [1]
+  assert evaluation.read_ks(["2", "100"], 100) == [2, 100]
+
+
+def test_one_process_at_a_time_writes_to_a_folder(request_, monkeypatch):
+  monkeypatch.setattr(lock, "_RELEASE", 0.1)
+  monkeypatch.setattr(sandbox, "find", lambda **_: "none")
+  monkeypatch.delattr(folders, "load")
+  monkeypatch.delattr(judging, "check_solutions")
+  with (
+    lock.exclusive(request_.output),
+    pytest.raises(checkpoints.CheckpointError, match="in use by another run"),
+  ):
+    evaluation.run(request_)
+
+
 def test_some_problems_of_a_file(tmp_path, request_):
   row = {"prompt": "def f(): ", "entry_point": "f", "canonical_solution": "0"}
   lines = [
@@ -149,7 +169,7 @@ def test_some_problems_of_a_file(tmp_path, request_):
   found = evaluation.read(some)
   assert [p.name for p in found.problems] == ["0", "2", "4"]
   assert found.bad == ["line 8 (7): the field 'prompt' is missing"]
-  with pytest.raises(ValueError, match="--problems=8: .*p.jsonl has 7"):
+  with pytest.raises(ValueError, match="problems=8: there are 7; ask for few"):
     evaluation.read(dataclasses.replace(some, problems=8))
 
 
@@ -157,6 +177,8 @@ def test_some_problems_of_a_file(tmp_path, request_):
   "task, more, line",
   [
     ("humaneval", [], "--data is required: the file of humaneval"),
+    ("functions", ["--samples=20"], "--samples does nothing at temperature 0"),
+    ("gsm8k", ["--k=1"], "--k does nothing at temperature 0, which has one an"),
     ("man_pages", ["--samples=3"], "--samples does nothing for --task=man_pag"),
     ("functions", ["--examples=x"], "--examples does nothing for --task=func"),
     ("arc_challenge", ["--max_new=9"], "--max_new does nothing for --task=arc"),

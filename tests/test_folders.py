@@ -85,7 +85,7 @@ def test_tensors_that_do_not_fit_are_named_with_both_shapes(folder):
   refused(folder, "score.weight", "F64")
   score = np.ones((2, 32), np.float32)
   changed(folder, lambda t: t.update({"score.weight": score}))
-  refused(folder, "score.weight", "[2, 32]", "config knows nothing")
+  refused(folder, "score.weight", "[2, 32]", "which its config does not")
   changed(folder, lambda t: t.pop("score.weight"))
   computed = "model.layers.0.self_attn.rotary_emb.inv_freq"
   changed(folder, lambda t: t.update({computed: np.ones(4, np.float32)}))

@@ -52,6 +52,26 @@ def test_likelihoods_are_those_of_the_texts():
   assert whole == want and whole[0] < 0
 
 
+def test_contexts_that_are_cut_are_counted(monkeypatch):
+  one = served(length=8)
+  one.loglikelihood([request("abcd", " e")])  # and a bos: 7 ids
+  assert one.contexts_cut == 0
+  one.loglikelihood([request("abcdefgh", " e"), request("abcdefg", " e")])
+  assert one.contexts_cut == 2
+  one.loglikelihood_rolling([request("abcdefghijk")])
+  assert one.contexts_cut == 2
+
+  def generate_all(decoder, prompts, **settings):
+    assert max(map(len, prompts)) == 5
+    numbers = sum(settings["samples"], [])
+    return types.SimpleNamespace(tokens=[[]] * len(numbers))
+
+  monkeypatch.setattr(harness.serve, "generate_all", generate_all)
+  texts = ["abcd", "abcde", "abcde"]
+  one.generate_until([request(text, {"max_gen_toks": 3}) for text in texts])
+  assert one.contexts_cut == 4
+
+
 @pytest.mark.slow
 def test_texts_end_before_a_stop_and_share_contexts():
   decoder, codec = model()

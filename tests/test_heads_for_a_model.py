@@ -93,7 +93,7 @@ def test_what_is_done_is_not_done_again(finished):
 @pytest.mark.slow
 def test_heads_of_other_settings_are_not_taken(finished):
   folder, _ = finished
-  line = "has heads of seed 0, and 1 is asked for: name another --output"
+  line = "was made with seed 0, and 1 is asked for: name another --output"
   assert line in run(folder.parent, "--seed=1", code=1)
 
 

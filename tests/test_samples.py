@@ -132,6 +132,18 @@ def test_a_file_cut_at_any_byte_has_its_whole_lines(tmp_path):
     assert samples.read(cut) == [row], size
 
 
+@pytest.mark.parametrize("damaged", [b'{"task_', b"[1]", b'{"a": "\xff"}'])
+def test_a_line_that_no_kill_cut_is_not_dropped(tmp_path, damaged):
+  path = tmp_path / "samples.jsonl"
+  lines = [b'{"task_id": "f"}', damaged, b'{"task_id": "g"}']
+  for some in lines, lines[:2]:
+    path.write_bytes(b"".join(line + b"\n" for line in some))
+    with pytest.raises(ValueError, match="samples.jsonl:2 is damaged .*: mend"):
+      samples.read(path)
+  path.write_bytes(b"\n".join(lines[:2]))
+  assert samples.read(path) == [{"task_id": "f"}]
+
+
 @pytest.mark.parametrize(
   "settings, words",
   [
@@ -217,10 +229,17 @@ def test_a_solution_that_fails_is_no_problem(executor):
     problem("unknown", None),
     code.Problem("easy", "p", "def f(): return 1", (), "assert f() == 1", ""),
   ]
+  several = ("third", "return 2", "return 3", "return 1"), ("none", "x", "pass")
+  for name, first, *others in several:
+    problems.append(
+      dataclasses.replace(problem(name, first), others=tuple(others))
+    )
   sound, lines = judging.check_solutions(executor, problems)
-  assert [p.name for p in sound] == ["good", "unknown"]
+  assert [p.name for p in sound] == ["good", "unknown", "third"]
+  assert [p.solution for p in sound] == ["return 1", None, "return 1"]
   assert lines == [
-    "wrong: its own solution fails: AssertionError: ",
+    "wrong: no known solution passes: AssertionError: ",
+    "none: no known solution passes: AssertionError: ",
     "easy: an empty answer passes",
   ]
 

@@ -10,7 +10,7 @@ import pytest
 from mtp_jax import tokenizer
 from mtp_jax.data import pipeline
 from mtp_jax.evaluate import rouge
-from mtp_jax.tasks import man_pages, summaries
+from mtp_jax.tasks import man_pages, subset, summaries
 from mtp_jax.tasks import pairs as pairs_lib
 from tests import rouge_reference
 from tests.mocks import Mock, mock_text
@@ -39,13 +39,33 @@ def test_rouge_by_hand():
   assert found["rouge3"] == (0, 0, 0)
   assert found["rougeL"] == pytest.approx((2 / 5, 2 / 6, 4 / 11))
   assert found["rougeLsum"] == pytest.approx((4 / 5, 4 / 6, 8 / 11))
-  thai = rouge.score("กข คง", "กข จ", words=str.split)
+  thai = rouge.score("กข คง", "กข จ", words=rouge.unicode_words)
   assert thai["rouge1"].f1 == 0.5
   # Words of three letters and fewer are left as they are.
   pair = "Cats are sitting", "a cat sits as"
   assert rouge.stems(pair[0]) == ["cat", "are", "sit"]
   assert rouge.score(*pair)["rouge2"].f1 == 0
   assert rouge.score(*pair, rouge.stems)["rougeL"][:2] == (2 / 4, 2 / 3)
+
+
+def test_words_of_other_alphabets():
+  assert rouge.unicode_words("L'ÉTÉ_12e,\n ok") == ["l", "été", "12e", "ok"]
+  assert rouge.unicode_words("e\u0301") == ["é"]  # the same word, written apart
+  assert rouge.unicode_words("می\u200cشود.") == ["می", "شود"]
+  assert rouge.characters("ที่กำ Ab 12!") == [*("ที่", "ก", "ำ"), *"ab12"]
+  assert rouge.unicode_words("—…") == rouge.characters("—…") == []
+
+
+def test_each_set_is_scored_in_its_alphabet():
+  for name, text in (
+    ("orangesum", "Été"),
+    ("pn_summary", "خبر"),
+    ("wikisummary", "خبر"),
+    ("thaisum", "ข่าว"),
+    ("xsum", "News"),
+  ):
+    rouge.check([text], summaries.SETS[name].words)
+  assert summaries.SETS["samsum"].words is rouge.words
 
 
 def test_rouge_needs_its_package(monkeypatch):
@@ -170,8 +190,14 @@ def test_pairs_are_held_out_as_the_corpus_is(tmp_path):
   packed = pipeline.pack(data, codec)[1]
   texts = np.split(np.asarray(packed.tokens), packed.starts[1:])
   assert [codec.decode(t) for t in texts] == [p + a for p, a in test]
-  assert summaries.take(found, 5) == found[::10]
-  assert summaries.take(found[:3], 5) == found[:3]
+
+
+def test_some_are_taken_in_equal_steps():
+  assert subset.evenly(range(164), 4) == [0, 41, 82, 123]
+  assert subset.evenly(range(19), 10) == [0, 1, 3, 5, 7, 9, 11, 13, 15, 17]
+  assert subset.evenly("abc", 3) == ["a", "b", "c"]
+  with pytest.raises(ValueError, match="problems=4: there are 3; ask for few"):
+    subset.evenly("abc", 4)
 
 
 def test_summaries_are_scored_against_their_answers():
@@ -200,3 +226,8 @@ def test_summaries_are_scored_against_their_answers():
   assert found.tokens_per_forward > 1
   with pytest.raises(ValueError, match="reference 0 has no word"):
     summaries.evaluate(mock, codec, [pairs_lib.Pair("a", " .")])
+  by_character = summaries.evaluate(
+    mock, codec, pairs, heads=1, max_new=9, rows=2, words=rouge.characters
+  )
+  assert by_character.texts == texts
+  assert by_character.rouge["rouge1"].f1 > 0.5  # the second has a w, too

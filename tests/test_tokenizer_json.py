@@ -149,6 +149,14 @@ def test_where_special_ids_come_from(trained, tmp_path):
   cases = [
     ({"tokenizer_config": NAMES}, (1, 2, 2, (2,), ())),
     ({"special_tokens_map": NAMES}, (1, 2, 2, (2,), ())),
+    # An id that is not needed, since the token has a name, may be wrong.
+    (
+      {
+        "tokenizer_config": NAMES | {"pad_token": "a"},
+        "config": {"pad_token_id": 10**6},
+      },
+      (1, 2, llama["model"]["vocab"]["a"], (2,), ()),
+    ),
     ({"config": {"eos_token_id": 3}}, (3, 3, 3, (3,), ())),
     ({"generation_config": ends}, (1, 2, 2, (2, 3), ())),
     (

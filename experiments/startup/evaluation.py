@@ -14,9 +14,17 @@ from experiments.startup import options, terminal
 from mtp_jax.decode import layout
 from mtp_jax.evaluate import pass_at_k, sandbox
 from mtp_jax.interchange import folders
-from mtp_jax.tasks import code, functions, judging, problem_files, samples
-from mtp_jax.train import logs, provenance
+from mtp_jax.tasks import (
+  code,
+  functions,
+  judging,
+  problem_files,
+  samples,
+  subset,
+)
+from mtp_jax.train import lock, logs, provenance
 
+KS = (1, 10)  # of pass@k, where --k is not given
 _FUNCTIONS = 100  # problems of the built-in task
 
 
@@ -33,7 +41,7 @@ class Request:
   problems: int | None
   temperatures: list[str]
   samples: int
-  k: list[str]
+  k: list[str] | None
   top_p: float | None
   max_new: int
   rows: int
@@ -48,6 +56,7 @@ def run(request: Request) -> None:
   Raises:
     ValueError: what the request asks for cannot be done. It is raised before
       the model is read.
+    checkpoints.CheckpointError: another process writes to `request.output`.
   """
   settings, ks = _settings(request), read_ks(request.k, request.samples)
   backend = sandbox.find(
@@ -57,6 +66,13 @@ def run(request: Request) -> None:
   heads = check_heads(request.workdir, request.step, request.heads)
   settings = dataclasses.replace(settings, heads=heads)
   options.make_room(request.output / "results.json")
+  # Two processes would each replace the files that the other one appends to.
+  with lock.exclusive(request.output):
+    _run(request, found, settings, ks, backend)
+
+
+def _run(request, found, settings, ks, backend) -> None:
+  """`run`, once the request is checked and the folder is its own."""
   executor = sandbox.Sandbox(backend)
   problems, unsound = judging.check_solutions(executor, found.problems)
   left_out = found.bad + unsound
@@ -114,7 +130,7 @@ def read(request: Request) -> problem_files.File:
   """The problems that are asked for.
 
   Raises:
-    ValueError: there are none, or --data is missing or not wanted.
+    ValueError: there are none or too few, or --data is missing or not wanted.
   """
   if request.task == "functions":
     if request.data is not None or request.group is not None:
@@ -128,10 +144,7 @@ def read(request: Request) -> problem_files.File:
   found = problem_files.read(request.task, request.data, request.group)
   if request.problems is None:
     return found
-  count, size = request.problems, len(found.problems)
-  if count > size:
-    raise ValueError(f"--problems={count}: {request.data} has {size}")
-  some = [found.problems[i * size // count] for i in range(count)]
+  some = subset.evenly(found.problems, request.problems)
   return problem_files.File(some, found.bad)
 
 
@@ -247,12 +260,19 @@ def _settings(request: Request) -> samples.SampleSettings:
   return settings
 
 
-def read_ks(texts: Sequence[str], samples: int) -> list[int]:
-  """The k's of --k that so many samples allow; ValueError without any."""
-  ks = [k for k in read_numbers("k", texts, int) if k <= samples]
-  if not ks or min(ks) < 1:
+def read_ks(texts: Sequence[str] | None, samples: int) -> list[int]:
+  """The k's of --k; where it is not given, those of KS up to `samples`.
+
+  Raises:
+    ValueError: a k that is given is not in 1..`samples`, or none is given.
+  """
+  if texts is None:
+    return [k for k in KS if k <= samples]
+  ks = list(read_numbers("k", texts, int))
+  if not ks or min(ks) < 1 or max(ks) > samples:
     raise ValueError(
-      f"--k={','.join(texts)}: none is in 1..{samples}, the samples"
+      f"--k={','.join(texts)} with --samples={samples}: give k's from 1 to "
+      f"{samples}, or more samples"
     )
   return ks
 

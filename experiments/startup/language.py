@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import mtp_jax
@@ -9,9 +10,10 @@ from configs import harness as harness_tasks
 from experiments.measure import study
 from experiments.startup import evaluation, options
 from mtp_jax.decode import checks
-from mtp_jax.evaluate import harness, rouge
+from mtp_jax.evaluate import harness, rouge, sandbox
 from mtp_jax.interchange import folders
-from mtp_jax.tasks import pairs, samples, summaries
+from mtp_jax.tasks import pairs, samples, subset, summaries
+from mtp_jax.train import lock
 
 SUMMARIES = (*summaries.BUILT_IN, *summaries.SETS)
 TASKS = (*SUMMARIES, *harness_tasks.NAMES)
@@ -21,16 +23,45 @@ _LENGTH = 2048  # tokens that a benchmark's model reads at once
 _HELD_OUT = 0.1  # of the built-in pairs
 
 
+def refuse_idle(task: str, temperatures: Sequence[str]) -> None:
+  """Refuses flags of `experiments.evaluate` that are given and do nothing.
+
+  Args:
+    task: of TASKS, or a task of programming problems.
+    temperatures: the value of --temperatures.
+
+  Raises:
+    ValueError: the first of them, or a temperature is no number.
+  """
+  names = ["examples"]
+  if task in TASKS:
+    names = ["group", sandbox.FLAG.removeprefix("--")]
+    if task not in SUMMARIES:
+      names += ["max_new"]  # the benchmark says how long an answer may be
+    if task not in SAMPLED:
+      names += ["examples", "temperatures", "samples", "k", "top_p"]
+  options.refuse_idle(names, f"for --task={task}")
+  numbers = evaluation.read_numbers("temperatures", temperatures, float)
+  if set(numbers) == {0.0}:
+    options.refuse_idle(
+      ["samples", "k", "top_p"],
+      "at temperature 0, which has one answer (--temperatures asks for more)",
+    )
+
+
 def run(values: dict[str, Any]) -> None:
   """Measures a model on a task of TASKS.
 
   Args:
     values: of the program's flags, by name. `output` takes results.json and,
-      for summaries, summaries.jsonl with every text.
+      for summaries, summaries.jsonl with every text. Of benchmarks the results
+      have `contexts_cut`: requests, at all temperatures, of whose context the
+      model read the end alone.
 
   Raises:
     ValueError: what the values ask for cannot be done. It is raised before the
       model is read.
+    checkpoints.CheckpointError: another process writes to `output`.
   """
   task, output = values["task"], values["output"]
   if task in summaries.BUILT_IN and values["data"] is not None:
@@ -46,27 +77,33 @@ def run(values: dict[str, Any]) -> None:
   )
   options.make_room(output / "results.json")
   work = _pairs(values) if task in SUMMARIES else _tasks(values)
+  with lock.exclusive(output):
+    found = _measured(heads, work, values)
+    study.write_json(
+      output / "results.json",
+      study.provenance(values["seed"]) | {"task": task} | found,
+    )
+  print(json.dumps(found, indent=1, default=float))
+
+
+def _measured(heads, work, values) -> dict[str, Any]:
+  """What the model is found to do; `work` is of `_pairs` or `_tasks`."""
   net, cfg, codec = mtp_jax.load(values["workdir"], step=values["step"])
   decoder = mtp_jax.lay_out(net, codec.vocab)
-  if task in SUMMARIES:
-    found = _summaries(decoder, codec, heads, work, values)
-  else:
-    is_workdir = folders.kind(values["workdir"]) == "workdir"
-    lm = harness.adapter(
-      decoder,
-      codec,
-      # Of other folders' models it is not known how far they were trained.
-      length=cfg.data.seq_len if is_workdir else _LENGTH,
-      rows=values["rows"],
-      heads=heads,
-      seed=values["seed"],
-    )
-    found = _harness(lm, work, values)
-  study.write_json(
-    output / "results.json",
-    study.provenance(values["seed"]) | {"task": task} | found,
+  if values["task"] in SUMMARIES:
+    return _summaries(decoder, codec, heads, work, values)
+  is_workdir = folders.kind(values["workdir"]) == "workdir"
+  lm = harness.adapter(
+    decoder,
+    codec,
+    # Of other folders' models it is not known how far they were trained.
+    length=cfg.data.seq_len if is_workdir else _LENGTH,
+    rows=values["rows"],
+    heads=heads,
+    seed=values["seed"],
   )
-  print(json.dumps(found, indent=1, default=float))
+  found = _harness(lm, work, values)
+  return found | {"contexts_cut": lm.contexts_cut}
 
 
 def _pairs(values) -> list[pairs.Pair]:
@@ -76,12 +113,19 @@ def _pairs(values) -> list[pairs.Pair]:
     found = summaries.split(summaries.built_in(task, _SIZE), _HELD_OUT)[1]
   else:
     found = list(summaries.read(values["data"], summaries.SETS[task], _SIZE))
-  found = summaries.take(found, values["problems"] or len(found))
-  rouge.check([pair.answer for pair in found])  # raises
+  if values["problems"] is not None:
+    found = subset.evenly(found, values["problems"])
+  rouge.check([pair.answer for pair in found], _words(task))  # raises
   return found
 
 
+def _words(task: str) -> rouge.Words:
+  """What ROUGE counts in the summaries of a task."""
+  return summaries.SETS[task].words if task in summaries.SETS else rouge.words
+
+
 def _summaries(decoder, codec, heads, found, values) -> dict[str, Any]:
+  words = _words(values["task"])
   written = summaries.evaluate(
     decoder,
     codec,
@@ -89,6 +133,7 @@ def _summaries(decoder, codec, heads, found, values) -> dict[str, Any]:
     heads=heads,
     max_new=values["max_new"],
     rows=values["rows"],
+    words=words,
   )
   lines = [
     json.dumps(one._asdict() | {"summary": text})
@@ -99,6 +144,7 @@ def _summaries(decoder, codec, heads, found, values) -> dict[str, Any]:
   return {
     "summaries": len(found),
     "tokens_per_forward": written.tokens_per_forward,
+    "words": words.__name__,
     "rouge": {name: s._asdict() for name, s in written.rouge.items()},
   }
 
@@ -151,7 +197,7 @@ def _harness(lm, tasks, values) -> dict[str, Any]:
     )
     (scores,), (rows,) = found["results"].values(), found["samples"].values()
     metric = "correct" if temperature else "exact_match"
-    correct[temperature] = [round(row.get(metric, 0)) for row in rows]
+    correct[temperature] = [round(row[metric]) for row in rows]
   if values["task"] not in SAMPLED:
     return {"scores": scores}
   count = values["samples"]

@@ -36,6 +36,11 @@ class Served:
     rows: texts at once.
     heads: to draft with in greedy texts, or a tree of drafts.
     seed: of texts that are drawn.
+
+  Attributes:
+    contexts_cut: requests so far of whose context the beginning was left out.
+      Each choice of a question is a request. Whole texts
+      (`loglikelihood_rolling`) are read in windows and not counted.
   """
 
   def __init__(
@@ -52,15 +57,13 @@ class Served:
     self._decoder, self._codec = decoder, codec
     self._length, self._rows = length, rows
     self._heads, self._seed = heads, seed
+    self.contexts_cut = 0
 
   def loglikelihood(
     self, requests: Sequence[Request], **unused: Any
   ) -> list[tuple[float, bool]]:
     """(log-probability, greedy) of (context, continuation) pairs of texts."""
-    items = [
-      likelihood.of_texts(self._codec, *request.args, length=self._length)
-      for request in requests
-    ]
+    items = [self._item(*request.args) for request in requests]
     found = likelihood.score(self._decoder, items, rows=self._rows)
     return [tuple(score) for score in found]
 
@@ -99,6 +102,15 @@ class Served:
         texts[i] = text
     return texts
 
+  def _item(self, context: str, continuation: str) -> likelihood.Item:
+    """The texts as ids, as many as the model reads."""
+    texts = self._codec, context, continuation
+    item = likelihood.of_texts(*texts)
+    if len(item.context) + len(item.continuation) <= self._length + 1:
+      return item
+    self.contexts_cut += 1
+    return likelihood.of_texts(*texts, length=self._length)
+
   def _settings(self, given: dict) -> tuple:
     """(until, tokens, temperature, top_k, top_p); temperature 0 is greedy."""
     unknown = sorted(set(given) - _KNOWN)
@@ -126,8 +138,9 @@ class Served:
     """Yields (number, text) of contexts -> numbers of their requests."""
     codec, context_len = self._codec, self._length - tokens
     prompts = []
-    for context in contexts:
+    for context, numbers in contexts.items():
       ids = [*codec.prefix, *codec.encode(context)] or [codec.bos]
+      self.contexts_cut += len(numbers) * (len(ids) > context_len)
       prompts.append([int(i) for i in ids[-context_len:]])
     rule, heads = accept.GREEDY, self._heads
     if temperature:

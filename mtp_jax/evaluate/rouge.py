@@ -1,12 +1,13 @@
 """ROUGE: what a summary and a reference have in common (Lin, 2004).
 
 Computed by the package `rouge-score`, an extra, which is imported when a score
-is asked for. Its words are runs of a to z and 0 to 9 of the lower-cased text,
-so texts of other alphabets need a `words` of their own.
+is asked for. Its words are runs of a to z and 0 to 9 of the lower-cased text.
+`unicode_words` and `characters` are for other alphabets.
 """
 
 import functools
 import importlib
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,27 @@ def words(text: str) -> list[str]:
 def stems(text: str) -> list[str]:
   """As `words`, without English endings (Porter's stemmer)."""
   return _default(stem=True).tokenize(text)
+
+
+def unicode_words(text: str) -> list[str]:
+  """The words of a text of any alphabet: letters, marks, digits; lower case.
+
+  What counts is our decision: a word is a run of characters whose category in
+  Unicode begins with L, M or N, after normalisation to NFC. So the joiner that
+  Persian writes inside a word ends it, as a space does.
+  """
+  text = unicodedata.normalize("NFC", text.lower())
+  return "".join(c if _kind(c) in "LMN" else " " for c in text).split()
+
+
+def characters(text: str) -> list[str]:
+  """The characters of `unicode_words`, each with the marks that follow it.
+
+  For scripts that put no spaces between words, such as Thai. That a character
+  counts instead of a word is our decision.
+  """
+  text = " ".join(unicode_words(text))
+  return "".join(c if _kind(c) == "M" else f" {c}" for c in text).split()
 
 
 def score(
@@ -103,8 +125,13 @@ def check(references: Sequence[str], words: Words = words) -> None:
     if not words(reference):
       raise ValueError(
         f"reference {i} has no word: {reference!r:.60}; leave it out, or give "
-        "`words` for its alphabet"
+        "`words` for its alphabet, such as `unicode_words`"
       )
+
+
+def _kind(character: str) -> str:
+  """The first letter of its category: L letter, M mark, N number, ..."""
+  return unicodedata.category(character)[0]
 
 
 @functools.cache

@@ -11,10 +11,10 @@ either, nothing is run unless the caller says so.
 
 The verdict is a nonce, which the checker (`isolation.checker`) writes once the
 tests have run. The program is in another process, which never sees the nonce,
-the tests or the outputs wanted; its exit code says nothing. What no sandbox can
-judge: a program that computes the right answers to the tests by heart; and an
-object of the program's own class compares, hashes and iterates as the program
-wants. It never equals a plain value.
+the tests or the outputs wanted; its exit code says nothing. No sandbox can tell
+that a program knows the answers to the tests by heart. An object of the
+program's own class compares, hashes and iterates as the program wants, but it
+never equals a plain value.
 """
 
 import contextlib
@@ -156,7 +156,7 @@ class Sandbox:
   ) -> list[Verdict]:
     """`check` of (program, tests) or (program, tests, replaced).
 
-    One of which there is `doubt` is run again, by itself.
+    A program whose verdict is in doubt (`doubt`) runs once more, alone.
 
     Args:
       jobs: the arguments of `check`.

@@ -27,7 +27,7 @@ from mtp_jax.tokenizer import json_file
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PART_BYTES = 5 * 10**9  # of a file of weights
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-# Old files hold these, which a config says as well.
+# Old files store these frequencies, which follow from the config.
 _COMPUTED = ".rotary_emb.inv_freq"
 
 

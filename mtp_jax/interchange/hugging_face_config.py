@@ -39,6 +39,7 @@ class _Family:
 _QWEN = {
   "max_position_embeddings": 32_768,
   "max_window_layers": 28,
+  "num_key_value_heads": 32,
   "sliding_window": 4096,
 }
 # By model type, the simplest first: a model is written as the first that fits.
@@ -47,14 +48,18 @@ _FAMILIES = {
     {"max_position_embeddings": 2048}, heads_must_divide_width=True
   ),
   "mistral": _Family(
-    {"max_position_embeddings": 131_072, "sliding_window": 4096},
+    {
+      "max_position_embeddings": 131_072,
+      "num_key_value_heads": 8,
+      "sliding_window": 4096,
+    },
     window="number",
   ),
   "qwen2": _Family(_QWEN, qkv_bias=True, window="layers"),
   "qwen3": _Family(_QWEN | {"head_dim": 128}, qk_norm=True, window="layers"),
 }
 # Of these a null has a meaning; others are then as if left out.
-_NULLS = ("sliding_window", "head_dim")
+_NULLS = ("sliding_window", "head_dim", "num_key_value_heads")
 # What would change the model beyond `config.Model`; supported is this value.
 _FIXED = {
   "quantization_config": None,

@@ -34,6 +34,8 @@ _OPTIONAL = {
 }
 _UNUSED = ("max_seq_len", "max_batch_size")  # they change no result
 _OURS = ("layers.", "extra_heads.", "tok_embeddings.", "norm.", "output.")
+# Some files store these frequencies, once or in every layer.
+_COMPUTED = "rope.freqs"
 # What `config.Model` may have and this format has not.
 _LACKS = {
   "qkv_bias": False,
@@ -179,10 +181,14 @@ def load(
   """
   file = weights(path)
   found = torch_files.read(file)
-  unused = [name for name in found if not name.startswith(_OURS)]
+  unused = [
+    name
+    for name in found
+    if not name.startswith(_OURS) or name.endswith(_COMPUTED)
+  ]
   if unused:
     logging.info("%s: not used: %s", file, ", ".join(unused))
-  found = {name: found[name] for name in found if name.startswith(_OURS)}
+  found = {name: found[name] for name in found.keys() - set(unused)}
   for name, tensor in found.items():
     if str(tensor.place.dtype) not in _DTYPES:
       raise ValueError(

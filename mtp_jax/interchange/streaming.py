@@ -69,8 +69,8 @@ def check(
   if surplus:
     name = surplus[0]
     raise ValueError(
-      f"{where} has tensor {name!r}, {list(found[name])}, of which its config "
-      f"knows nothing ({len(surplus)} such tensors)"
+      f"{where} has tensor {name!r}, {list(found[name])}, which its config "
+      f"does not describe ({len(surplus)} such tensors)"
     )
 
 

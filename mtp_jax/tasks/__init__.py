@@ -11,6 +11,7 @@ man_pages      manual pages as text
 code           programming problems: what is read, where answers end, tests
 problem_files  the public files of such problems
 functions      small generated functions, to learn from and to write
+subset         some of a task's problems, in equal steps
 samples        answers that a model draws to them
 judging        which of these answers pass their tests
 """

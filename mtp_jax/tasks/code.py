@@ -26,6 +26,7 @@ class Problem:
   stops: tuple[str, ...]  # an answer ends before the first of them
   tests: Tests
   solution: str | None = None  # known to be right; stands for an answer
+  others: tuple[str, ...] = ()  # known solutions to try where it fails
   group: str = ""  # such as the difficulty
 
   def program(self, answer: str) -> str:

@@ -5,6 +5,7 @@ verdict there is not run again.
 """
 
 import collections
+import dataclasses
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -28,6 +29,9 @@ def judge(
     problems: of the answers.
     rows: from `samples.draw`.
     path: JSONL. A line has the key of a sample, passed, error and the backend.
+
+  Raises:
+    ValueError: the file is damaged; names the line.
   """
   known = {problem.name: problem for problem in problems}
   rows = list(rows)
@@ -75,24 +79,33 @@ def judge(
 def check_solutions(
   executor: sandbox.Sandbox, problems: Sequence[code.Problem]
 ) -> tuple[list[code.Problem], list[str]]:
-  """The problems whose known solution passes, and a line for each other.
+  """The problems that a known solution solves, and a line for each other.
 
-  Those without a solution are not tested. An answer of nothing must fail.
+  The solutions of a problem are tried in order. It is returned with the first
+  that passes as its `solution`. Those without a solution are not tested. An
+  answer of nothing must fail.
   """
-  solved = [p for p in problems if p.solution is not None]
-  found = executor.check_all(
-    [p.job(p.solution) for p in solved] + [p.job("") for p in problems]
-  )
-  why = {
-    p.name: f"its own solution fails: {v.error}"
-    for p, v in zip(solved, found, strict=False)
-    if not v.passed
-  }
-  for p, v in zip(problems, found[len(solved) :], strict=True):
-    if v.passed:
-      why.setdefault(p.name, "an empty answer passes")
+  why, checked = {}, {p.name: p for p in problems}
+  tried = [p for p in problems if p.solution is not None]
+  while tried:
+    found, again = executor.check_all([p.job(p.solution) for p in tried]), []
+    for p, verdict in zip(tried, found, strict=True):
+      checked[p.name] = p
+      if not verdict.passed and p.others:
+        first, *others = p.others
+        again.append(
+          dataclasses.replace(p, solution=first, others=tuple(others))
+        )
+      elif not verdict.passed:
+        why[p.name] = f"no known solution passes: {verdict.error}"
+    tried = again
+  left = [p for p in checked.values() if p.name not in why]
+  found = executor.check_all([p.job("") for p in left])
+  for p, verdict in zip(left, found, strict=True):
+    if verdict.passed:
+      why[p.name] = "an empty answer passes"
   lines = [f"{name}: {reason}" for name, reason in why.items()]
-  return [p for p in problems if p.name not in why], lines
+  return [p for p in left if p.name not in why], lines
 
 
 def _digest(problem, row) -> str:

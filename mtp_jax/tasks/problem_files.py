@@ -191,6 +191,8 @@ def _mbpp(row: dict, shots: str | None) -> code.Problem | None:
   )
 
 
+_KNOWN = 5  # solutions of a problem that are read, at most
+
 # A method of class Solution, or a function. APPS wraps some outputs in a list.
 _CALL = """
 try: _call = Solution().{name}
@@ -223,6 +225,7 @@ def _apps(row: dict, shots: str | None) -> code.Problem:
     stops=("\nQUESTION:", "\nANSWER:"),
     tests=tests,
     solution=solutions[0] if solutions else None,
+    others=tuple(solutions[1:_KNOWN]),
     group=row.get("difficulty", ""),
   )
 
@@ -255,6 +258,7 @@ def _codecontests(row: dict, shots: str | None) -> code.Problem:
     stops=('\n"""\n',),
     tests=tuple(tests),
     solution=solutions[0] if solutions else None,
+    others=tuple(solutions[1:_KNOWN]),
   )
 
 

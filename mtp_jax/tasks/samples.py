@@ -95,8 +95,9 @@ def draw(
       closer than `settings.near_tie`.
 
   Raises:
-    ValueError: bad settings; the file has answers of another seed, max_new,
-      top_p, model or heads, or to another text of one of these problems.
+    ValueError: bad settings; the file is damaged, or has answers of another
+      seed, max_new, top_p, model or heads, or to another text of one of these
+      problems.
   """
   settings.check()
   asked = {p.name: {"prompt": prompt_digest(codec, p)} for p in problems}
@@ -198,13 +199,25 @@ def _draw_missing(decoder, codec, missing, settings, temperature, keep) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a file; one that a kill cut is left out."""
+  """The lines of a file; the last one is left out where a kill cut it.
+
+  Raises:
+    ValueError: another line is damaged; names the file and the line.
+  """
   if not path.exists():
     return []
-  found = []
-  for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-    with contextlib.suppress(ValueError):
-      found.append(json.loads(line))
+  found, lines = [], path.read_bytes().split(b"\n")
+  for number, line in enumerate(lines, 1):
+    try:
+      row = json.loads(line.decode("utf-8"))
+      if not isinstance(row, dict):
+        raise ValueError("it is no object of JSON")
+      found.append(row)
+    except ValueError as error:
+      if number < len(lines):  # what ends in a line break was written whole
+        raise ValueError(
+          f"{path}:{number} is damaged ({error}): mend or remove the line"
+        ) from error
   return found
 
 
@@ -212,7 +225,10 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 def appending(
   path: pathlib.Path, rows: Iterable[dict[str, Any]]
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-  """A function that adds a line; the file begins with the sound ones."""
+  """A function that adds a line; the file begins with `rows`.
+
+  Only one process at a time may do so: each replaces the file.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.name}.partial")
   with partial.open("w", encoding="utf-8") as file:

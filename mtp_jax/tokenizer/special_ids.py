@@ -98,8 +98,8 @@ def read(
       f"{path} has no id that ends a document: name an "
       "`eos_token` in tokenizer_config.json beside it"
     )
-  (bos, *_), (pad, *_) = (
-    [*named_id(f"{kind}_token"), *numbers(f"{kind}_token_id"), ends[0]]
+  bos, pad = (
+    (named_id(f"{kind}_token") or numbers(f"{kind}_token_id") or ends)[0]
     for kind in ("bos", "pad")
   )
   adds_bos = named[0].get("add_bos_token")

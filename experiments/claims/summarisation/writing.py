@@ -8,7 +8,7 @@ from experiments.claims.finetuning import scales, ways
 from experiments.measure import sweep
 from mtp_jax import tokenizer
 from mtp_jax.evaluate import rouge
-from mtp_jax.tasks import pairs, summaries
+from mtp_jax.tasks import pairs, subset, summaries
 
 CLAIM = "summarisation"
 TASKS = summaries.BUILT_IN
@@ -55,7 +55,7 @@ def _measure(task, way, scale, folder, seed):
     ]
     if not file.exists():
       pairs.write(file, found)
-    held_out = summaries.take(
+    held_out = subset.evenly(
       summaries.split(found, _HELD_OUT)[1], scale.problems
     )
     rouge.check([pair.answer for pair in held_out])  # before hours of training
@@ -67,6 +67,7 @@ def _measure(task, way, scale, folder, seed):
       mtp_jax.lay_out(net, codec.vocab),
       codec,
       held_out,
+      heads=1,
       max_new=_LONGEST + 1,
       rows=min(scale.rows, scale.problems),
     )
