@@ -6,17 +6,19 @@ The harness itself is an extra: what needs it is skipped where it is missing.
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 import types
 
 import numpy as np
 import pytest
 
+import mtp_jax
 from configs import harness as tasks
 from mtp_jax import tokenizer
 from mtp_jax.decode import generate, layout
 from mtp_jax.evaluate import harness, likelihood, pass_at_k
-from tests import parameters
+from tests import parameters, transformers_reference
 
 needs_lm_eval = pytest.mark.skipif(
   importlib.util.find_spec("lm_eval") is None, reason="needs lm_eval"
@@ -349,3 +351,57 @@ def test_the_adapter_is_a_model_of_the_harness(tmp_path, monkeypatch):
     model=lm, tasks=[tasks.load("piqa", file)], bootstrap_iters=0
   )
   assert found["results"]["piqa_local"]["acc,none"] == right / 6
+
+
+SMOLLM2 = os.environ.get("SMOLLM2", "")
+
+
+@needs_lm_eval
+@pytest.mark.skipif(
+  not (SMOLLM2 and transformers_reference.has_transformers()),
+  reason="needs torch, and SMOLLM2=FOLDER of SmolLM2-135M-Instruct",
+)
+def test_equals_transformers_own_adapter_on_smollm2():
+  """All three kinds of request, in float32, on this repository's own text."""
+  from lm_eval.models import huggingface
+
+  net, _, codec = mtp_jax.load(SMOLLM2)
+  decoder = layout.lay_out(net, codec.vocab)
+  ours = harness.adapter(decoder, codec, length=2048, rows=4)
+  theirs = huggingface.HFLM(
+    pretrained=SMOLLM2, device="cpu", dtype="float32", batch_size=1
+  )
+  pages = [
+    path.read_text(encoding="utf-8").split()
+    for path in sorted(FOLDER.parent.glob("*.py"))[:4]
+  ]
+  # Cut between words, as tasks are: inside one, each has a way of its own.
+  starts = [" ".join(page[:60]) for page in pages]
+  parts = [
+    (start, f" {' '.join(page[60:68])}")
+    for start, page in zip(starts, pages, strict=True)
+  ]
+  parts += [(start, " and music") for start in starts]
+  parts += [("", starts[0][:40]), (f"{starts[0]} ", "text")]
+  pairs = list(map(call, parts))
+  for got, want in zip(
+    ours.loglikelihood(pairs), theirs.loglikelihood(pairs), strict=True
+  ):
+    print(f"{got[0]:.6f} {want[0]:.6f}")
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5, atol=1e-4)
+    assert got[1] == want[1]
+  whole = [call((" ".join(page[:250]),)) for page in pages]
+  got = ours.loglikelihood_rolling(whole)
+  want = theirs.loglikelihood_rolling(whole)
+  print(got, want)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+  until = {"until": ["\n\n"], "max_gen_toks": 32, "do_sample": False}
+  texts = [call((start, until)) for start in starts]
+  assert ours.generate_until(texts) == theirs.generate_until(texts)
+
+
+def call(arguments):
+  """A request as lm-evaluation-harness makes it."""
+  from lm_eval.api import instance
+
+  return instance.Instance("loglikelihood", {}, arguments, 0)

@@ -263,6 +263,20 @@ def test_the_shapes_of_table_s6(home, tmp_path, given, shape, said):
       choose({"model.n_future": 4} | wrong)
 
 
+def test_a_config_files_number_of_heads_is_not_passed_over(home, tmp_path):
+  """Only a flag changes the number; the default of the file is no wish."""
+  cfg = config.load(home / "config.json")
+  where = home / "source", tmp_path / "new"
+  line = "has model.n_future=2, but the model in .*source has 1: .*_future=2"
+  with pytest.raises(ValueError, match=line):
+    initial.choose(cfg.replace(model={"n_future": 2}), {}, *where, "copy")
+  for n in (1, config.Model.n_future):
+    found = initial.choose(
+      cfg.replace(model={"n_future": n}), {}, *where, "copy"
+    )
+    assert found.cfg.model.n_future == 1
+
+
 def test_another_tokenizer_than_the_models_is_refused(home, tmp_path):
   files = tokenizer_files.write(
     tmp_path / "theirs",
@@ -307,8 +321,9 @@ def test_a_run_replaces_no_model_of_others(home, tmp_path):
 
 
 def test_the_config_file_sets_what_changes_no_array(home, tmp_path):
+  model = {"remat": "full", "mask_documents": False, "dtype": "bfloat16"}
   cfg = config.load(home / "config.json").replace(
-    model={"remat": "full", "mask_documents": False, "dtype": "bfloat16"}
+    model=model | {"n_future": config.Model.n_future}
   )
   given = {"model.dtype": "bfloat16"}
   found = initial.choose(cfg, given, home / "source", tmp_path, "copy")

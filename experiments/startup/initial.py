@@ -36,8 +36,9 @@ def choose(
   change the number of heads, leave out layers of the trunk, put linear heads on
   a next-token model, pad the vocabulary, and set what changes no array
   (`surgery.SETTINGS`). The config file may do only the last of these, where it
-  differs from the defaults. If there is a run in `target`, it resumes: `path`
-  is not read, and the model's shape is that of the run.
+  differs from the defaults; a number of heads of its own is refused. If there
+  is a run in `target`, it resumes: `path` is not read, and the model's shape is
+  that of the run.
 
   `Start.init` reads the model. Licences and the model card are then copied
   into `target`.
@@ -51,7 +52,8 @@ def choose(
 
   Raises:
     ValueError: a flag asks for another shape than that of the model, or for
-      another tokenizer; `path` is `target`.
+      another tokenizer; the config file asks for another number of heads;
+      `path` is `target`.
   """
   if path.resolve() == target.resolve():
     raise ValueError(
@@ -68,6 +70,13 @@ def choose(
   source = target if resumes else path
   found, codec = folders.settings(source)
   shape = _shape(found.model, wanted, source)
+  n, kept = cfg.model.n_future, (shape.n_future, config.Model.n_future)
+  if "n_future" not in wanted and n not in kept:  # the default is no wish
+    raise ValueError(
+      f"the config file has model.n_future={n}, but the model in {source} has "
+      f"{shape.n_future}: say how many heads to train, such as "
+      f"--config.model.n_future={n}"
+    )
   settings = _settings(cfg.model, wanted)
   shape = dataclasses.replace(shape, **settings)
   cfg = dataclasses.replace(cfg, model=shape)
