@@ -45,8 +45,8 @@ def main(_: list[str]) -> None:
   heads = cfg.model.n_future if _HEADS.value is None else _HEADS.value
   if heads > cfg.model.n_future:
     raise ValueError(f"--heads={heads}: {source} has {cfg.model.n_future}")
-  # Before the model is read, which takes long. Dropping heads does not make a
-  # kind writable that is not.
+  # Before the model is read, which takes long. A kind of heads that cannot be
+  # written stays one, however many heads are dropped.
   names.check_kind(cfg.model)
   to_meta, shape = _FORMAT.value == "meta", cfg.model.with_heads(heads)
   export.check(shape, output, to_meta=to_meta)

@@ -13,7 +13,7 @@ at each of several --temperatures, and so is each question of gsm8k. Programs
 run in a sandbox (bubblewrap, or else unshare). Without one, nothing runs unless
 --allow_unsandboxed_execution says so.
 
---output takes results.json; of summaries also summaries.jsonl. These tasks and
+--output takes results.json; of summaries also summaries.jsonl. Summaries and
 benchmarks write at their end, and the same command begins anew. Programming
 problems also have samples.jsonl, verdicts.jsonl and report.html, a page with
 every answer. For them the same command goes on after an interruption, draws

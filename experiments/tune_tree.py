@@ -2,7 +2,7 @@
 
   python -m experiments.tune_tree --workdir=runs/bytes
 
-Decodes held-out prompts of the run's corpus (of a folder of others: this
+Decodes held-out prompts of the run's corpus (for Hugging Face and Meta: this
 machine's Python files) and counts how often the candidate of each head and rank
 was right. Writes tree.json into the folder: that acceptance, and the best trees
 as lists of ranks (for `decode.tree.from_paths`). Seconds to minutes.

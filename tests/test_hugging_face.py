@@ -61,17 +61,17 @@ def test_the_record_is_what_transformers_computes(case):
 
 
 @pytest.mark.parametrize(
-  ("family", "heads"), [("mistral, linear, tied", 8), ("qwen2, yarn", 32)]
+  ("family", "heads"),
+  [("mistral, linear, tied", 8), ("qwen2, yarn", 32), ("qwen3, llama3", 32)],
 )
 def test_key_heads_that_a_config_does_not_name(family, heads):
   """As transformers: a null is the number of attention heads."""
   tree = reference.config_of(family) | {
-    "num_attention_heads": 32,
-    "hidden_size": 256,
+    "num_attention_heads": 64,
+    "hidden_size": 512,
     "num_key_value_heads": None,
   }
-  tree.pop("head_dim", None)
-  assert hugging_face_config.to_model(tree).kv_heads == 32
+  assert hugging_face_config.to_model(tree).kv_heads == 64
   del tree["num_key_value_heads"]
   assert hugging_face_config.to_model(tree).kv_heads == heads
 

@@ -263,18 +263,19 @@ def test_the_shapes_of_table_s6(home, tmp_path, given, shape, said):
       choose({"model.n_future": 4} | wrong)
 
 
-def test_a_config_files_number_of_heads_is_not_passed_over(home, tmp_path):
-  """Only a flag changes the number; the default of the file is no wish."""
+def test_a_config_files_number_of_heads_is_told(home, tmp_path, caplog):
+  """Only a flag changes the number. The default of the file may be no wish."""
   cfg = config.load(home / "config.json")
   where = home / "source", tmp_path / "new"
-  line = "has model.n_future=2, but the model in .*source has 1: .*_future=2"
+  line = "has model.n_future=2, the model in .*source 1: say .*_future=2"
   with pytest.raises(ValueError, match=line):
     initial.choose(cfg.replace(model={"n_future": 2}), {}, *where, "copy")
-  for n in (1, config.Model.n_future):
+  caplog.set_level("WARNING")
+  for n, told in ((1, 0), (config.Model.n_future, 1)):
     found = initial.choose(
       cfg.replace(model={"n_future": n}), {}, *where, "copy"
     )
-    assert found.cfg.model.n_future == 1
+    assert found.cfg.model.n_future == 1 and len(caplog.messages) == told
 
 
 def test_another_tokenizer_than_the_models_is_refused(home, tmp_path):

@@ -183,5 +183,6 @@ def test_pass_at_k_of_gsm8k(values, tmp_path, monkeypatch):
   want["oracle"] = {k: max(want["0.8"][k], want["1"][k]) for k in ("1", "2")}
   assert means == {t: pytest.approx(of) for t, of in want.items()}
   counted = False
-  with pytest.raises(KeyError, match="exact_match"):  # not taken for wrong
+  # Not taken for wrong.
+  with pytest.raises(ValueError, match="3 of 3 answers no 'exact_match'"):
     language.run(values | flags | asked)

@@ -74,7 +74,7 @@ def machine() -> dict[str, str]:
   return {
     "date": _today(),
     "device": device(),
-    "host": f"{os.cpu_count()} cores, {platform.machine()}",
+    "host": f"{_cores()} cores, {platform.machine()}",
     **versions("python", *PACKAGES),
   }
 
@@ -105,10 +105,14 @@ def device() -> str:
   if info.exists():
     lines = info.read_text(encoding="utf-8").splitlines()
     name = next(x for x in lines if x.startswith("model name")).split(": ")[1]
-  count = os.cpu_count()
-  if hasattr(os, "sched_getaffinity"):  # a process may be kept to some of them
-    count = len(os.sched_getaffinity(0))
-  return f"{count} x {name}"
+  return f"{_cores()} x {name}"
+
+
+def _cores() -> int:
+  """Those that this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
 
 
 def _today() -> str:

@@ -70,13 +70,8 @@ def choose(
   source = target if resumes else path
   found, codec = folders.settings(source)
   shape = _shape(found.model, wanted, source)
-  n, kept = cfg.model.n_future, (shape.n_future, config.Model.n_future)
-  if "n_future" not in wanted and n not in kept:  # the default is no wish
-    raise ValueError(
-      f"the config file has model.n_future={n}, but the model in {source} has "
-      f"{shape.n_future}: say how many heads to train, such as "
-      f"--config.model.n_future={n}"
-    )
+  if "n_future" not in wanted and not resumes:
+    _check_heads(cfg.model.n_future, shape.n_future, path)
   settings = _settings(cfg.model, wanted)
   shape = dataclasses.replace(shape, **settings)
   cfg = dataclasses.replace(cfg, model=shape)
@@ -95,6 +90,26 @@ def choose(
   ]
   note = f"{', '.join(changed)} of the config file" if changed else ""
   return Start(cfg, functools.partial(_read, path, target, cfg, how, note))
+
+
+def _check_heads(asked: int, n: int, path: pathlib.Path) -> None:
+  """Raises ValueError if a config file asks for `asked` heads, not `n`.
+
+  A file that does not say has the default number. That may be a wish or not: it
+  is a warning.
+  """
+  if asked == n:
+    return
+  line = (
+    f"the config file has model.n_future={asked}, the model in {path} {n}: "
+  )
+  flag = "--config.model.n_future="
+  if asked != config.Model.n_future:
+    raise ValueError(f"{line}say how many to train, such as {flag}{asked}")
+  if jax.process_index() == 0:
+    logging.warning(
+      "%sso many are trained; give %sN to change that", line, flag
+    )
 
 
 def _check_tokenizer(

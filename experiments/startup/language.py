@@ -197,6 +197,11 @@ def _harness(lm, tasks, values) -> dict[str, Any]:
     )
     (scores,), (rows,) = found["results"].values(), found["samples"].values()
     metric = "correct" if temperature else "exact_match"
+    if missing := sum(metric not in row for row in rows):
+      raise ValueError(
+        f"lm_eval gave {missing} of {len(rows)} answers no {metric!r}: its "
+        "version differs from those that requirements-eval.txt names"
+      )
     correct[temperature] = [round(row[metric]) for row in rows]
   if values["task"] not in SAMPLED:
     return {"scores": scores}

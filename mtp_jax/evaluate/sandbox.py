@@ -160,9 +160,10 @@ class Sandbox:
 
     Args:
       jobs: the arguments of `check`.
-      workers: so many at once; None: as many as there are cores.
+      workers: so many at once; None: as many as cores that this process may
+        use.
     """
-    workers = workers or os.cpu_count()
+    workers = workers or len(os.sched_getaffinity(0))
     with futures.ThreadPoolExecutor(workers) as pool:
       verdicts = list(pool.map(lambda job: self.check(*job), jobs))
     return [

@@ -180,15 +180,10 @@ def load(
       tensor is missing, has another shape or dtype, or is one too many.
   """
   file = weights(path)
-  found = torch_files.read(file)
-  unused = [
-    name
-    for name in found
-    if not name.startswith(_OURS) or name.endswith(_COMPUTED)
-  ]
-  if unused:
+  stored = torch_files.read(file)
+  found = _used(stored)
+  if unused := [name for name in stored if name not in found]:
     logging.info("%s: not used: %s", file, ", ".join(unused))
-  found = {name: found[name] for name in found.keys() - set(unused)}
   for name, tensor in found.items():
     if str(tensor.place.dtype) not in _DTYPES:
       raise ValueError(
@@ -208,9 +203,17 @@ def load(
 
 def dtype(path: pathlib.Path) -> str:
   """See `folders.dtype`."""
-  found = torch_files.read(weights(path))
-  places = [x.place for name, x in found.items() if name.startswith(_OURS)]
+  places = [x.place for x in _used(torch_files.read(weights(path))).values()]
   return streaming.exact_dtype((x.shape, str(x.dtype)) for x in places)
+
+
+def _used(found: dict[str, Any]) -> dict[str, Any]:
+  """The tensors that are a part of the model, of all in a file."""
+  return {
+    name: tensor
+    for name, tensor in found.items()
+    if name.startswith(_OURS) and not name.endswith(_COMPUTED)
+  }
 
 
 def weights(path: pathlib.Path) -> pathlib.Path:

@@ -123,7 +123,9 @@ def _check(opened: zipfile.ZipFile) -> str:
   folders = {name.split("/")[0] for name in names}
   programs = [name for name in names if name.endswith("/data.pkl")]
   if len(folders) != 1 or programs != [f"{min(folders)}/data.pkl"]:
-    raise ValueError("a zip that torch.save did not write: it has one data.pkl")
+    raise ValueError(
+      "a zip that torch.save did not write: that has one data.pkl"
+    )
   folder = min(folders)
   if (size := opened.getinfo(f"{folder}/data.pkl").file_size) > _MOST:
     raise ValueError(

@@ -25,8 +25,8 @@ class Problem:
   before: str  # the program is this, and what the model wrote
   stops: tuple[str, ...]  # an answer ends before the first of them
   tests: Tests
-  solution: str | None = None  # known to be right; stands for an answer
-  others: tuple[str, ...] = ()  # known solutions to try where it fails
+  solution: str | None = None  # said to be right; stands for an answer
+  others: tuple[str, ...] = ()  # other solutions, to try where it fails
   group: str = ""  # such as the difficulty
 
   def program(self, answer: str) -> str:

@@ -89,6 +89,7 @@ def read(task: str, path: str | pathlib.Path, group: str | None = None) -> File:
 
 
 _FAULTS = KeyError, TypeError, ValueError, AttributeError
+_KNOWN = 5  # solutions of a problem that are read, at most
 
 
 def _fault(error: Exception) -> str:
@@ -190,8 +191,6 @@ def _mbpp(row: dict, shots: str | None) -> code.Problem | None:
     solution=row["code"],
   )
 
-
-_KNOWN = 5  # solutions of a problem that are read, at most
 
 # A method of class Solution, or a function. APPS wraps some outputs in a list.
 _CALL = """

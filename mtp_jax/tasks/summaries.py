@@ -177,14 +177,16 @@ def evaluate(
     found: pairs that the model was not trained on. What it read in
       pretraining is not known here; see `built_in` on docstrings.
     words: what ROUGE counts, such as `SETS["thaisum"].words`.
-    **settings: of `serve.generate_all`: `rows`, summaries at once; `heads` to
-      draft with, which change no summary; `max_new`, where a summary is cut.
+    **settings: of `serve.generate_all`: `rows`, summaries at once (16 by
+      default); `heads` to draft with, which change no summary (1); `max_new`,
+      tokens at which a summary is cut (128).
 
   Raises:
     ValueError: an answer has no word that ROUGE counts; as `generate_all`.
   """
   rouge.check([one.answer for one in found], words)
   prompts = [[*codec.prefix, *codec.encode(one.prompt)] for one in found]
+  settings = {"rows": 16, "heads": 1, "max_new": 128} | settings
   written = serve.generate_all(decoder, prompts, stop=codec.ends, **settings)
   texts = [
     codec.decode(tokens, after=prompt).strip()

@@ -36,9 +36,14 @@ class Work:
 
   @functools.cached_property
   def tree(self) -> tree_lib.Tree:
-    """The tree with the highest expected acceptance on a few prompts."""
+    """The tree with the highest expected acceptance on a few prompts.
+
+    Where there are others, none of those that it is compared on.
+    """
     decoder, codec, _ = self.loaded
-    some = spread(self.problems, self.scale.tuned)
+    compared = {p.name for p in spread(self.problems, self.scale.compared)}
+    others = [p for p in self.problems if p.name not in compared]
+    some = spread(others or self.problems, self.scale.tuned)
     prompts = [[*codec.prefix, *codec.encode(p.prompt)] for p in some]
     acceptance = autotune.measure_acceptance(
       decoder, prompts, max_new=min(64, self.scale.max_new)
