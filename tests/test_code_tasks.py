@@ -163,6 +163,27 @@ def test_codecontests(tmp_path):
   assert problem.others == ("print(2)",)
 
 
+def test_solutions_to_finetune_on_say_which_are_right(tmp_path):
+  """The prompt is the one that asks for a correct solution in the test."""
+  wrong = {"language": [1, 3], "solution": ["print 1", "print(0)\n\n"]}
+  row = CONTESTS | {"incorrect_solutions": wrong}
+  path = write(tmp_path / "p.jsonl", row)
+  found = [*problem_files.solutions(path)]
+  (problem,) = problem_files.read("codecontests", path).problems
+  assert found == [
+    pairs.Pair(problem.prompt, "print(2*int(input()))\n"),
+    pairs.Pair(problem.prompt, "print(2)\n"),
+    pairs.Pair(problem.prompt.replace("correct", "incorrect"), "print(0)\n"),
+  ]
+  file = tmp_path / "train.jsonl"
+  assert pairs.write(file, problem_files.solutions(path)) == 3
+  line = "p.jsonl:2: the field 'incorrect_solutions' is missing: mend or"
+  write(path, row, CONTESTS)
+  with pytest.raises(ValueError, match=line):
+    pairs.write(file, problem_files.solutions(path))
+  assert len(file.read_text().splitlines()) == 3  # the old file is kept
+
+
 def without(row, name):
   return {k: v for k, v in row.items() if k != name}
 

@@ -12,9 +12,10 @@ those of 1T tokens (code_7b.py).
 remain (derived, not stated).
 Tokens: 3.41 billion, which is batch x steps; table S13 prints 3.6.
 Corpus: Python solutions of the train split, correct and incorrect, as JSONL
-files in data/codecontests. `prompt` is the problem after a line that says
-which of the two the solution is (`mtp_jax.tasks.pairs`), and `answer` the
-solution. The paper gives neither form; the loss is on both (ours).
+files in data/codecontests, which `pairs.write(file, problem_files.solutions(
+path))` of `mtp_jax.tasks` makes. `prompt` is the problem after a line that says
+which of the two the solution is, and `answer` the solution. The paper gives
+neither form; the loss is on both (ours).
 Expected: both that were trained on four above 7B-n1 at every k of pass@k, and
 7B-n4-head1 the best (figure 4, no number printed).
 Planned slice: v5e:4x4 for all (experiments/engineering/paper_plans).

@@ -88,6 +88,34 @@ def read(task: str, path: str | pathlib.Path, group: str | None = None) -> File:
   return File(problems, bad)
 
 
+def solutions(path: str | pathlib.Path) -> Iterator[pairs.Pair]:
+  """The Python solutions of CodeContests, to finetune on; see `pairs.write`.
+
+  Correct and incorrect ones, each after the problem and a line that says which
+  it is (`pairs.conditioned`): reward conditioning, appendix F of the paper.
+
+  Args:
+    path: the file of the train split, as of `read`.
+
+  Raises:
+    ValueError: a line is damaged or lacks a field; names file and line.
+  """
+  kinds = (True, "solutions"), (False, "incorrect_solutions")
+  for number, raw in enumerate(_lines(pathlib.Path(path)), 1):
+    try:
+      row = json.loads(raw.decode("utf-8"))
+      found = [
+        pairs.Pair(_contest(row, correct), f"{text.strip()}\n")
+        for correct, field in kinds
+        for text in _python(row[field])
+      ]
+    except _FAULTS as error:
+      raise ValueError(
+        f"{path}:{number}: {_fault(error)}: mend or remove the line"
+      ) from error
+    yield from found
+
+
 _FAULTS = KeyError, TypeError, ValueError, AttributeError
 _KNOWN = 5  # solutions of a problem that are read, at most
 
@@ -237,27 +265,32 @@ def _text(value: str | list[str]) -> str:
 _PYTHON_3 = 3  # of the enumeration of languages in CodeContests
 
 
+def _contest(row: dict, correct: bool) -> str:
+  """What stands before a solution that is `correct` or not."""
+  prompt = f'"""\n{row["description"].strip()}\n"""\n'
+  return pairs.conditioned(prompt, correct)
+
+
+def _python(known: dict) -> list[str]:
+  """The solutions in Python 3 of one of a problem's lists of solutions."""
+  both = zip(known["language"], known["solution"], strict=True)
+  return [text for kind, text in both if kind in (_PYTHON_3, "PYTHON3")]
+
+
 def _codecontests(row: dict, shots: str | None) -> code.Problem:
   tests = []
   for kind in ("public_tests", "private_tests", "generated_tests"):
     if kind == "public_tests" or kind in row:
       tests += zip(row[kind]["input"], row[kind]["output"], strict=True)
-  known = row.get("solutions", {"language": [], "solution": []})
-  solutions = [
-    text
-    for language, text in zip(known["language"], known["solution"], strict=True)
-    if language in (_PYTHON_3, "PYTHON3")
-  ]
+  known = _python(row.get("solutions", {"language": [], "solution": []}))
   return code.Problem(
     name=_name("codecontests", row),
-    prompt=pairs.conditioned(
-      f'"""\n{row["description"].strip()}\n"""\n', correct=True
-    ),
+    prompt=_contest(row, correct=True),
     before="",
     stops=('\n"""\n',),
     tests=tuple(tests),
-    solution=solutions[0] if solutions else None,
-    others=tuple(solutions[1:_KNOWN]),
+    solution=known[0] if known else None,
+    others=tuple(known[1:_KNOWN]),
   )
 
 
