@@ -192,7 +192,15 @@ def _scores(n, passed, ks, name) -> Iterator[sweep.Figure]:
 
 
 def check(executor, problems) -> tuple[list[code.Problem], str]:
-  """The sound problems, and a line about solutions and empty answers."""
+  """The sound problems, and a line about solutions and empty answers.
+
+  It also says how many programs the sandbox judged per second.
+  """
+  begin = time.monotonic()
   sound, bad = judging.check_solutions(executor, problems)
-  line = f"{len(sound)} of {len(problems)} problems: the solution passes, an "
-  return sound, "\n".join([line + "empty answer does not", *bad])
+  speed = 2 * len(problems) / (time.monotonic() - begin)
+  line = (
+    f"{len(sound)} of {len(problems)} problems: the solution passes, an empty "
+    f"answer does not; {speed:.0f} programs per second"
+  )
+  return sound, "\n".join([line, *bad])
