@@ -95,6 +95,15 @@ def test_heads_of_other_settings_are_not_taken(finished):
   folder, _ = finished
   line = "was made with seed 0, and 1 is asked for: name another --output"
   assert line in run(folder.parent, "--seed=1", code=1)
+  records = [*folder.glob("*/training.json")]
+  for record in records:  # as if no heads had been trained on the texts yet
+    record.rename(record.with_suffix(".aside"))
+  try:
+    found = run(folder.parent, "--seed=1", code=1)
+  finally:
+    for record in records:
+      record.with_suffix(".aside").rename(record)
+  assert f"written.json {line}" in found
 
 
 def test_the_demo_compares_nothing(tmp_path):
