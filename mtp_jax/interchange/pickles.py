@@ -248,7 +248,7 @@ class _Interpreter:
     sound = sound and len(shape) == len(strides) <= _MOST_AXES
     numbers = (offset, *shape, *strides) if sound else ()
     if not sound or any(type(n) is not int or n < 0 for n in numbers):
-      raise _Refused("a tensor has an invalid shape or strides")
+      raise _Refused("a tensor has an invalid offset, shape or strides")
     last = offset
     if math.prod(shape):
       steps = zip(shape, strides, strict=True)
