@@ -297,7 +297,9 @@ def test_a_pickle_of_other_things_is_refused(tmp_path):
 )
 def test_a_zip_with_other_members_is_refused(tmp_path, name):
   file = archive(tmp_path / "a.pth", tensor(), **{name: b"x"})
-  with pytest.raises(ValueError, match="not of torch.save|torch.save did not write"):
+  with pytest.raises(
+    ValueError, match="not of torch.save|torch.save did not write"
+  ):
     torch_files.read(file)
 
 
