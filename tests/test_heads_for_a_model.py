@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import sys
+import types
 
 import forked
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import mtp_jax
+from experiments import measure
 from experiments.claims.heads_for_a_model import (
   corpora,
   decoding,
@@ -21,6 +24,7 @@ from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import packed
 from mtp_jax.model import model, surgery
 
+PEER = "transformers"
 SHAPE = config.Model(
   width=16, mlp=24, layers=2, attn_heads=2, kv_heads=2, n_future=1
 )
@@ -104,6 +108,16 @@ def test_heads_of_other_settings_are_not_taken(finished):
     for record in records:
       record.with_suffix(".aside").rename(record)
   assert f"written.json {line}" in found
+
+
+def test_transformers_reads_no_workdir(tmp_path, monkeypatch):
+  peer = types.SimpleNamespace(load=lambda path: path, decode=print)
+  monkeypatch.setitem(sys.modules, "experiments.measure.peer", peer)
+  monkeypatch.setattr(measure, "peer", peer, raising=False)
+  monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+  for kind, found in ("workdir", []), ("meta", []), ("hugging_face", [PEER]):
+    monkeypatch.setattr(decoding.folders, "kind", lambda path, kind=kind: kind)
+    assert [*decoding.peer(tmp_path)] == found
 
 
 def test_the_demo_compares_nothing(tmp_path):

@@ -84,6 +84,15 @@ def test_stray_tensors_are_named_in_the_log(folders, caplog, capsys):
   assert f"not used: {', '.join(STRAY)}" in caplog.text
 
 
+def test_frequencies_count_for_no_dtype(tmp_path):
+  def stray(tensors):
+    for name in STRAY:
+      tensors[name] = np.ones((2, 2), np.float32)
+
+  folder = write(tmp_path / "model", 4, "float16", change=stray)
+  assert meta.dtype(folder) == "float16"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bits(tmp_path, dtype):
   """Weights are the file's, and leave as they came."""

@@ -92,7 +92,7 @@ def built_in(name: str, size: int) -> list[pairs.Pair]:
   docstrings: the first paragraph of a module's docstring, from its source. The
   files are those of the corpus `python`, on which models are trained by
   default. That corpus holds out whole files and `split` holds out pairs, so
-  such a model has read most of the docstrings that it is tested on.
+  such a model may have read docstrings that it is tested on.
 
   Raises:
     ValueError: there is no such task, or this machine has no manual pages.

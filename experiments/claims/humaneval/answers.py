@@ -194,11 +194,12 @@ def _scores(n, passed, ks, name) -> Iterator[sweep.Figure]:
 def check(executor, problems) -> tuple[list[code.Problem], str]:
   """The sound problems, and a line about solutions and empty answers.
 
-  It also says how many programs the sandbox judged per second.
+  It also says how many programs the sandbox judged per second: a solution of
+  each problem, and an empty answer to each whose solution passes.
   """
   begin = time.monotonic()
   sound, bad = judging.check_solutions(executor, problems)
-  speed = 2 * len(problems) / (time.monotonic() - begin)
+  speed = (len(problems) + len(sound)) / (time.monotonic() - begin)
   line = (
     f"{len(sound)} of {len(problems)} problems: the solution passes, an empty "
     f"answer does not; {speed:.0f} programs per second"
