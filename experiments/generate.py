@@ -82,6 +82,8 @@ flags.mark_flags_as_mutual_exclusive(["heads", "tree"])
 def main(_: list[str]) -> None:
   """Writes the texts to standard output, all else to standard error."""
   values = {flag.name: flag.value for flag in _FLAGS}
+  if not values["temperature"]:
+    options.refuse_idle(["seed"], "at temperature 0, which draws nothing")
   continuation.run(continuation.Request(**values))
 
 

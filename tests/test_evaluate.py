@@ -178,6 +178,8 @@ def test_some_problems_of_a_file(tmp_path, request_):
   [
     ("humaneval", [], "--data is required: the file of humaneval"),
     ("functions", ["--samples=20"], "--samples does nothing at temperature 0"),
+    ("humaneval", ["--seed=3"], "--seed does nothing at temperature 0"),
+    ("xsum", ["--seed=3"], "--seed does nothing for --task=xsum"),
     ("gsm8k", ["--k=1"], "--k does nothing at temperature 0, which has one an"),
     ("man_pages", ["--samples=3"], "--samples does nothing for --task=man_pag"),
     ("functions", ["--examples=x"], "--examples does nothing for --task=func"),

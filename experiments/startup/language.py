@@ -39,12 +39,12 @@ def refuse_idle(task: str, temperatures: Sequence[str]) -> None:
     if task not in SUMMARIES:
       names += ["max_new"]  # the benchmark says how long an answer may be
     if task not in SAMPLED:
-      names += ["examples", "temperatures", "samples", "k", "top_p"]
+      names += ["examples", "temperatures", "samples", "k", "top_p", "seed"]
   options.refuse_idle(names, f"for --task={task}")
   numbers = evaluation.read_numbers("temperatures", temperatures, float)
   if set(numbers) == {0.0}:
     options.refuse_idle(
-      ["samples", "k", "top_p"],
+      ["samples", "k", "top_p", "seed"],
       "at temperature 0, which has one answer (--temperatures asks for more)",
     )
 

@@ -80,9 +80,9 @@ SCALES = {
     rows=4,
   ),
   "cpu": Scale(
-    shapes={"0.3M": (64, 5, 2)},
+    shapes={"0.3M": (64, 5, 2), "0.1M": (36, 5, 2)},
     futures=(1, 2, 4),
-    pauses=(0,),
+    pauses=(0, 5),
     seeds=2,
     trained=2,
     tested=4,
