@@ -37,6 +37,7 @@ from mtp_jax.tasks import problem_files
 _FLAGS = [
   options.define_model(),
   flags.DEFINE_integer("step", None, "Step of the checkpoint; else the last."),
+  options.define_dtype("else float32 matrices, and the folder's activations"),
   flags.DEFINE_enum(
     "task",
     None,

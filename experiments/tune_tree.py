@@ -18,6 +18,7 @@ from mtp_jax.decode import window as window_lib
 from mtp_jax.interchange import folders
 
 _WORKDIR = options.define_model()
+_DTYPE = options.define_dtype("else the folder's, and float32 for float16")
 _PROMPTS = flags.DEFINE_integer("prompts", 32, "Held-out texts to continue.", 1)
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of each.", 1)
 _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32", "64"], "Nodes.")
@@ -46,7 +47,8 @@ def main(_: list[str]) -> None:
     raise
   except ValueError as error:
     raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
-  net = folders.load(_WORKDIR.value, dtype=cfg.model.dtype)[0]
+  dtype = _DTYPE.value or cfg.model.dtype
+  net = folders.load(_WORKDIR.value, dtype=dtype)[0]
   decoder = layout.lay_out(net, codec.vocab)
   del net  # the decoder holds copies of its layers
   found = tree_file.build(

@@ -25,6 +25,7 @@ def request_(tmp_path_factory):
   return evaluation.Request(
     workdir=home / "llama",
     step=None,
+    dtype=None,
     task="functions",
     data=None,
     output=home / "found",
@@ -171,6 +172,25 @@ def test_some_problems_of_a_file(tmp_path, request_):
   assert found.bad == ["line 8 (7): the field 'prompt' is missing"]
   with pytest.raises(ValueError, match="problems=8: there are 7; ask for few"):
     evaluation.read(dataclasses.replace(some, problems=8))
+
+
+def test_the_model_is_held_in_the_dtype_asked_for(
+  request_, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(sandbox, "find", lambda **_: "none")
+  evaluation.run(
+    dataclasses.replace(
+      request_,
+      output=tmp_path,
+      dtype="bfloat16",
+      temperatures=["0"],
+      problems=1,
+      max_new=1,
+    )
+  )
+  row = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
+  net = folders.load(request_.workdir, dtype="bfloat16")[0]
+  assert row["model"] == provenance.fingerprint(net)
 
 
 @pytest.mark.parametrize(

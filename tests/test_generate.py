@@ -80,6 +80,21 @@ def test_prints_the_text_and_the_figures(call, loaded, heads, tmp_path):
   assert float(per_forward) == pytest.approx(want.tokens_per_forward, abs=0.01)
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_holds_the_model_in_the_dtype_asked_for(
+  call, loaded, dtype, monkeypatch
+):
+  held = []
+
+  def load_step(path, step, dtype=None):
+    held.append(dtype)
+    return *loaded, 7
+
+  monkeypatch.setattr(folders, "load_step", load_step)
+  call(prompt="a", dtype=dtype)
+  assert held == [dtype or loaded[1].model.dtype]
+
+
 def test_draws_by_the_filters_and_the_seed(call, loaded):
   rule = accept.SpeculativeSampling(
     sampling.Sampler(temperature=1.5, top_k=9, top_p=0.9, penalty=1.1)

@@ -26,7 +26,7 @@ def values(tmp_path, monkeypatch):
 
   cfg, codec = mtp_jax.Config(model=net.cfg), tokenizer.Bytes()
 
-  def load(path, step=None):
+  def load(path, step=None, dtype=None):
     return net, cfg, codec
 
   def evaluate(decoder, codec, found, *, heads, max_new, rows, words):
@@ -40,7 +40,9 @@ def values(tmp_path, monkeypatch):
   monkeypatch.setattr(mtp_jax, "load", load)
   monkeypatch.setattr(folders, "settings", lambda path, step: (cfg, codec))
   monkeypatch.setattr(summaries, "evaluate", evaluate)
-  flags = dict(problems=2, max_new=9, rows=4, heads=0, seed=0, step=None)
+  flags = dict(
+    problems=2, max_new=9, rows=4, heads=0, seed=0, step=None, dtype=None
+  )
   paths = dict(workdir=tmp_path, data=None, examples=None)
   drawn = dict(temperatures=["0"], samples=10, k=None, top_p=None)
   return flags | paths | drawn | {"output": tmp_path / "out"}

@@ -51,7 +51,7 @@ with flagsaver.as_parsed(workdir=sys.argv[1], prompt_len="8"):
     tune_tree.main(["tune_tree"])
   except SystemExit as error:
     print(error)
-  folders.load = lambda path, **_: (None, book, None)
+  folders.load = lambda path, dtype: print("held in", dtype) or (None, book, 0)
   tune_tree.layout.lay_out = lambda net, vocab: None
   folders.settings = lambda path: (settings(path)[0], book)
   type(book).vocab = 7
@@ -59,6 +59,7 @@ with flagsaver.as_parsed(workdir=sys.argv[1], prompt_len="8"):
   tune_tree.autotune.measure_acceptance = lambda *_, **__: counted
   replace = os.replace
   for os.replace in (None, replace):  # killed before it; not killed
+    flags.FLAGS.dtype = "bfloat16" if os.replace else None
     try:
       tune_tree.main(["tune_tree"])
     except TypeError:
@@ -75,6 +76,9 @@ def test_errors_name_the_flag_and_one_document_is_enough(
 ):
   (tmp_path / "tree.json").write_text("the trees of before")
   lines = run_with_devices(1, PROGRAM, str(tmp_path)).splitlines()
+  held = [line for line in lines if line.startswith("held in ")]
+  assert held == ["held in float32", "held in bfloat16"]
+  lines = [line for line in lines if line not in held]
   assert lines[:13] == [
     f"error: --sizes=0 {SIZES}",
     f"error: --sizes=-1 {SIZES}",

@@ -39,6 +39,7 @@ class Request:
 
   workdir: pathlib.Path  # any folder that `mtp_jax.load` reads
   step: int | None
+  dtype: str | None  # None: the model's own
   prompt: str | None
   prompt_file: pathlib.Path | None
   interactive: bool | None
@@ -78,7 +79,8 @@ def run(request: Request) -> None:
   ids = _Prompts(codec, request)
   prompt = None if interactive else ids.of(_prompt(request))
 
-  decoder, size, step = _decoder(request, cfg.model.dtype, codec.vocab)
+  dtype = request.dtype or cfg.model.dtype
+  decoder, size, step = _decoder(request, dtype, codec.vocab)
   drafts = settings["heads"]
   kind = "chain" if drafts.is_chain else "tree"
   at = "" if step is None else f" at step {step}"

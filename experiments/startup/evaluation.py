@@ -34,6 +34,7 @@ class Request:
 
   workdir: pathlib.Path  # any folder that `mtp_jax.load` reads
   step: int | None
+  dtype: str | None  # of `folders.load`
   task: str
   data: pathlib.Path | None
   output: pathlib.Path
@@ -82,7 +83,9 @@ def _run(request, found, settings, ks, backend) -> None:
     raise ValueError("no problem is sound")
   terminal.note(f"{len(problems)} problems; sandbox: {backend}\n")
 
-  net, _, codec = folders.load(request.workdir, request.step)
+  net, _, codec = folders.load(
+    request.workdir, request.step, dtype=request.dtype
+  )
   decoder = layout.lay_out(net, codec.vocab)
   settings = dataclasses.replace(settings, model=provenance.fingerprint(net))
   del net  # the decoder holds copies of its layers

@@ -88,7 +88,9 @@ def run(values: dict[str, Any]) -> None:
 
 def _measured(heads, work, values) -> dict[str, Any]:
   """What the model is found to do; `work` is of `_pairs` or `_tasks`."""
-  net, cfg, codec = mtp_jax.load(values["workdir"], step=values["step"])
+  net, cfg, codec = mtp_jax.load(
+    values["workdir"], step=values["step"], dtype=values["dtype"]
+  )
   decoder = mtp_jax.lay_out(net, codec.vocab)
   if values["task"] in SUMMARIES:
     return _summaries(decoder, codec, heads, work, values)

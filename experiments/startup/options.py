@@ -107,6 +107,16 @@ def define_model() -> flags.FlagHolder:
   return holder
 
 
+def define_dtype(otherwise: str) -> flags.FlagHolder:
+  """Declares --dtype, of a model that is decoded; None by default.
+
+  Args:
+    otherwise: what None stands for, the end of the help text.
+  """
+  text = f"Of matrices and activations; {otherwise}."
+  return flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], text)
+
+
 def define_output(
   text: str, default: str | None = None, *, required: bool = True
 ) -> flags.FlagHolder:
