@@ -18,7 +18,7 @@ from mtp_jax.decode import window as window_lib
 from mtp_jax.interchange import folders
 
 _WORKDIR = options.define_model()
-_DTYPE = options.define_dtype("else the folder's, and float32 for float16")
+_DTYPE = options.define_dtype("else the folder's, float32 for float16")
 _PROMPTS = flags.DEFINE_integer("prompts", 32, "Held-out texts to continue.", 1)
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of each.", 1)
 _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32", "64"], "Nodes.")
@@ -47,8 +47,7 @@ def main(_: list[str]) -> None:
     raise
   except ValueError as error:
     raise ValueError(f"--prompts={_PROMPTS.value}: {error}") from error
-  dtype = _DTYPE.value or cfg.model.dtype
-  net = folders.load(_WORKDIR.value, dtype=dtype)[0]
+  net = folders.load(_WORKDIR.value, dtype=_DTYPE.value or cfg.model.dtype)[0]
   decoder = layout.lay_out(net, codec.vocab)
   del net  # the decoder holds copies of its layers
   found = tree_file.build(
@@ -78,14 +77,13 @@ def _sizes(texts: list[str]) -> list[int]:
 def show(found: dict) -> None:
   """Two tables: acceptance by head and rank, expected tokens by size."""
   acceptance = found["acceptance"]
-  terminal.show_table(
-    "How often a head's 1st, 2nd, ... candidate is right",
-    ["head", *(f"{rank}" for rank in range(1, 1 + len(acceptance[0])))],
-    (
-      [f"{head}", *(f"{chance:.0%}" for chance in row)]
-      for head, row in enumerate(acceptance, 2)
-    ),
-  )
+  ranks = [f"{rank}" for rank in range(1, 1 + len(acceptance[0]))]
+  rows = [
+    [f"{head}", *(f"{chance:.0%}" for chance in row)]
+    for head, row in enumerate(acceptance, 2)
+  ]
+  title = "How often a head's 1st, 2nd, ... candidate is right"
+  terminal.show_table(title, ["head", *ranks], rows)
   expected = {"chain of all heads": found["chain"]}
   for size, tree in found["trees"].items():
     expected[f"tree of up to {size} nodes"] = tree["tokens_per_forward"]

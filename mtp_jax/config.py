@@ -198,7 +198,7 @@ def load(path: str | pathlib.Path) -> Config:
     ValueError: the file is missing, is not UTF-8, or `from_json` refuses it.
   """
   try:
-    return from_json(pathlib.Path(path).read_text(encoding="utf-8"))
+    return from_json(pathlib.Path(path).expanduser().read_text("utf-8"))
   except OSError as error:
     raise ValueError(f"cannot read {path}: {error.strerror}") from error
   except ValueError as error:  # UnicodeDecodeError is one

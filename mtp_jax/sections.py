@@ -166,7 +166,8 @@ class Data:
   batch: int = 16  # B, over all processes
   max_bytes: int = 0  # bytes of the corpus to read; 0: all
   held_out: float = 0.02  # share of documents for evaluation only
-  on_error: str = "raise"  # at a bad record; 'skip' leaves it out
+  # At a bad record; 'skip' leaves it out.
+  on_error: str = fields.free("raise")
   seed: int = 0
   workers: int = fields.local(0)  # processes that prefetch; 0: threads do
 
@@ -269,6 +270,9 @@ class Train:
   # One of FREEZE. 'trunk': only heads 2..N are trained, so that every text of
   # head 1 stays the same.
   freeze: str = "none"
+  # The run starts from a model (--init, `init` of `fit`): it is refused where
+  # it would begin at random.
+  finetune: bool = fields.free(False)
   seed: int = 0
   log_every: int = fields.free(20)
   eval_every: int = fields.free(500)

@@ -131,7 +131,7 @@ def test_apps_by_standard_input(tmp_path):
   (problem,) = one(tmp_path, "apps", APPS)
   assert problem.tests == (("1\n", "2"), ("2\n", "4"))
   assert problem.prompt == (
-    "\nQUESTION:\nDouble the number.\n\nUse Standard Input format\nANSWER:\n"
+    "\nQUESTION:\nDouble the number.\nUse Standard Input format\nANSWER:\n"
   )
   assert problem.solution == "print(2 * int(input()))"
   assert problem.others == ("worse",)
@@ -177,7 +177,7 @@ def test_solutions_to_finetune_on_say_which_are_right(tmp_path):
   ]
   file = tmp_path / "train.jsonl"
   assert pairs.write(file, problem_files.solutions(path)) == 3
-  line = "p.jsonl:2: the field 'incorrect_solutions' is missing: mend or"
+  line = "p.jsonl, line 2: the field 'incorrect_solutions' is missing: mend or"
   write(path, row, CONTESTS)
   with pytest.raises(ValueError, match=line):
     pairs.write(file, problem_files.solutions(path))
@@ -208,6 +208,12 @@ def without(row, name):
       HUMANEVAL | {"task_id": "good"},
       "name is that of an earlier",
     ),
+    (
+      "humaneval",
+      HUMANEVAL | {"canonical_solution": None},
+      "the field 'canonical_solution' is None, not a text",
+    ),
+    ("mbpp", MBPP | {"code": " "}, "the field 'code' is ' ', not a text"),
     ("mbpp", MBPP | {"test_list": []}, "it has no tests"),
     ("mbpp", without(MBPP, "text"), "the field 'prompt' is missing"),
     ("apps", APPS | {"input_output": "{}"}, "the field 'inputs' is missing"),
@@ -240,6 +246,23 @@ def test_a_bad_problem_is_named_and_left_out(tmp_path, task, row, words):
   assert len(found.problems) == len(found.bad) == 1
   with pytest.raises(AssertionError, match=words):
     raise AssertionError(found.bad[0])
+
+
+def test_an_array_is_a_file_too(tmp_path):
+  """As MBPP's sanitised problems are published."""
+  path = tmp_path / "sanitized.json"
+  path.write_text(json.dumps([MBPP | {"task_id": 11}, without(MBPP, "code")]))
+  found = problem_files.read("mbpp", path)
+  assert [p.name for p in found.problems] == ["11"]
+  assert found.bad == [
+    f"entry 2 ({MBPP['task_id']}): the field 'code' is missing"
+  ]
+
+
+def test_blank_lines_count(tmp_path):
+  path = write(tmp_path / "p.jsonl", HUMANEVAL, b"", without(HUMANEVAL, "test"))
+  (bad,) = problem_files.read("humaneval", path).bad
+  assert bad.startswith("line 3 ")
 
 
 def test_a_file_without_any_sound_problem(tmp_path):

@@ -282,11 +282,13 @@ def test_json_round_trip(fields):
   assert type(again.train.head_weights) is tuple
 
 
-def test_load(tmp_path):
+def test_load(tmp_path, monkeypatch):
   cfg = changed(model__n_future=3, train__head_weights=(3.0, 2.0, 1.0)).check()
   (tmp_path / "config.json").write_text(config.to_json(cfg))
   assert config.load(tmp_path / "config.json") == cfg
   assert config.load(str(tmp_path / "config.json")) == cfg
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert config.load("~/config.json") == cfg
   assert cfg != config.Config()
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -270,18 +271,53 @@ def test_what_has_no_status_is_named_or_counted(tmp_path, monkeypatch):
 
   def refuse(path, **options):
     if pathlib.Path(path).name in names:
-      raise OSError(errno.ESTALE, "Stale file handle", str(path))
+      raise OSError(error, os.strerror(error), str(path))
     return stat(path, **options)
 
   monkeypatch.setattr(os, "stat", refuse)
   for names in (["stale"], ["other"]):
     (tmp_path / "other").write_text("other")
+    error = errno.ESTALE  # it may pass
+    for on_error in ("raise", "skip"):
+      with pytest.raises(OSError, match=f"{names[0]} cannot be read now .Stal"):
+        read("text", tmp_path, on_error=on_error)
+    error = errno.EACCES
     with pytest.raises(ValueError, match=f"{names[0]}: unreadable: .*skip"):
       read("text", tmp_path)
     kept = texts(
       "text", tmp_path, skipped := corpora.Skipped(), on_error="skip"
     )
     assert "good:1" in kept and skipped == {"unreadable": 1}
+
+
+@pytest.mark.parametrize("source", ["text", "python"])
+def test_a_read_that_fails_for_once_leaves_nothing_out(
+  source, tmp_path, monkeypatch
+):
+  """Not as damaged, whatever `on_error` says: the text may be whole."""
+  monkeypatch.setattr(corpora, "_ROOTS", [("stdlib", "lib", ())])
+  monkeypatch.setattr(sysconfig, "get_path", lambda label: str(tmp_path))
+  for name in "ab":
+    (tmp_path / f"{name}.py").write_text(f"{name} = 1\n")
+  fails = True
+
+  class File(io.FileIO):
+    """Of which one read fails."""
+
+    def read(self, *size):
+      if fails and self.name.endswith("b.py"):
+        raise OSError(errno.EIO, "Input/output error")
+      return super().read(*size)
+
+  monkeypatch.setattr(formats, "_open", lambda path: File(str(path)))
+  monkeypatch.setattr(
+    pathlib.Path, "read_bytes", lambda path: File(str(path)).read()
+  )
+  for on_error in ("raise", "skip"):
+    with pytest.raises(OSError, match="b.py cannot be read now .Input/output"):
+      read(source, tmp_path, on_error=on_error)
+  fails = False
+  assert len(read(source, tmp_path, on_error="skip")) == 2
 
 
 def test_zstandard_frames_follow_each_other(tmp_path):

@@ -3,11 +3,13 @@
 The harness itself is an extra: what needs it is skipped where it is missing.
 """
 
+import copy
 import functools
 import importlib.util
 import json
 import os
 import pathlib
+import re
 import types
 
 import numpy as np
@@ -18,6 +20,7 @@ from configs import harness as tasks
 from mtp_jax import tokenizer
 from mtp_jax.decode import generate, layout
 from mtp_jax.evaluate import harness, likelihood, pass_at_k
+from mtp_jax.tasks import benchmark_files
 from tests import parameters, transformers_reference
 
 needs_lm_eval = pytest.mark.skipif(
@@ -186,6 +189,79 @@ LINES = {
 
 def test_every_task_has_a_line_here():
   assert {p.stem for p in FOLDER.glob("*.yaml")} == set(LINES)
+  assert set(benchmark_files.CHECKS) == set(LINES)
+
+
+def fields(name):
+  """Each field of a task's line, those inside a field too."""
+  line = LINES[name][0]
+  inner = [(k, k2) for k, v in line.items() if isinstance(v, dict) for k2 in v]
+  return [(k,) for k in line] + inner
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_line_that_lacks_a_field_is_named(name, tmp_path):
+  file, line = tmp_path / "test.jsonl", LINES[name][0]
+  for path in fields(name):
+    for change in ("removed", None, " ", 7.5, []):
+      bad = copy.deepcopy(line)
+      place = bad if len(path) == 1 else bad[path[0]]
+      if change == "removed":
+        del place[path[-1]]
+      else:
+        place[path[-1]] = change
+      lines = [json.dumps(x) for x in (line, "", bad, line)]
+      file.write_text("\n".join(lines).replace('""', ""))
+      with pytest.raises(ValueError) as caught:
+        tasks.load(name, file, train=file)
+      said = str(caught.value)
+      assert said.startswith(f"{file}, line 3: "), (path, change, said)
+      assert path[-1] in said or "choices" in said, (path, change, said)
+      assert said.endswith("; bad lines: 1 of 3. Mend or remove them")
+      assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+  "name, change, words",
+  [
+    ("piqa", {"label": 7}, "the field 'label' is 7, not 0 to 1"),
+    ("piqa", {"label": True}, "the field 'label' is True, not 0 to 1"),
+    ("copa", {"label": -1}, "the field 'label' is -1, not 0 to 1"),
+    ("copa", {"question": "why"}, "is 'why', not 'cause' or 'effect'"),
+    ("siqa", {"label": "0"}, "the field 'label' is '0', not 1 to 3"),
+    ("hellaswag", {"label": "2"}, "the field 'label' is '2', not 0 to 1"),
+    ("hellaswag", {"label": ""}, "the field 'label' is '', not 0 to 1"),
+    ("arc_challenge", {"answerKey": "E"}, "'answerKey' is 'E', not one of A"),
+    (
+      "arc_challenge",
+      {"choices": {"text": ["a"], "label": ["A", "B"]}},
+      "1 choices have 2 labels",
+    ),
+    ("nq", {"answer": [""]}, "the field 'answer' is '', not a text"),
+    ("gsm8k", {"answer": "4"}, "the field 'answer' has no '#### '"),
+  ],
+)
+def test_a_line_without_a_right_answer_is_named(name, change, words, tmp_path):
+  file = tmp_path / "test.jsonl"
+  file.write_text(json.dumps(LINES[name][0] | change))
+  with pytest.raises(ValueError, match=re.escape(words)):
+    tasks.load(name, file, train=file)
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ("", "has no line"),
+    ("[1]", "entry 1: not an object of JSON; bad lines: 1 of 1"),
+    ("[1\n{", "line 1: .*; bad lines: 2 of 2"),
+    ("\udcff", "line 1: 'utf-8' codec"),
+  ],
+)
+def test_a_file_of_something_else_is_refused(text, words, tmp_path):
+  file = tmp_path / "test.jsonl"
+  file.write_bytes(text.encode("utf-8", "surrogateescape"))
+  with pytest.raises(ValueError, match=words):
+    tasks.load("piqa", file)
 
 
 @needs_lm_eval

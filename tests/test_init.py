@@ -144,10 +144,19 @@ def test_licences_reach_what_is_made_of_the_run(home, trained, tmp_path):
   assert "of that model, the model card is `README.original.md`" in card
 
 
-def test_a_random_trunk_is_not_frozen(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  "train, words",
+  [
+    ({"freeze": "trunk"}, "one is random: give --init=PATH"),
+    ({"finetune": True}, "finetune is on, and this run would begin at random"),
+  ],
+)
+def test_what_needs_a_model_does_not_begin_at_random(
+  home, tmp_path, monkeypatch, train, words
+):
   monkeypatch.setattr(loop.pipeline, "pack", None)  # refused before any work
-  cfg = config.load(home / "config.json").replace(train={"freeze": "trunk"})
-  with pytest.raises(ValueError, match="one is random: give --init=PATH"):
+  cfg = config.load(home / "config.json").replace(train=train)
+  with pytest.raises(ValueError, match=words):
     loop.fit(cfg, tmp_path / "w")
 
 

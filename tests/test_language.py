@@ -139,7 +139,8 @@ def test_errors_of_gsm8k_come_before_the_model_is_read(
 ):
   monkeypatch.delattr(mtp_jax, "load")
   monkeypatch.setattr(harness, "base_class", lambda: object)
-  file = pathlib.Path(__file__)  # any
+  file = values["workdir"] / "gsm8k.jsonl"
+  file.write_text('{"question": "2 + 2?", "answer": "#### 4"}')
   asked = {"task": "gsm8k", "data": file, "examples": file}
   with pytest.raises(ValueError, match=line):
     language.run(values | asked | change)
@@ -170,7 +171,7 @@ def test_pass_at_k_of_gsm8k(values, tmp_path, monkeypatch):
   monkeypatch.setattr(harness, "adapter", lambda *a, **k: lm)
   monkeypatch.setattr(folders, "kind", lambda path: "workdir")
   file = tmp_path / "test.jsonl"
-  file.touch()
+  file.write_text('{"question": "2 + 2?", "answer": "#### 4"}')
   flags = dict(temperatures=["0", "0.8", "1"], samples=4, k=["1", "2"])
   asked = {"task": "gsm8k", "data": file, "examples": file}
   language.run(values | flags | asked)
@@ -188,3 +189,25 @@ def test_pass_at_k_of_gsm8k(values, tmp_path, monkeypatch):
   # Not taken for wrong.
   with pytest.raises(ValueError, match="3 of 3 answers no 'exact_match'"):
     language.run(values | flags | asked)
+
+
+def test_the_scores_of_choices(values, tmp_path, monkeypatch):
+  """Rows of such a task have no exact match."""
+
+  def simple_evaluate(**settings):
+    rows = [{"acc": 1.0}, {"acc": 0.0}]
+    return {"results": {"t": {"acc,none": 0.5}}, "samples": {"t": rows}}
+
+  module = types.SimpleNamespace(
+    simple_evaluate=simple_evaluate,
+    tasks=types.SimpleNamespace(TaskManager=dict),
+  )
+  monkeypatch.setitem(sys.modules, "lm_eval", module)
+  monkeypatch.setattr(harness, "base_class", lambda: object)
+  one = types.SimpleNamespace(contexts_cut=0)
+  monkeypatch.setattr(harness, "adapter", lambda *a, **k: one)
+  monkeypatch.setattr(folders, "kind", lambda path: "workdir")
+  file = tmp_path / "test.jsonl"
+  file.write_text('{"goal": "a", "sol1": "b", "sol2": "c", "label": 1}')
+  language.run(values | {"task": "piqa", "data": file})
+  assert results(values)["scores"] == {"acc,none": 0.5}

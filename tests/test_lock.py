@@ -39,6 +39,17 @@ def test_a_second_run_is_refused_until_the_first_ends(tmp_path, monkeypatch):
   assert (target / "lock").read_text() == ""
 
 
+def test_a_link_in_place_of_the_lock_empties_nothing(tmp_path):
+  victim = tmp_path / "victim"
+  victim.write_text("precious")
+  (tmp_path / "w").mkdir()
+  (tmp_path / "w" / "lock").symlink_to(victim)
+  with pytest.raises(checkpoints.CheckpointError, match="is a link.*remove it"):
+    with lock.exclusive(tmp_path / "w"):
+      pass
+  assert victim.read_text() == "precious"
+
+
 def test_a_killed_run_leaves_no_lock(tmp_path):
   command = [sys.executable, "-c", HOLDER, tmp_path / "lock"]
   holder = subprocess.Popen(command, stdout=subprocess.PIPE)

@@ -215,7 +215,9 @@ def test_finetuning_starts_from_a_model(family):
   (command,) = re.findall(r"python -m (?:.*\\\n)+.*", module.__doc__)
   assert "--init=" in command and "random" not in module.__doc__
   for name in module.RUNS:
-    data = module.get_config(name).check().data
+    cfg = module.get_config(name).check()
+    assert cfg.train.finetune  # `fit` refuses it without a model
+    data = cfg.data
     if family == "llama2_heads":
       assert (data.source, data.prompt) == ("array_record", "")
     else:

@@ -8,8 +8,9 @@ from mtp_jax.train import resume
 
 CONFIG = config.Config(train=config.Train(head_weights=(1.0, 0.5, 0.5, 0.25)))
 FREE = """
-model.attention mesh.data mesh.model decode.heads decode.max_new
-train.loss_block train.log_every train.eval_every train.eval_batches
+model.attention data.on_error mesh.data mesh.model decode.heads
+decode.max_new train.loss_block train.log_every train.eval_every
+train.eval_batches train.finetune
 train.sample_tokens train.save_every train.keep
 """.split()
 LOCAL = "data.path data.tokenizer data.cache data.workers".split()

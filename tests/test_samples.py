@@ -121,9 +121,12 @@ def test_answers_of_other_settings_are_not_mixed(decoder, drawn):
       samples.draw(decoder, CODEC, changed, SETTINGS, path)
 
 
+KEY = {"task_id": "f", "temperature": 0.0, "sample": 0}
+
+
 def test_a_file_cut_at_any_byte_has_its_whole_lines(tmp_path):
   path, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
-  row = {"task_id": "f", "completion": "x = {}\n{'é': [1]}"}
+  row = KEY | {"completion": "x = {}\n{'é': [1]}"}
   whole = json.dumps(row, ensure_ascii=False).encode() + b"\n"
   path.write_bytes(whole * 2)
   assert samples.read(path) == [row, row]
@@ -132,16 +135,19 @@ def test_a_file_cut_at_any_byte_has_its_whole_lines(tmp_path):
     assert samples.read(cut) == [row], size
 
 
-@pytest.mark.parametrize("damaged", [b'{"task_', b"[1]", b'{"a": "\xff"}'])
+@pytest.mark.parametrize(
+  "damaged", [b'{"task_', b"[1]", b'{"a": "\xff"}', b"{}", b'{"task_id": "f"}']
+)
 def test_a_line_that_no_kill_cut_is_not_dropped(tmp_path, damaged):
   path = tmp_path / "samples.jsonl"
-  lines = [b'{"task_id": "f"}', damaged, b'{"task_id": "g"}']
+  sound = json.dumps(KEY).encode()
+  lines = [sound, damaged, sound]
   for some in lines, lines[:2]:
     path.write_bytes(b"".join(line + b"\n" for line in some))
     with pytest.raises(ValueError, match="samples.jsonl:2 is damaged .*: mend"):
       samples.read(path)
   path.write_bytes(b"\n".join(lines[:2]))
-  assert samples.read(path) == [{"task_id": "f"}]
+  assert samples.read(path) == [KEY]
 
 
 @pytest.mark.parametrize(

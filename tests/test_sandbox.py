@@ -147,6 +147,15 @@ def test_scripts_are_judged_by_what_they_print(executor):
   ]
 
 
+def test_inputs_may_be_longer_in_all_than_a_programs_message(executor):
+  text = "7" * (9 << 20)
+  tests = [(text, f"{len(text)}")] * 2
+  verdict = sandbox.Sandbox(executor.backend).check(
+    "print(len(input()))", tests
+  )
+  assert (verdict.passed, verdict.error) == (True, "")
+
+
 def test_a_builtin_is_pythons_unless_it_is_replaced(executor):
   program = "def sum(a, b): return a + b\nall = lambda _: True"
   tests = "assert sum(10, 15) == 25"

@@ -165,3 +165,9 @@ def test_a_workdir_without_a_run_names_what_may_be_meant(tmp_path):
     for text in texts:
       assert text in str(error.value)
     assert ("Did you mean" in str(error.value)) == (meant in texts)
+
+
+@pytest.mark.parametrize("text", [b"{", b"\xff", b"3", b"[" * 100_000])
+def test_a_config_that_cannot_be_read_is_none(tmp_path, text):
+  (tmp_path / "config.json").write_bytes(text)
+  workdir.check_format(tmp_path)  # a run replaces it

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtp_jax.evaluate import pass_at_k
+from mtp_jax.tasks import benchmark_files
 
 _FOLDER = pathlib.Path(__file__).parent
 NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
@@ -27,7 +28,8 @@ def load(
     train: JSONL that few-shot examples come from; 'gsm8k' needs it.
 
   Raises:
-    ValueError: no such task or file, or examples are missing.
+    ValueError: no such task or file, examples are missing, or a line is bad
+      (`benchmark_files.check`).
   """
   import yaml  # comes with ml_collections
 
@@ -43,6 +45,7 @@ def load(
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
       raise ValueError(f"there is no file {path}, the {split} split of {name}")
+    benchmark_files.check(name, path)
     files[split] = str(path)
   task["dataset_kwargs"] = {"data_files": files}
   return task

@@ -40,7 +40,9 @@ def get_config(name: str = "") -> config.Config:
     peak=5e-5,
     end=0.004,
   )
-  cfg = cfg.replace(optim={"clip": 0.1}, data=base.PAIRS)
+  cfg = cfg.replace(
+    optim={"clip": 0.1}, data=base.PAIRS, train={"finetune": True}
+  )
   if head1:
     layers = cfg.model.layers - (n - 1)
     cfg = cfg.replace(model={"n_future": 1, "layers": layers})

@@ -29,4 +29,5 @@ RUNS = ("7B-n1", "7B-n4-linear", "7B-n4", "7B-n4-plus3")
 def get_config(name: str = "") -> config.Config:
   """The run `name` of `RUNS`; ValueError lists them for another name."""
   base.choose(name, RUNS)
-  return code_7b.get_config(name.replace("7B", "200B"))
+  cfg = code_7b.get_config(name.replace("7B", "200B"))
+  return cfg.replace(train={"finetune": True})

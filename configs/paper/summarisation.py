@@ -49,7 +49,9 @@ def get_config(name: str = "") -> config.Config:
     warmup=warmup,
     peak=3e-5 * warmup / 100,  # the same slope, cut short
   )
-  cfg = cfg.replace(data=base.PAIRS | {"loss_on": "answer"})
+  cfg = cfg.replace(
+    data=base.PAIRS | {"loss_on": "answer"}, train={"finetune": True}
+  )
   if corpus != "bigpatent":
     epoch = steps // 3
     cfg = cfg.replace(train={"eval_every": epoch, "save_every": epoch})

@@ -24,7 +24,8 @@ def show(result: dict, codec) -> None:
     cells = []
     for entry in (first, last):
       written = report.passes(entry["tokens"][i], entry["per_pass"][i])
-      given, *new = tokenizer.decode_parts(codec, [prompt, *written])
+      parts = tokenizer.decode_parts(codec, [prompt, *written])
+      given, *new = map(terminal.escaped, parts)
       text = rich.text.Text(given, style="dim")
       for turn, part in enumerate(new):
         text.append(part, style=("green", "yellow")[turn % 2])

@@ -198,6 +198,8 @@ def _harness(lm, tasks, values) -> dict[str, Any]:
       log_samples=True,
     )
     (scores,), (rows,) = found["results"].values(), found["samples"].values()
+    if values["task"] not in SAMPLED:
+      return {"scores": scores}
     metric = "correct" if temperature else "exact_match"
     if missing := sum(metric not in row for row in rows):
       raise ValueError(
@@ -205,8 +207,6 @@ def _harness(lm, tasks, values) -> dict[str, Any]:
         "version differs from those that requirements-eval.txt names"
       )
     correct[temperature] = [round(row[metric]) for row in rows]
-  if values["task"] not in SAMPLED:
-    return {"scores": scores}
   count = values["samples"]
   return {
     "problems": len(rows),

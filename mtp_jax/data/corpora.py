@@ -197,6 +197,7 @@ def _walk(data, root: pathlib.Path, skipped, exclude: tuple[str, ...] = ()):
   parents = {root.resolve(), *root.resolve().parents}
 
   def unreadable(error):
+    formats.check_lasting(error, error.filename)
     damage = formats.Damage("unreadable", str(error))
     _damaged(data, skipped, damage, error.filename)
 

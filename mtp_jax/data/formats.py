@@ -7,6 +7,7 @@ text.
 """
 
 import codecs
+import errno
 import gzip
 import io
 import json
@@ -59,6 +60,9 @@ def records(
   Yields:
     (place, record). The place is the line where the record begins, for
     `array_record` its index, and for `python` None.
+
+  Raises:
+    OSError: the file cannot be read now, see `check_lasting`.
   """
   line = None
   names = (prompt, field) if prompt else (field,)
@@ -66,8 +70,31 @@ def records(
     for line, record in _READERS[source](path, names):
       yield line, record
   except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+    check_lasting(error, path)
     kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
     yield line or 1, Damage(kind, f"the rest cannot be read: {error}")
+
+
+# What the system says of a path, and not of the disk below it. None: a reader
+# says that the content is wrong.
+_LASTING = {
+  *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+  *(errno.ELOOP, errno.ENAMETOOLONG, None),
+}
+
+
+def check_lasting(error: Exception, path: str | pathlib.Path) -> None:
+  """Raises OSError if a read failed in a way that may pass.
+
+  Such as EIO and ESTALE: the text may be whole, so it is never left out as
+  damaged, whatever `on_error` says.
+  """
+  if isinstance(error, OSError) and error.errno not in _LASTING:
+    raise OSError(
+      error.errno,
+      f"{path} cannot be read now ({error.strerror}), and may be whole: start "
+      "again once it can",
+    ) from error
 
 
 def _python(path, names) -> Iterator[tuple[None, bytes | Damage]]:

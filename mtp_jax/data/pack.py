@@ -52,7 +52,8 @@ def pack(data: config.Data, tokenizer) -> _Splits:
   Raises:
     ValueError: from `corpora.read` or `splits.find_cut`, or because the corpus
       changed while it was packed.
-    OSError: the cache cannot be read or written.
+    OSError: the cache cannot be read or written, or a file of the corpus
+      cannot be read now.
   """
   cache = pathlib.Path(data.cache).expanduser()
   key = _key(data, tokenizer)

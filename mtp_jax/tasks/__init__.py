@@ -10,6 +10,8 @@ summaries      texts and their summaries: the paper's sets, and two built in
 man_pages      manual pages as text
 code           programming problems: what is read, where answers end, tests
 problem_files  the public files of such problems
+benchmark_files  those of language benchmarks, checked
+json_rows      the objects of a file of JSON
 functions      small generated functions, to learn from and to write
 subset         some of a task's problems, in equal steps
 samples        answers that a model draws to them

@@ -43,7 +43,7 @@ def judge(
     v
     for v in samples.read(path)
     if (digest := digests.get(samples.key(v))) is None
-    or (v.get("digest"), v["sandbox"]) == (digest, executor.backend)
+    or (v.get("digest"), v.get("sandbox")) == (digest, executor.backend)
   ]
   done = {samples.key(verdict) for verdict in verdicts}
   same = collections.defaultdict(list)  # equal answers are run once

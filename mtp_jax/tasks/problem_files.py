@@ -1,8 +1,8 @@
 """The public files of programming problems, read.
 
-Each file is JSONL, plain or .gz, with the fields of its publication. What a
-problem lacks or has wrong is reported by line; such a problem is left out, and
-counted.
+Each file is JSONL or a JSON array, plain or .gz, with the fields of its
+publication. What a problem lacks or has wrong is reported by line; such a
+problem is left out, and counted.
 
 HumanEval (Chen et al. 2021): the model reads `prompt`, without white space at
 its end, whose tokens would cut a word in two (our decision). Texts end before
@@ -19,15 +19,13 @@ of the same fields. The description stands in a docstring; before it,
 """
 
 import dataclasses
-import gzip
 import json
 import pathlib
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mtp_jax.tasks import code, pairs
+from mtp_jax.tasks import code, json_rows, pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +41,7 @@ def read(task: str, path: str | pathlib.Path, group: str | None = None) -> File:
 
   Args:
     task: of `TASKS`.
-    path: JSONL, or .gz of it.
+    path: JSONL or a JSON array, or .gz of it.
     group: keep only these problems, such as 'introductory' of APPS.
 
   Raises:
@@ -52,29 +50,24 @@ def read(task: str, path: str | pathlib.Path, group: str | None = None) -> File:
   """
   if task not in TASKS:
     raise ValueError(f"task {task!r}: choose one of {', '.join(TASKS)}")
-  rows, bad, problems, seen = [], [], [], set()
-  for number, raw in enumerate(_lines(pathlib.Path(path)), 1):
-    try:
-      row = json.loads(raw.decode("utf-8"))
-      if not isinstance(row, dict):
-        raise ValueError("not an object of JSON")
-      rows.append((number, row))
-    except ValueError as error:  # of UTF-8 or of JSON
-      bad.append(f"line {number}: {error}")
+  problems, seen = [], set()
+  rows = json_rows.read(pathlib.Path(path))
+  bad = [f"{row.place}: {row.fault}" for row in rows if row.fault]
+  rows = [row for row in rows if not row.fault]
   make, shots = TASKS[task], None
   if task == "mbpp":
-    shots, faults = _shots([row for _, row in rows])
+    shots, faults = _shots([row.fields for row in rows])
     bad += faults
-  for number, row in rows:
-    name = f"line {number}"
+  for row in rows:
+    name = row.place
     try:
-      name = f"line {number} ({_name(task, row)})"
-      problem = make(row, shots)
+      name = f"{name} ({_name(task, row.fields)})"
+      problem = make(row.fields, shots)
       if problem is None:
         continue
       _check(problem, seen)
-    except _FAULTS as error:
-      bad.append(f"{name}: {_fault(error)}")
+    except json_rows.FAULTS as error:
+      bad.append(f"{name}: {json_rows.fault(error)}")
     else:
       problems.append(problem)
   if group is not None:
@@ -101,37 +94,23 @@ def solutions(path: str | pathlib.Path) -> Iterator[pairs.Pair]:
     ValueError: a line is damaged or lacks a field; names file and line.
   """
   kinds = (True, "solutions"), (False, "incorrect_solutions")
-  for number, raw in enumerate(_lines(pathlib.Path(path)), 1):
+  for row in json_rows.read(pathlib.Path(path)):
     try:
-      row = json.loads(raw.decode("utf-8"))
+      if row.fault:
+        raise ValueError(row.fault)
       found = [
-        pairs.Pair(_contest(row, correct), f"{text.strip()}\n")
+        pairs.Pair(_contest(row.fields, correct), f"{text.strip()}\n")
         for correct, field in kinds
-        for text in _python(row[field])
+        for text in _python(row.fields[field])
       ]
-    except _FAULTS as error:
+    except json_rows.FAULTS as error:
       raise ValueError(
-        f"{path}:{number}: {_fault(error)}: mend or remove the line"
+        f"{path}, {row.place}: {json_rows.fault(error)}: mend or remove it"
       ) from error
     yield from found
 
 
-_FAULTS = KeyError, TypeError, ValueError, AttributeError
 _KNOWN = 5  # solutions of a problem that are read, at most
-
-
-def _fault(error: Exception) -> str:
-  missing = isinstance(error, KeyError)
-  return f"the field {error} is missing" if missing else str(error)
-
-
-def _lines(path: pathlib.Path) -> Iterator[bytes]:
-  try:
-    data = path.read_bytes()
-    data = gzip.decompress(data) if path.suffix == ".gz" else data
-  except (OSError, EOFError, zlib.error) as error:
-    raise ValueError(f"{path} cannot be read: {error}") from error
-  return (line for line in data.split(b"\n") if line.strip())
 
 
 def _check(problem: code.Problem, seen: set[str]) -> None:
@@ -168,7 +147,7 @@ def _humaneval(row: dict, shots: str) -> code.Problem:
     before=row["prompt"],
     stops=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
     tests=f"{row['test']}\ncheck({row['entry_point']})\n",
-    solution=row["canonical_solution"],
+    solution=json_rows.text(row, "canonical_solution"),
   )
 
 
@@ -189,8 +168,9 @@ def _shots(rows: list[dict]) -> tuple[str | None, list[str]]:
     row = known[repr(i)]
     try:
       texts.append(_mbpp_question(row) + row["code"] + "\n[DONE]\n\n")
-    except _FAULTS as error:
-      faults.append(f"task {i}, a solved problem to show: {_fault(error)}")
+    except json_rows.FAULTS as error:
+      fault = json_rows.fault(error)
+      faults.append(f"task {i}, a solved problem to show: {fault}")
   return "".join(texts), faults
 
 
@@ -216,7 +196,7 @@ def _mbpp(row: dict, shots: str | None) -> code.Problem | None:
     tests="\n".join([*filter(None, before), *row["test_list"]]) + "\n"
     if row["test_list"]
     else "",
-    solution=row["code"],
+    solution=json_rows.text(row, "code"),
   )
 
 
@@ -232,7 +212,8 @@ def _plain(x):
 def _apps(row: dict, shots: str | None) -> code.Problem:
   cases, solutions = json.loads(row["input_output"]), row["solutions"]
   solutions = json.loads(solutions) if solutions else []
-  name, starter = cases.get("fn_name"), row.get("starter_code") or ""
+  name, starter = cases.get("fn_name"), row.get("starter_code")
+  starter = f"\n{starter}" if starter else ""
   examples = list(zip(cases["inputs"], cases["outputs"], strict=True))
   if name:
     asserts = (
@@ -246,7 +227,7 @@ def _apps(row: dict, shots: str | None) -> code.Problem:
   kind = "Call-Based" if name else "Standard Input"
   return code.Problem(
     name=_name("apps", row),
-    prompt=f"\nQUESTION:\n{row['question']}\n{starter}\n"
+    prompt=f"\nQUESTION:\n{row['question']}{starter}\n"
     f"Use {kind} format\nANSWER:\n",
     before="",
     stops=("\nQUESTION:", "\nANSWER:"),

@@ -212,6 +212,8 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
       row = json.loads(line.decode("utf-8"))
       if not isinstance(row, dict):
         raise ValueError("it is no object of JSON")
+      if missing := [name for name in _KEY if name not in row]:
+        raise ValueError(f"it has no {missing[0]!r}")
       found.append(row)
     except ValueError as error:
       if number < len(lines):  # what ends in a line break was written whole
@@ -243,9 +245,13 @@ def appending(
     yield write
 
 
+_KEY = "task_id", "temperature", "sample"
+
+
 def key(row: dict[str, Any]) -> tuple[str, float, int]:
   """What a line is of: the problem's name, the temperature, the sample."""
-  return row["task_id"], row["temperature"], row["sample"]
+  task, temperature, sample = (row[name] for name in _KEY)
+  return task, temperature, sample
 
 
 def prompt_digest(codec: tokenizer.Tokenizer, problem: code.Problem) -> str:

@@ -44,7 +44,10 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         # Unbuffered: on a full disk, `close` would try to write the buffer
         # again, and its error would hide the first one.
-        file = stack.enter_context((workdir / "lock").open("ab+", buffering=0))
+        path = workdir / "lock"
+        file = stack.enter_context(
+          open(path, "ab+", buffering=0, opener=_without_links)
+        )
         first["holder"] = _take(file, workdir)
         stack.callback(file.truncate, 0)
       except checkpoints.CheckpointError as error:
@@ -57,6 +60,13 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
         raise checkpoints.CheckpointError(first["error"])
       _check_shared(workdir, first["holder"])
     yield
+
+
+def _without_links(path: str, flags: int) -> int:
+  """Opens a file; a link could lead to one that must not be emptied."""
+  if os.path.islink(path):
+    raise OSError(f"{path} is a link, which no run makes: remove it")
+  return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _take(file: BinaryIO, workdir: pathlib.Path) -> str:

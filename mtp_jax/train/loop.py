@@ -282,12 +282,8 @@ def _prepare(cfg, workdir, profile, init):
     metrics.check_tracing()
   storage.folder(workdir)
   workdir_lib.check_format(workdir)
-  is_frozen = cfg.train.freeze == "trunk"
-  if is_frozen and init is None and not workdir_lib.has_checkpoints(workdir):
-    raise ValueError(
-      "train.freeze='trunk' keeps the trunk as it is, and this one is random: "
-      "give --init=PATH, or a model as `init`"
-    )
+  if init is None and not workdir_lib.has_checkpoints(workdir):
+    _check_random(cfg.train)
   codec = workdir_lib.tokenizer(cfg, workdir)
   mesh = sharding.make_mesh(cfg.mesh)
   batches.check(cfg, mesh)
@@ -295,6 +291,19 @@ def _prepare(cfg, workdir, profile, init):
   if isinstance(init, model.Model):  # once the config itself is not refused
     surgery.reconfigure(init, cfg.model)
   return codec, mesh
+
+
+def _check_random(cfg):
+  """Raises ValueError if a run with this section may not begin at random."""
+  why = ""
+  if cfg.freeze == "trunk":
+    why = (
+      "train.freeze='trunk' keeps the trunk as it is, and this one is random"
+    )
+  elif cfg.finetune:
+    why = "train.finetune is on, and this run would begin at random"
+  if why:
+    raise ValueError(f"{why}: give --init=PATH, or a model as `init`")
 
 
 def _resume(cfg, mesh, saved, metadata, workdir):

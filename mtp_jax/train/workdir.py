@@ -235,7 +235,7 @@ def _tokenizer_name(workdir: pathlib.Path) -> str | None:
   try:
     text = (workdir / "config.json").read_text(encoding="utf-8")
     return json.loads(text)["data"]["tokenizer"]
-  except (OSError, ValueError, KeyError, TypeError):
+  except (OSError, ValueError, KeyError, TypeError, RecursionError):
     return None
 
 
@@ -250,7 +250,7 @@ def check_format(workdir: pathlib.Path) -> None:
   try:
     found = json.loads(path.read_text(encoding="utf-8"))
     number, is_other = found.get("format", 1), "model_type" in found
-  except (OSError, ValueError, AttributeError):
+  except (OSError, ValueError, AttributeError, RecursionError):
     return  # no run yet, or a damaged file, which `write_settings` replaces
   if is_other:
     raise ValueError(

@@ -4,6 +4,20 @@ from tests.planted import Mutant
 
 MUTANTS = [
   Mutant(
+    "a program hands the checker builtins of its own",
+    "mtp_jax/evaluate/isolation/checker.py",
+    "    exec(code, known | own)\n",
+    "    exec(code, own | given)\n",
+    "test_sandbox.py::test_no_hostile_program_passes",
+  ),
+  Mutant(
+    "a read that fails for once leaves a text out as damaged",
+    "mtp_jax/data/formats.py",
+    "error.errno not in _LASTING:",
+    "error.errno is ...:",
+    "test_corpora.py::test_a_read_that_fails_for_once_leaves_nothing_out",
+  ),
+  Mutant(
     "f(g(X)) is g(f(X))",
     "mtp_jax/tasks/arithmetic.py",
     "values.push(some, operation(values.pop(some), right))",

@@ -3,18 +3,22 @@
 import json
 import os
 
-_MOST = 1 << 24  # bytes of a message
+_MOST = 1 << 24  # bytes of a program's message
 _PLAIN = {type(None), bool, int, float, str}
 _MANY = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 _RAW = {"bytes": bytes, "bytearray": bytearray}
 
 
-def receive(descriptor: int):
-  """A message: its length in ten digits, then JSON. None: there is none."""
+def receive(descriptor: int, most: int = _MOST):
+  """A message: its length in ten digits, then JSON. None: there is none.
+
+  Raises:
+    ValueError: it has more than `most` bytes.
+  """
   size = _read(descriptor, 10)
   if not size:
     return None
-  if int(size) > _MOST:
+  if int(size) > most:
     raise ValueError(f"a value of {int(size)} bytes")
   return json.loads(_read(descriptor, int(size)))
 
