@@ -1,6 +1,7 @@
 """`experiments.claims.humaneval`, on a mock of a model and two problems."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -38,6 +39,10 @@ def finished(tmp_path_factory):
   sound, lines = answers.check(executor, found.problems)
   assert [p.name for p in sound] == ["HumanEval/1", "HumanEval/2"]
   assert lines.startswith("2 of 3 problems: the solution passes, an empty")
+  assert re.search(
+    r"not; \d+\.\d programs per second, alone -?\d+ ms more for each than with",
+    lines,
+  )
   assert "HumanEval/0: no known solution passes" in lines
   work = answers.Work(home, sound, executor, scales.SCALES["test"], home, 0)
   # Drafts of its heads 2 and 3 are right at most places.

@@ -3,6 +3,8 @@
 The training itself is replaced: `test_init.py` and `test_frozen.py` test it.
 """
 
+import json
+
 import numpy as np
 import pytest
 
@@ -12,10 +14,14 @@ from experiments.claims.finetuning import solving
 from experiments.claims.self_speculation import report as drafts_report
 from experiments.claims.self_speculation import scales as drafts_scales
 from experiments.claims.self_speculation import ways as drafts
+from experiments.claims.summarisation import report as summarisation_report
+from experiments.claims.summarisation import writing
 from experiments.measure import sweep
 from mtp_jax.evaluate import sandbox
-from mtp_jax.tasks import functions
+from mtp_jax.tasks import functions, summaries
 from tests import parameters
+
+NAMES = summaries.rouge.NAMES
 
 
 @pytest.fixture
@@ -138,3 +144,41 @@ def test_figures_of_drafts():
   )
   rows = [sweep.Row("c", "frozen", {}, 0, *f, *("",) * 4) for f in found]
   assert "| frozen |" in drafts_report.tables(rows)
+
+
+def test_summaries_are_of_pairs_that_finetuning_holds_out(
+  trained, tmp_path, monkeypatch
+):
+  """And the table has their ROUGE, by task and way."""
+  found = [summaries.pair(f"text {i}", f"word {i}", 160) for i in range(60)]
+  found.append(summaries.pair("too long to be learnt", "x" * 81, 160))
+  monkeypatch.setattr(summaries, "built_in", lambda name, size: found)
+  asked = []
+
+  def evaluate(decoder, codec, held_out, **settings):
+    asked.append((decoder.n_future, held_out))
+    half = summaries.rouge.Score(0.5, 0.5, len(asked) / 10)
+    return summaries.Summaries([], dict.fromkeys(NAMES, half), 1.0)
+
+  monkeypatch.setattr(summaries, "evaluate", evaluate)
+  scale = finetuning_scales.SCALES["test"]
+  runs = writing.runs(scale, tmp_path, 1, ["docstrings"])
+  outcome = sweep.run(runs, tmp_path)
+  assert (len(outcome.done), outcome.failed) == (3, {})
+  learnt = [json.loads(x) for x in (tmp_path / "docstrings.jsonl").open()]
+  assert len(learnt) == 60
+  held_out = summaries.split(found[:-1], 0.1)[1]
+  assert [n for n, _ in asked] == [1, 4, 1]
+  for _, pairs in asked:
+    assert len(pairs) == 2 and set(pairs) <= set(held_out)
+  for cfg, folder in trained:
+    if "docstrings" in folder.name:
+      data = cfg.data
+      assert (data.loss_on, data.held_out) == ("answer", 0.1)
+      assert data.path == str(tmp_path / "docstrings.jsonl")
+  rows = sweep.finished(sweep.read(tmp_path), writing.CLAIM)
+  text = summarisation_report.section(rows, tmp_path / sweep.FILE)
+  assert f"| docstrings, (n, n') | {' | '.join(NAMES)} |" in text
+  for way, f1 in ("(1, 1)", 0.1), ("(4, 4)", 0.2), ("(4, 1)", 0.3):
+    assert f"| {way} |{f' {f1:.1%} |' * 5}" in text
+  assert (tmp_path / "sweep.png").stat().st_size > 1000
