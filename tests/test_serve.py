@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from mtp_jax.decode import accept, autotune, layout, loop, sampling, serve
+from mtp_jax.decode import (
+  accept,
+  autotune,
+  interface,
+  layout,
+  loop,
+  sampling,
+  serve,
+)
 from mtp_jax.decode import generate as decode
 from mtp_jax.decode import prompts as prompts_lib
 from mtp_jax.decode import tree as tree_lib
@@ -46,6 +54,17 @@ def test_equals_one_batch(mock, rows, heads):
     assert text.tolist() == mock_text(prompt, 13, MAX_NEW, STOP)
   assert sorted(i for i, _ in found) == list(range(len(PROMPTS)))
   assert all(text is got.texts[i] for i, text in found)
+
+
+def test_another_generator_of_random_numbers(mock):
+  """Whose keys have four numbers, not two."""
+  settings = {"heads": 3, "max_new": MAX_NEW, "stop": STOP}
+  want = serve.generate_all(mock, PROMPTS, rows=2, **settings)
+  with jax.default_prng_impl("rbg"):
+    check_same(serve.generate_all(mock, PROMPTS, rows=2, **settings), want)
+    checked = interface.check_settings(mock, **settings)
+    state = loop.abstract_state(mock, checked, batch=3, cache_len=99)
+  assert state.key.shape == (3, 4)
 
 
 def test_no_row_waits_while_a_prompt_does(monkeypatch):

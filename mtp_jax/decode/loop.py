@@ -36,7 +36,7 @@ class State:
   length: jax.Array  # [B] tokens so far; the cache holds length - 1 of them
   end: jax.Array  # [B] length at which a row is full
   stop: jax.Array  # [B, E] end tokens; -1 is none
-  key: jax.Array  # [B, 2] uint32, each row's own randomness
+  key: jax.Array  # [B, ...] uint32, each row's own randomness
   drafts: accept.Drafts | None  # None: before the first ones
   seen: jax.Array | None  # [B, V] bool, where the rule uses it
   done: jax.Array  # [B] at an end token, at `end`, or at logits not finite
@@ -60,7 +60,7 @@ def begin(
     settings: from `interface.check_settings`.
     prompt: from `prompts.read`, with the tree's heads.
     size: S, at least P + max_new + M: a last window may reach past the end.
-    key: [B, 2] uint32, raw keys of the rows.
+    key: [B, ...] uint32, raw keys of the rows, from `row_keys`.
   """
   rule, tree, (B, P) = settings.rule, settings.tree, prompt.tokens.shape
   rows = jnp.arange(B)
@@ -172,7 +172,9 @@ def grow(decoder: interface.Decoder, state: State) -> State:
 
 
 def row_keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:
-  """Raw keys [B, 2] of texts `numbers` [B], whatever batch they are in.
+  """Raw keys of texts `numbers` [B], whatever batch they are in.
+
+  They are [B, 2] with JAX's default generator, and [B, 4] with 'rbg'.
 
   Args:
     seed: [] uint32, from `checks.seed`.
@@ -205,7 +207,7 @@ def abstract_state(
     prompt = prompts.read(
       decoder, tokens, lengths, heads=settings.tree.heads, cache_len=cache_len
     )
-    key = jnp.zeros((batch, 2), jnp.uint32)
+    key = row_keys(jnp.uint32(0), jnp.arange(batch))
     return begin(decoder, settings, prompt, size=cache_len, key=key)
 
   return jax.eval_shape(make, decoder)

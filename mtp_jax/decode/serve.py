@@ -253,7 +253,7 @@ def _empty(decoder, settings, prompt, rows, size, cache_len):
 
   def make(prompt):
     row = jax.tree.map(lambda a: a[:1], prompt)
-    key = jnp.zeros((1, 2), jnp.uint32)
+    key = loop.row_keys(jnp.uint32(0), jnp.arange(1))
     return loop.begin(decoder, settings, row, size=size, key=key)
 
   row = jax.eval_shape(make, prompt)
