@@ -83,11 +83,12 @@ def test_texts_that_part_are_told_with_their_margin(decoders):
     decoders,
     type("Codec", (), {"eos": 30}),
     PROMPTS,
-    heads=1,
+    heads=3,
     new=NEW,
     repeats=1,
   )
-  assert [e["differences"] for e in entries] == [[]]
+  assert [e["heads"] for e in entries] == [1, 2, 3]
+  assert [e["differences"] for e in entries] == [[]] * 3
   results = [
     mtp_jax.generate(d, [p], heads=1, max_new=NEW)
     for d, p in zip(decoders, [PROMPTS[0], PROMPTS[0]], strict=True)

@@ -30,9 +30,10 @@ def score(net, cfg, held, batches: int) -> dict:
 def decode(
   decoders, codec, prompts, *, heads: int, new: int, repeats: int
 ) -> list[dict]:
-  """An entry for each of 1 to `heads`: tokens, passes, seconds, agreement.
+  """Tokens, passes, seconds and agreement with 1, 2, 4, ... and all heads.
 
-  Each prompt has a decoder, which may be the same for all.
+  Each number of heads is a program that is compiled. Each prompt has a decoder,
+  which may be the same for all.
   """
 
   def generate(k):
@@ -43,7 +44,8 @@ def decode(
       for decoder, prompt in zip(decoders, prompts, strict=True)
     ]
 
-  counts = range(1, heads + 1)
+  doubled = (2**i for i in range(heads.bit_length()))
+  counts = sorted({*doubled, heads})
   calls = {k: functools.partial(generate, k) for k in counts}
   texts = {k: call() for k, call in calls.items()}  # compiles
   seconds = timing.seconds_in_turns(calls, repeats)

@@ -3,7 +3,7 @@
   python -m experiments.demo.run --config=configs/quickstart.py \\
     --workdir=runs/demo
 
-Continues held-out files with 1 to N heads, in turn and several times over,
+Continues held-out files with 1, 2, 4, ... N heads, in turn, several times over,
 and prints bits per byte of every head, tokens per forward pass, speed, and
 whether all texts are the same. Leaves report.html, demo.png and demo.json in
 the workdir, beside the checkpoint. Started again it goes on where it was.
