@@ -5,7 +5,7 @@
     --workdir=runs/quickstart
 
 Corpus: the Python files of this machine (standard library and packages).
-About 6 minutes of training on two cores; 2.05 bits per byte of head 1 and 1.94
+About 8 minutes of training on two cores; 2.00 bits per byte of head 1 and 1.95
 predicted tokens per forward pass, on 65,536 held-out bytes. What was tried is
 in experiments/demo/README.md.
 """
@@ -53,7 +53,7 @@ def get_config() -> config.Config:
       end=0.0,  # the run ends here
     ),
     train=config.Train(
-      steps=8800,  # so that `make demo` stays below 10 minutes
+      steps=8800,  # 2.0 bits per byte; `make demo` takes 9 to 12 minutes
       loss_block=128,  # all logits of a head at once: they are few
       # Far heads crowd out the first where a model is as small as this.
       head_weights=tuple(0.5**i for i in range(heads)),
