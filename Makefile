@@ -47,7 +47,7 @@ results: $(VENV)/installed
 
 # All at once: the demo's corpus is what is installed, and stays what it is.
 # This package adds no Python file to it: installed editable, it is a .pth.
-# Python compiles what is imported, so pip need not compile all, in 30 seconds.
+# pip would compile every file, in 30 seconds; Python compiles what it imports.
 $(VENV)/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
 	@echo "installing into $(VENV), once: about a minute"

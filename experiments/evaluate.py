@@ -37,7 +37,7 @@ from mtp_jax.tasks import problem_files
 _FLAGS = [
   options.define_model(),
   flags.DEFINE_integer("step", None, "Step of the checkpoint; else the last."),
-  options.define_dtype("else float32 matrices, and the folder's activations"),
+  options.define_dtype("float32 matrices, the model's own activations"),
   flags.DEFINE_enum(
     "task",
     None,

@@ -49,7 +49,7 @@ _FLAGS = [
   flags.DEFINE_integer(
     "max_new", None, "Most tokens to write; else the run's."
   ),
-  options.define_dtype("else the folder's, and float32 for float16"),
+  options.define_dtype(),
   flags.DEFINE_multi_string(
     "stop",
     [],

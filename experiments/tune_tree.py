@@ -18,7 +18,7 @@ from mtp_jax.decode import window as window_lib
 from mtp_jax.interchange import folders
 
 _WORKDIR = options.define_model()
-_DTYPE = options.define_dtype("else the folder's, float32 for float16")
+_DTYPE = options.define_dtype()
 _PROMPTS = flags.DEFINE_integer("prompts", 32, "Held-out texts to continue.", 1)
 _PROMPT_LEN = flags.DEFINE_integer("prompt_len", 64, "Tokens of each.", 1)
 _SIZES = flags.DEFINE_list("sizes", ["4", "8", "16", "32", "64"], "Nodes.")

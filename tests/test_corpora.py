@@ -290,34 +290,48 @@ def test_what_has_no_status_is_named_or_counted(tmp_path, monkeypatch):
     assert "good:1" in kept and skipped == {"unreadable": 1}
 
 
-@pytest.mark.parametrize("source", ["text", "python"])
+@pytest.mark.parametrize(
+  "source, ending",
+  [
+    ("text", ".txt"),
+    ("python", ".py"),
+    ("jsonl", ".jsonl"),
+    ("array_record", ".array_record"),
+  ],
+)
 def test_a_read_that_fails_for_once_leaves_nothing_out(
-  source, tmp_path, monkeypatch
+  source, ending, tmp_path, monkeypatch
 ):
   """Not as damaged, whatever `on_error` says: the text may be whole."""
   monkeypatch.setattr(corpora, "_ROOTS", [("stdlib", "lib", ())])
   monkeypatch.setattr(sysconfig, "get_path", lambda label: str(tmp_path))
   for name in "ab":
-    (tmp_path / f"{name}.py").write_text(f"{name} = 1\n")
-  fails = True
+    (tmp_path / f"{name}{ending}").write_text('{"text": "x = 1"}\n')
 
   class File(io.FileIO):
-    """Of which one read fails."""
+    """Of which every read of one fails."""
 
     def read(self, *size):
-      if fails and self.name.endswith("b.py"):
+      if pathlib.Path(self.name).stem == "b":
         raise OSError(errno.EIO, "Input/output error")
       return super().read(*size)
 
-  monkeypatch.setattr(formats, "_open", lambda path: File(str(path)))
-  monkeypatch.setattr(
-    pathlib.Path, "read_bytes", lambda path: File(str(path)).read()
-  )
-  for on_error in ("raise", "skip"):
-    with pytest.raises(OSError, match="b.py cannot be read now .Input/output"):
-      read(source, tmp_path, on_error=on_error)
-  fails = False
-  assert len(read(source, tmp_path, on_error="skip")) == 2
+    def readline(self, *size):
+      return self.read()
+
+  def record_reader(path):
+    raise RuntimeError("pread() failed")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, "open", lambda path, *_: File(str(path)))
+    patch.setattr(pathlib.Path, "read_bytes", lambda path: path.open().read())
+    patch.setattr(array_record_module, "ArrayRecordReader", record_reader)
+    (tmp_path / f"a{ending}").unlink()
+    for on_error in ("raise", "skip"):
+      with pytest.raises(OSError, match=f"b{ending} cannot be read now .Input"):
+        read(source, tmp_path, on_error=on_error)
+  if source != "array_record":
+    assert len(read(source, tmp_path, on_error="skip")) == 1
 
 
 def test_zstandard_frames_follow_each_other(tmp_path):

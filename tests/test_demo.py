@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import mtp_jax
-from experiments.demo import figures, noise
+from experiments.demo import figures, noise, tables
+from mtp_jax import tokenizer
 from mtp_jax.decode import tree as tree_lib
 from tests import parameters
 
@@ -97,3 +98,20 @@ def test_texts_that_part_are_told_with_their_margin(decoders):
   a, b = (r.texts[0] for r in results)
   place = int(np.argmax(a.tokens != b.tokens))
   assert part == {"prompt": 0, "token": place, "margin": a.margin[place]}
+
+
+def test_control_characters_of_a_text_reach_no_terminal(capsys):
+  entry = {
+    **{"heads": 1, "tokens": [[27, 99]], "per_pass": [[1, 1]]},
+    **{"accepted": [1.0], "tokens_per_forward": 1.0, "speedup": 1.0},
+    **{"tokens_per_second": 1.0, "differences": []},
+  }
+  scores = {"bits_per_byte": [1.0], "accuracy": [1.0]}
+  result = {
+    **{"decoding": [entry], "prompts": [[155, 98]], "temperature": 0.0},
+    **{"scores": scores | {"predicted_tokens_per_forward": 1.0}},
+    **{"most_repeats": {1: 1, 2: 1, 3: 1}, "seconds": 1},
+  }
+  tables.show(result, tokenizer.Bytes())
+  said = capsys.readouterr().out
+  assert "\\x1bc" in said and "\x1b" not in said

@@ -190,7 +190,9 @@ def test_the_model_is_held_in_the_dtype_asked_for(
   )
   row = json.loads((tmp_path / "samples.jsonl").read_text().splitlines()[0])
   net = folders.load(request_.workdir, dtype="bfloat16")[0]
-  assert row["model"] == provenance.fingerprint(net)
+  assert row["model"] == f"{provenance.fingerprint(net)} in bfloat16"
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert results["dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,8 @@ def test_a_line_that_lacks_a_field_is_named(name, tmp_path):
     ),
     ("nq", {"answer": [""]}, "the field 'answer' is '', not a text"),
     ("gsm8k", {"answer": "4"}, "the field 'answer' has no '#### '"),
+    ("gsm8k", {"answer": "#### none"}, "has no '#### ' before a number"),
+    ("triviaqa", {"answer": {"aliases": [""]}}, "'answer.aliases' is '', not"),
   ],
 )
 def test_a_line_without_a_right_answer_is_named(name, change, words, tmp_path):
@@ -253,7 +255,9 @@ def test_a_line_without_a_right_answer_is_named(name, change, words, tmp_path):
   [
     ("", "has no line"),
     ("[1]", "entry 1: not an object of JSON; bad lines: 1 of 1"),
-    ("[1\n{", "line 1: .*; bad lines: 2 of 2"),
+    ("[1\n{", "begins as a JSON array, and is cut or damaged .*: get it"),
+    ("[1]\n{", "line 1: not an object of JSON; bad lines: 2 of 2"),
+    ("\ufeff[1]", "entry 1: not an object of JSON; bad lines: 1 of 1"),
     ("\udcff", "line 1: 'utf-8' codec"),
   ],
 )
@@ -264,9 +268,36 @@ def test_a_file_of_something_else_is_refused(text, words, tmp_path):
     tasks.load("piqa", file)
 
 
-@needs_lm_eval
+# As the data sets of Hugging Face have them, with all of their fields.
+EXPORTED = {
+  "arc_challenge": {"id": "Mercury_7175875"},
+  "copa": {"idx": 0},
+  "hellaswag": {
+    **{"ind": 24, "ctx_a": "He", "ctx_b": "", "source_id": "x~y"},
+    **{"split": "val", "split_type": "indomain"},
+  },
+  "triviaqa": {
+    "question_id": "tc_2",
+    "answer": {"aliases": ["Austen", ""], "value": "Austen", "type": "x"},
+  },
+}
+
+
 @pytest.mark.parametrize("name", LINES)
-def test_a_task_over_a_local_file(name, tmp_path, monkeypatch):
+def test_a_line_with_all_published_fields_is_sound(name, tmp_path):
+  line = LINES[name][0] | EXPORTED.get(name, {})
+  lines = [line]
+  if "label" in line:  # some data sets have numbers, and some have texts
+    lines += [line | {"label": kind(line["label"])} for kind in (int, str)]
+  file = tmp_path / "test.jsonl"
+  file.write_text("\n".join(map(json.dumps, lines)))
+  assert tasks.load(name, file, train=file)["task"] == f"{name}_local"
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("kind", [int, str])
+@pytest.mark.parametrize("name", LINES)
+def test_a_task_over_a_local_file(name, kind, tmp_path, monkeypatch):
   """The harness's requests, and a score that is known beforehand."""
   import lm_eval
   from lm_eval.api import model as lm_eval_model
@@ -274,6 +305,8 @@ def test_a_task_over_a_local_file(name, tmp_path, monkeypatch):
   monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
   monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
   line, prompt, choices = LINES[name]
+  if "label" in line:
+    line = line | {"label": kind(line["label"])}
   file = tmp_path / "test.jsonl"
   file.write_text("\n".join([json.dumps(line)] * 9))
   seen = []

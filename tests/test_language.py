@@ -26,7 +26,8 @@ def values(tmp_path, monkeypatch):
 
   cfg, codec = mtp_jax.Config(model=net.cfg), tokenizer.Bytes()
 
-  def load(path, step=None, dtype=None):
+  def load(path, step=None, dtype="float32"):
+    assert dtype == "float32"
     return net, cfg, codec
 
   def evaluate(decoder, codec, found, *, heads, max_new, rows, words):
@@ -41,7 +42,7 @@ def values(tmp_path, monkeypatch):
   monkeypatch.setattr(folders, "settings", lambda path, step: (cfg, codec))
   monkeypatch.setattr(summaries, "evaluate", evaluate)
   flags = dict(
-    problems=2, max_new=9, rows=4, heads=0, seed=0, step=None, dtype=None
+    problems=2, max_new=9, rows=4, heads=0, seed=0, step=None, dtype="float32"
   )
   paths = dict(workdir=tmp_path, data=None, examples=None)
   drawn = dict(temperatures=["0"], samples=10, k=None, top_p=None)

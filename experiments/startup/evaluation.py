@@ -87,7 +87,11 @@ def _run(request, found, settings, ks, backend) -> None:
     request.workdir, request.step, dtype=request.dtype
   )
   decoder = layout.lay_out(net, codec.vocab)
-  settings = dataclasses.replace(settings, model=provenance.fingerprint(net))
+  # The same arrays are another model where activations have another dtype.
+  name, dtype = provenance.fingerprint(net), net.cfg.dtype
+  if dtype != "float32":
+    name += f" in {dtype}"
+  settings = dataclasses.replace(settings, model=name)
   del net  # the decoder holds copies of its layers
   folder = request.output
   path = folder / "samples.jsonl"
@@ -97,6 +101,7 @@ def _run(request, found, settings, ks, backend) -> None:
   result = study.provenance(request.seed) | {
     "task": request.task,
     "model": str(request.workdir),
+    "dtype": dtype,
     "sandbox": backend,
     "problems": len(problems),
     "left_out": left_out,

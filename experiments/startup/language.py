@@ -91,9 +91,9 @@ def _measured(heads, work, values) -> dict[str, Any]:
   net, cfg, codec = mtp_jax.load(
     values["workdir"], step=values["step"], dtype=values["dtype"]
   )
-  decoder = mtp_jax.lay_out(net, codec.vocab)
+  decoder, dtype = mtp_jax.lay_out(net, codec.vocab), {"dtype": net.cfg.dtype}
   if values["task"] in SUMMARIES:
-    return _summaries(decoder, codec, heads, work, values)
+    return dtype | _summaries(decoder, codec, heads, work, values)
   is_workdir = folders.kind(values["workdir"]) == "workdir"
   lm = harness.adapter(
     decoder,
@@ -105,7 +105,7 @@ def _measured(heads, work, values) -> dict[str, Any]:
     seed=values["seed"],
   )
   found = _harness(lm, work, values)
-  return found | {"contexts_cut": lm.contexts_cut}
+  return dtype | found | {"contexts_cut": lm.contexts_cut}
 
 
 def _pairs(values) -> list[pairs.Pair]:

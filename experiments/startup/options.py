@@ -107,13 +107,14 @@ def define_model() -> flags.FlagHolder:
   return holder
 
 
-def define_dtype(otherwise: str) -> flags.FlagHolder:
+def define_dtype(otherwise: str = "the model's own") -> flags.FlagHolder:
   """Declares --dtype, of a model that is decoded; None by default.
 
   Args:
-    otherwise: what None stands for, the end of the help text.
+    otherwise: what None stands for, in the help text. The model's own dtype is
+      float32 where its folder has float16.
   """
-  text = f"Of matrices and activations; {otherwise}."
+  text = f"Of matrices and activations; default: {otherwise}."
   return flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], text)
 
 

@@ -82,6 +82,7 @@ def read(
       `field`. The message names file and line (`array_record`: the index).
       With `python`, damaged files are always left out and counted, since the
       user did not choose them.
+    OSError: a file or folder cannot be read now.
   """
   skipped = Skipped() if skipped is None else skipped
   return _documents(data, _files(data, skipped), skipped)
@@ -197,7 +198,7 @@ def _walk(data, root: pathlib.Path, skipped, exclude: tuple[str, ...] = ()):
   parents = {root.resolve(), *root.resolve().parents}
 
   def unreadable(error):
-    formats.check_lasting(error, error.filename)
+    formats.raise_if_temporary(error, error.filename)
     damage = formats.Damage("unreadable", str(error))
     _damaged(data, skipped, damage, error.filename)
 

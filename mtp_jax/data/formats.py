@@ -62,7 +62,7 @@ def records(
     `array_record` its index, and for `python` None.
 
   Raises:
-    OSError: the file cannot be read now, see `check_lasting`.
+    OSError: the file cannot be read now, see `raise_if_temporary`.
   """
   line = None
   names = (prompt, field) if prompt else (field,)
@@ -70,20 +70,19 @@ def records(
     for line, record in _READERS[source](path, names):
       yield line, record
   except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-    check_lasting(error, path)
+    raise_if_temporary(error, path)
     kind = "unreadable" if isinstance(error, PermissionError) else "damaged"
     yield line or 1, Damage(kind, f"the rest cannot be read: {error}")
 
 
-# What the system says of a path, and not of the disk below it. None: a reader
-# says that the content is wrong.
+# Errors that repeat at every read. None: of a reader, about the content.
 _LASTING = {
   *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
   *(errno.ELOOP, errno.ENAMETOOLONG, None),
 }
 
 
-def check_lasting(error: Exception, path: str | pathlib.Path) -> None:
+def raise_if_temporary(error: Exception, path: str | pathlib.Path) -> None:
   """Raises OSError if a read failed in a way that may pass.
 
   Such as EIO and ESTALE: the text may be whole, so it is never left out as
@@ -93,7 +92,7 @@ def check_lasting(error: Exception, path: str | pathlib.Path) -> None:
     raise OSError(
       error.errno,
       f"{path} cannot be read now ({error.strerror}), and may be whole: start "
-      "again once it can",
+      "again once it can, or take it out of the corpus",
     ) from error
 
 
@@ -172,6 +171,9 @@ def _array_record(path, names) -> Iterator[tuple[int, bytes | Damage]]:
       yield index, _checked(reader.read(), index, counts_lines=False)[1]
     reader.close()
   except (RuntimeError, IndexError, ValueError) as error:
+    with path.open("rb") as file:  # raises what the disk says, if it fails
+      while file.read(1 << 20):
+        pass
     raise OSError(f"not a complete ArrayRecord file: {error}") from error
 
 

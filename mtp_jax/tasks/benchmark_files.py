@@ -1,4 +1,6 @@
-"""The published files of language benchmarks, checked before they are scored.
+"""The files of language benchmarks, checked before they are scored.
+
+They are JSONL with the fields of the Hugging Face data sets.
 
 lm-evaluation-harness reads these files itself. Where a line lacks a field, it
 ends with a traceback, or counts the line as if it were sound.
@@ -6,6 +8,7 @@ ends with a traceback, or counts the line as if it were sound.
 
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +22,13 @@ def check(task: str, path: str | os.PathLike) -> None:
 
   Args:
     task: of `CHECKS`.
-    path: the task's file, JSONL with the fields of its publication.
+    path: the task's file.
 
   Raises:
     ValueError: the file cannot be read or has no line; or names the first bad
       line, and says how many there are.
   """
-  rows, bad = json_rows.read(pathlib.Path(path)), []
+  rows, bad = list(json_rows.read(pathlib.Path(path))), []
   if not rows:
     raise ValueError(f"{path} has no line")
   for row in rows:
@@ -59,12 +62,19 @@ def _object(fields: Fields, name: str) -> Fields:
 
 
 def _list(values: Any, name: str) -> list[str]:
-  """A field that has to hold one text at least."""
+  """A field that has to hold texts, with more than white space."""
   if not isinstance(values, list) or not values:
     raise ValueError(f"the field {name!r} is {values!r:.40}, not a list")
   for value in values:
     json_rows.text({name: value}, name)
   return values
+
+
+def _answers(values: Any, name: str) -> None:
+  """Accepted answers, of which published files leave some blank."""
+  if isinstance(values, list) and any(values):
+    values = [v for v in values if v != ""]
+  _list(values, name)
 
 
 def _label(fields: Fields, first: int, count: int) -> None:
@@ -77,19 +87,20 @@ def _label(fields: Fields, first: int, count: int) -> None:
     )
 
 
-def _labelled(first: int, *names: str) -> Callable[[Fields], None]:
-  """Texts and a label, which counts the last `names` that are choices."""
-  choices = sum(name.startswith(("choice", "sol", "answer")) for name in names)
+def _labelled(
+  names: tuple[str, ...], choices: tuple[str, ...], first: int
+) -> Callable[[Fields], None]:
+  """Texts, choices, and the right choice's number, counted from `first`."""
 
   def check(fields):
-    _texts(*names)(fields)
-    _label(fields, first, choices)
+    _texts(*names, *choices)(fields)
+    _label(fields, first, len(choices))
 
   return check
 
 
 def _copa(fields: Fields) -> None:
-  _labelled(0, "premise", "choice1", "choice2")(fields)
+  _labelled(("premise",), ("choice1", "choice2"), 0)(fields)
   if fields["question"] not in ("cause", "effect"):
     raise ValueError(
       f"the field 'question' is {fields['question']!r:.40}, not 'cause' or "
@@ -118,18 +129,18 @@ def _hellaswag(fields: Fields) -> None:
 
 def _nq(fields: Fields) -> None:
   json_rows.text(fields, "question")
-  _list(fields["answer"], "answer")
+  _answers(fields["answer"], "answer")
 
 
 def _triviaqa(fields: Fields) -> None:
   json_rows.text(fields, "question")
-  _list(_object(fields, "answer")["aliases"], "answer.aliases")
+  _answers(_object(fields, "answer")["aliases"], "answer.aliases")
 
 
 def _gsm8k(fields: Fields) -> None:
   json_rows.text(fields, "question")
-  if "#### " not in json_rows.text(fields, "answer"):
-    raise ValueError("the field 'answer' has no '#### ' before a result")
+  if not re.search("#### -?[0-9.,]+", json_rows.text(fields, "answer")):
+    raise ValueError("the field 'answer' has no '#### ' before a number")
 
 
 CHECKS: dict[str, Callable[[Fields], None]] = {
@@ -138,7 +149,9 @@ CHECKS: dict[str, Callable[[Fields], None]] = {
   "gsm8k": _gsm8k,
   "hellaswag": _hellaswag,
   "nq": _nq,
-  "piqa": _labelled(0, "goal", "sol1", "sol2"),
-  "siqa": _labelled(1, "context", "question", "answerA", "answerB", "answerC"),
+  "piqa": _labelled(("goal",), ("sol1", "sol2"), 0),
+  "siqa": _labelled(
+    ("context", "question"), ("answerA", "answerB", "answerC"), 1
+  ),
   "triviaqa": _triviaqa,
 }

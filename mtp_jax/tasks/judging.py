@@ -114,8 +114,7 @@ def _digest(problem, row) -> str:
 
 
 def _verdict(row, verdict, backend, digest) -> dict[str, Any]:
-  key = {name: row[name] for name in ("task_id", "temperature", "sample")}
-  return key | {
+  return {name: row[name] for name in samples.KEY} | {
     "passed": verdict.passed,
     "error": verdict.error,
     "sandbox": backend,

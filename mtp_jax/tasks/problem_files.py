@@ -51,7 +51,7 @@ def read(task: str, path: str | pathlib.Path, group: str | None = None) -> File:
   if task not in TASKS:
     raise ValueError(f"task {task!r}: choose one of {', '.join(TASKS)}")
   problems, seen = [], set()
-  rows = json_rows.read(pathlib.Path(path))
+  rows = list(json_rows.read(pathlib.Path(path)))
   bad = [f"{row.place}: {row.fault}" for row in rows if row.fault]
   rows = [row for row in rows if not row.fault]
   make, shots = TASKS[task], None
@@ -143,10 +143,11 @@ def _name(task: str, row: dict) -> str:
 def _humaneval(row: dict, shots: str) -> code.Problem:
   return code.Problem(
     name=_name("humaneval", row),
-    prompt=row["prompt"].rstrip(),
+    prompt=json_rows.text(row, "prompt").rstrip(),
     before=row["prompt"],
     stops=("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
-    tests=f"{row['test']}\ncheck({row['entry_point']})\n",
+    tests=f"{json_rows.text(row, 'test')}\n"
+    f"check({json_rows.text(row, 'entry_point')})\n",
     solution=json_rows.text(row, "canonical_solution"),
   )
 
@@ -175,7 +176,7 @@ def _shots(rows: list[dict]) -> tuple[str | None, list[str]]:
 
 
 def _mbpp_question(row: dict) -> str:
-  text = row["text"] if "text" in row else row["prompt"]
+  text = json_rows.text(row, "text" if "text" in row else "prompt")
   tests = "\n".join(row["test_list"])
   return (
     f"You are an expert Python programmer, and here is your task: {text} "
@@ -227,7 +228,7 @@ def _apps(row: dict, shots: str | None) -> code.Problem:
   kind = "Call-Based" if name else "Standard Input"
   return code.Problem(
     name=_name("apps", row),
-    prompt=f"\nQUESTION:\n{row['question']}{starter}\n"
+    prompt=f"\nQUESTION:\n{json_rows.text(row, 'question')}{starter}\n"
     f"Use {kind} format\nANSWER:\n",
     before="",
     stops=("\nQUESTION:", "\nANSWER:"),
@@ -248,7 +249,7 @@ _PYTHON_3 = 3  # of the enumeration of languages in CodeContests
 
 def _contest(row: dict, correct: bool) -> str:
   """What stands before a solution that is `correct` or not."""
-  prompt = f'"""\n{row["description"].strip()}\n"""\n'
+  prompt = f'"""\n{json_rows.text(row, "description").strip()}\n"""\n'
   return pairs.conditioned(prompt, correct)
 
 

@@ -212,7 +212,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
       row = json.loads(line.decode("utf-8"))
       if not isinstance(row, dict):
         raise ValueError("it is no object of JSON")
-      if missing := [name for name in _KEY if name not in row]:
+      if missing := [name for name in KEY if name not in row]:
         raise ValueError(f"it has no {missing[0]!r}")
       found.append(row)
     except ValueError as error:
@@ -245,12 +245,12 @@ def appending(
     yield write
 
 
-_KEY = "task_id", "temperature", "sample"
+KEY = "task_id", "temperature", "sample"
 
 
 def key(row: dict[str, Any]) -> tuple[str, float, int]:
   """What a line is of: the problem's name, the temperature, the sample."""
-  task, temperature, sample = (row[name] for name in _KEY)
+  task, temperature, sample = (row[name] for name in KEY)
   return task, temperature, sample
 
 

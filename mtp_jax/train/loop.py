@@ -293,14 +293,14 @@ def _prepare(cfg, workdir, profile, init):
   return codec, mesh
 
 
-def _check_random(cfg):
+def _check_random(train):
   """Raises ValueError if a run with this section may not begin at random."""
   why = ""
-  if cfg.freeze == "trunk":
+  if train.freeze == "trunk":
     why = (
       "train.freeze='trunk' keeps the trunk as it is, and this one is random"
     )
-  elif cfg.finetune:
+  elif train.finetune:
     why = "train.finetune is on, and this run would begin at random"
   if why:
     raise ValueError(f"{why}: give --init=PATH, or a model as `init`")

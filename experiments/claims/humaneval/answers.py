@@ -203,8 +203,8 @@ def check(executor, problems) -> tuple[list[code.Problem], str]:
   speed = (len(problems) + len(sound)) / (time.monotonic() - begin)
   line = (
     f"{len(sound)} of {len(problems)} problems: the solution passes, an empty "
-    f"answer does not; {speed:.1f} programs per second, alone "
-    f"{1000 * overhead(executor):.0f} ms more for each than without a sandbox"
+    f"answer does not; {speed:.1f} programs per second; the sandbox adds "
+    f"{1000 * overhead(executor):.0f} ms to a program that runs alone"
   )
   return sound, "\n".join([line, *bad])
 

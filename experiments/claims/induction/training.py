@@ -96,6 +96,9 @@ def _run(scale, size, n, seed, books, source):
     "steps": cfg.train.steps,
     "peak": cfg.optim.peak,
   }
+  if source.func is corpora.loaded:  # two such corpora are two sweeps
+    path, tokenizer, *_ = source.args
+    overrides |= {"path": str(path), "tokenizer": str(tokenizer)}
   name = f"{size} n={n}" + f" books={books:g}" * (books > 0)
 
   def configure(vocab):
