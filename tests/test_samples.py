@@ -124,6 +124,26 @@ def test_answers_of_other_settings_are_not_mixed(decoder, drawn):
 KEY = {"task_id": "f", "temperature": 0.0, "sample": 0}
 
 
+@pytest.mark.parametrize(
+  "rows, words",
+  [
+    (
+      [KEY | {"completion": None}],
+      "jsonl:1 is damaged .'completion' is None, n",
+    ),
+    ([KEY], "jsonl:1 is damaged .'completion' is None, not a str.: mend or"),
+  ],
+)
+def test_an_answer_that_is_no_text_is_named(tmp_path, rows, words):
+  path = tmp_path / "samples.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with pytest.raises(ValueError, match=words):
+    samples.read(path, completion=str)
+  path.write_text(json.dumps(KEY | {"passed": "maybe", "error": ""}) + "\n")
+  with pytest.raises(ValueError, match="'passed' is 'maybe', not a bool"):
+    samples.read(path, passed=bool, error=str)
+
+
 def test_a_file_cut_at_any_byte_has_its_whole_lines(tmp_path):
   path, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
   row = KEY | {"completion": "x = {}\n{'é': [1]}"}

@@ -41,7 +41,7 @@ def judge(
   # Of another program, other tests or another backend, a verdict says nothing.
   verdicts = [
     v
-    for v in samples.read(path)
+    for v in samples.read(path, passed=bool, error=str)
     if (digest := digests.get(samples.key(v))) is None
     or (v.get("digest"), v.get("sandbox")) == (digest, executor.backend)
   ]

@@ -6,6 +6,7 @@ is drawn depends on the seed, the problem's name and the sample's number alone:
 a file that was cut short ends as it would have.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -101,9 +102,15 @@ def draw(
   """
   settings.check()
   asked = {p.name: {"prompt": prompt_digest(codec, p)} for p in problems}
-  rows = read(path)
+  rows = read(path, completion=str)
   _check_same(path, rows, settings, asked)
   done = {key(row) for row in rows}
+  for one, count in collections.Counter(map(key, rows)).items():
+    if count > 1:
+      raise ValueError(
+        f"{path} has {count} lines of task_id, temperature, sample {one}: keep "
+        "one of them"
+      )
   with appending(path, rows) as write:
 
     def keep(row):
@@ -198,8 +205,12 @@ def _draw_missing(decoder, codec, missing, settings, temperature, keep) -> None:
   )
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
+def read(path: pathlib.Path, **kinds: type) -> list[dict[str, Any]]:
   """The lines of a file; the last one is left out where a kill cut it.
+
+  Args:
+    path: the file.
+    **kinds: fields that a line has to have, besides its key, and their types.
 
   Raises:
     ValueError: another line is damaged; names the file and the line.
@@ -214,6 +225,10 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
         raise ValueError("it is no object of JSON")
       if missing := [name for name in KEY if name not in row]:
         raise ValueError(f"it has no {missing[0]!r}")
+      for name, kind in kinds.items():
+        if not isinstance(row.get(name), kind):
+          value = f"{row.get(name)!r:.40}"
+          raise ValueError(f"{name!r} is {value}, not a {kind.__name__}")
       found.append(row)
     except ValueError as error:
       if number < len(lines):  # what ends in a line break was written whole

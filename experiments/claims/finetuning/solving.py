@@ -42,7 +42,7 @@ def _tokens(cfg, steps) -> int:
 
 def _measure(way, scale, folder, seed):
   def measure(place):
-    file = folder / "functions.jsonl"
+    file = folder / f"functions-{scale.documents}.jsonl"
     if not file.exists():
       pairs.write(file, functions.documents(scale.documents))
     data = pairs.data(file, loss_on="answer", held_out=0.02)
