@@ -1,6 +1,8 @@
 """Sweeps: runs that resume, tidy rows, and what is drawn from them."""
 
+import io
 import shutil
+import sys
 import types
 
 import pytest
@@ -48,6 +50,19 @@ def test_rows_are_tidy(tmp_path, capsys):
   text = (tmp_path / "1M-n=2-seed1" / "log.txt").read_text()
   assert text == "what the run says\n"
   assert "what the run says" not in capsys.readouterr().out
+
+
+def test_a_bar_counts_the_runs_on_a_terminal(tmp_path, monkeypatch):
+  class Terminal(io.StringIO):
+    def isatty(self):
+      return True
+
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.setattr(sys, "stdout", Terminal())
+  sweep.run(runs([]), tmp_path)
+  shown = sys.stdout.getvalue()
+  assert "2/2" in shown and "2 of 2: 1M n=2, seed 1 ..." in shown
+  assert "what the run says" not in shown
 
 
 def test_a_sweep_resumes(tmp_path):
@@ -174,10 +189,10 @@ def test_every_program_of_a_sweep_does_so():
 
 
 def test_no_run_begins_after_the_time(tmp_path, monkeypatch):
-  ticks = iter(range(0, 10_000, 20))  # seconds; five to a run
+  ticks = iter(range(0, 10_000, 20))  # seconds; three to a run
   clock = types.SimpleNamespace(monotonic=lambda: next(ticks))
   monkeypatch.setattr(sweep, "time", clock)
-  outcome = sweep.run(runs([], seeds=range(9)), tmp_path, minutes=4)
+  outcome = sweep.run(runs([], seeds=range(9)), tmp_path, minutes=3)
   assert len(outcome.done) == 3 and len(outcome.left) == 6
   assert outcome.left[0] == "1M n=2, seed 3"
   assert "not begun: 1M n=2, seed 8" in str(outcome)

@@ -20,7 +20,7 @@ import mtp_jax
 from experiments.measure import study
 from mtp_jax import config
 from mtp_jax.model import model
-from mtp_jax.train import lock, logs
+from mtp_jax.train import lock, logs, terminal
 
 FILE = "sweep.csv"
 _COLUMNS = ("claim", "run", "overrides", "seed", "step", "metric", "value")
@@ -98,7 +98,8 @@ def run(
   """Measures runs in order, and appends their figures to `folder`/sweep.csv.
 
   Each figure is written as soon as it is known. What a run prints goes to
-  log.txt in its own folder. A run that fails is reported, and the next begins.
+  log.txt in its own folder. On a terminal a bar counts the runs. A run that
+  fails is reported, and the next begins.
 
   Args:
     runs: of one claim.
@@ -121,7 +122,8 @@ def run(
     ...   yield sweep.Figure(100, "nats", 0.7)
     >>> one = sweep.Run("demo", "n=2", {"n": 2}, seed=0, measure=measure)
     >>> outcome = sweep.run([one], pathlib.Path("runs/demo"))
-    1 of 1: n=2, seed 0: ...
+    what a run prints: runs/demo/RUN/log.txt
+    1 of 1: n=2, seed 0 ...
     >>> sweep.read(pathlib.Path("runs/demo"))[0].value
     0.7
   """
@@ -166,25 +168,29 @@ def _run(runs, folder, minutes) -> Outcome:
   begin, outcome = time.monotonic(), Outcome()
   ended = _check(runs, folder)
   constant = _constant_columns()
-  for i, one in enumerate(runs):
-    name = _title(one)
-    if _key(one) in ended:
-      outcome.skipped.append(name)
-      continue
-    if time.monotonic() - begin > 60 * minutes:
-      outcome.left.append(name)
-      continue
-    print(f"{i + 1} of {len(runs)}: {name}: ", end="", flush=True)
-    began = time.monotonic()
-    try:
-      _measure(one, folder, constant)
-    except Exception as error:  # the others may work
-      why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-      outcome.failed[name] = why
-      print(f"failed: {why}", flush=True)
-    else:
-      outcome.done.append(name)
-      print(f"{time.monotonic() - began:.0f} s", flush=True)
+  progress = terminal.Progress()  # one bar, and a line for each run
+  with contextlib.closing(progress):
+    progress.say(f"what a run prints: {folder}/RUN/log.txt")
+    progress.start(len(runs), 0)
+    for i, one in enumerate(runs):
+      name = _title(one)
+      progress.advance(i)
+      if _key(one) in ended:
+        outcome.skipped.append(name)
+        continue
+      if time.monotonic() - begin > 60 * minutes:
+        outcome.left.append(name)
+        continue
+      try:
+        with progress.doing(f"{i + 1} of {len(runs)}: {name}"):
+          _measure(one, folder, constant)
+      except Exception as error:  # the others may work
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        outcome.failed[name] = why
+        progress.say(f"failed: {why}")
+      else:
+        outcome.done.append(name)
+    progress.advance(len(runs))
   return outcome
 
 
