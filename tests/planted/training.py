@@ -35,9 +35,9 @@ MUTANTS = [
   Mutant(
     "heads are trained on a random trunk",
     "mtp_jax/train/loop.py",
-    'is_frozen = cfg.train.freeze == "trunk"',
-    "is_frozen = False",
-    "test_init.py::test_a_random_trunk_is_not_frozen",
+    'if train.freeze == "trunk":',
+    "if not train:",
+    "test_init.py::test_what_needs_a_model_does_not_begin_at_random",
   ),
   Mutant(
     "processes may start from different models",
