@@ -16,7 +16,7 @@ FLOAT32 = 3.4028234663852886e38
 # When a run resumes, its settings must equal those of the checkpoint. A field
 # that may differ is declared by one of these functions; see `train/resume.py`.
 def free(default):
-  """A field that may differ: it changes results by rounding at most."""
+  """A field that may differ: it changes no result, but for rounding."""
   return dataclasses.field(default=default, metadata={"on_resume": "free"})
 
 
