@@ -82,7 +82,7 @@ SCALES = {
   "cpu": Scale(
     shapes={"0.3M": (64, 5, 2), "0.1M": (36, 5, 2)},
     futures=(1, 2, 4),
-    pauses=(0, 5),
+    pauses=(0, 5, 10),
     seeds=2,
     trained=2,
     tested=4,

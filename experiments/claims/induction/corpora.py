@@ -35,10 +35,10 @@ def written(
 ) -> Corpus:
   """The built-in stories, and beside them "books" with more characters.
 
-  Books stand for the paper's second corpus (figure S14): longer documents in
-  which five to seven characters have any of the names that tests do not have,
-  so that hardly a name is worth remembering beyond its document. Test names
-  are in neither corpus.
+  Books stand for the paper's second corpus (figure S14): longer documents, of
+  150 tokens on average, with up to seven characters. These have any of the
+  names that tests do not have, so that hardly a name is worth remembering
+  beyond its document. Test names are in neither corpus.
 
   Args:
     tokens: about how many in all.
@@ -56,9 +56,9 @@ def written(
   parts = []
   for share, cast, settings in (
     (1 - books, pool, {}),
-    (books, others, {"events": (12, 16), "visitors": 5}),
+    (books, others, {"events": (9, 11), "visitors": 5}),
   ):
-    sentences = 13 if not settings else 19  # fewer than these on average
+    sentences = 13 if not settings else 15  # fewer than these on average
     count = round(share * tokens / (10 * sentences))
     if count:
       some = stories.write(random, count, cast, **settings)

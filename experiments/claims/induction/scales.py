@@ -17,7 +17,8 @@ class Scale:
   sizes: tuple[str, ...]  # of table S14, or of `_SMALL`
   futures: tuple[int, ...]  # n
   seeds: int
-  books: tuple[float, ...]  # share of the second corpus's tokens, a sweep each
+  # Sizes that are also trained on a mixture, nine tenths of it books (S14).
+  mixed: tuple[str, ...]
   names: int  # names in the training stories
   tokens: int  # of the training corpus, which is read in epochs
   test: int  # stories
@@ -59,6 +60,8 @@ class Paper(Scale):
     return cfg.replace(model={"vocab": vocab}, train={"seed": seed})
 
 
+BOOKS = 0.9  # of a mixture's tokens
+
 _SMALL = {  # below table S14
   "tiny": config.Model(width=32, mlp=64, layers=3, attn_heads=2, kv_heads=2),
 }
@@ -68,7 +71,7 @@ SCALES = {
     sizes=("tiny",),
     futures=(1, 2),
     seeds=1,
-    books=(0.0, 0.9),
+    mixed=("tiny",),
     names=50,
     tokens=2000,
     test=5,
@@ -83,7 +86,7 @@ SCALES = {
     sizes=("1M", "3M"),
     futures=(1, 2),
     seeds=2,
-    books=(0.0,),
+    mixed=("1M",),
     names=1000,
     tokens=500_000,
     test=100,
@@ -98,7 +101,7 @@ SCALES = {
     sizes=("1M", "3M", "10M", "30M", "100M"),
     futures=(1, 2),
     seeds=2,
-    books=(0.0, 0.9),
+    mixed=("1M", "3M", "10M", "30M", "100M"),
     names=1000,
     tokens=5_000_000,
     test=200,
@@ -115,7 +118,7 @@ SCALES = {
     sizes=paper.SIZES,
     futures=(1, 2),
     seeds=2,
-    books=(0.0, 0.9),
+    mixed=paper.SIZES,
     names=1000,
     tokens=290_000_000,
     test=100,

@@ -27,25 +27,28 @@ def runs(
     path: a corpus of stories; None: the built-in stories.
     tokenizer: of the corpus at `path`.
   """
-  found = []
-  for books in scale.books[: 1 if path else None]:
-    source = _source(scale, books)
-    if path:
-      source = functools.partial(
-        corpora.loaded,
-        path,
-        tokenizer,
-        scale.test,
-        scale.seq_len,
-        max(scale.futures),
-      )
-    found += [
-      _run(scale, size, n, seed, books, source)
-      for size in scale.sizes
-      for seed in range(scale.seeds)
-      for n in scale.futures
+  if path:
+    source = functools.partial(
+      corpora.loaded,
+      path,
+      tokenizer,
+      scale.test,
+      scale.seq_len,
+      max(scale.futures),
+    )
+    corpora_of = [(0.0, scale.sizes, source)]
+  else:
+    corpora_of = [
+      (books, sizes, _source(scale, books))
+      for books, sizes in ((0.0, scale.sizes), (scales.BOOKS, scale.mixed))
     ]
-  return found
+  return [
+    _run(scale, size, n, seed, books, source)
+    for books, sizes, source in corpora_of
+    for size in sizes
+    for seed in range(scale.seeds)
+    for n in scale.futures
+  ]
 
 
 def prepare(scale: scales.Scale) -> None:
@@ -58,13 +61,13 @@ def prepare(scale: scales.Scale) -> None:
     return
   vocab = len(stories.vocabulary())
   cfgs = [
-    scale.config(size, n, 0, vocab, scale.books[0])
+    scale.config(size, n, 0, vocab, 0.0)
     for size in scale.sizes[:3]
     for n in scale.futures
   ]
   for cfg in cfgs:
     device_loop.compiled(cfg, scale.per_call)
-  test = _source(scale, scale.books[0])().test
+  test = _source(scale, 0.0)().test
   some = stories.Stories(test.tokens[:1], test.lengths[:1], test.mentions[:1])
   device_loop.evaluate_ahead(cfgs, lambda net: induction.accuracy(net, some))
 
