@@ -6,7 +6,7 @@ import pytest
 
 from configs.paper import arithmetic as paper
 from experiments.claims.arithmetic import report, scales, training
-from experiments.measure import device_loop, sweep
+from experiments.measure import device_loop, sweep, tidy
 from mtp_jax.tasks import arithmetic
 from tests import parameters
 
@@ -165,13 +165,13 @@ def test_the_sweep(tmp_path):
   ]
   outcome = sweep.run(runs[1:2], tmp_path)
   assert not outcome.failed
-  rows = sweep.read(tmp_path)
+  rows = tidy.read(tmp_path)
   steps = [r.step for r in rows if r.metric == "exact_match m=2"]
   assert steps == [2, 4]
   assert {"nats head=1", "nats head=2", "tokens_per_second"} <= {
     r.metric for r in rows
   }
-  text = report.section(rows, tmp_path / sweep.FILE)
+  text = report.section(rows, tmp_path / tidy.FILE)
   assert "| n=2 | 0.0% | 0.0% |" in text
   assert (tmp_path / "sweep.png").exists()
 

@@ -4,11 +4,12 @@ import dataclasses
 import importlib
 
 import pytest
+from conftest import ROOT
 
 from experiments.claims import byte_sweeps
 from experiments.claims.byte_level import scales
 from experiments.claims.curricula import scales as curricula
-from experiments.measure import python_models, sweep
+from experiments.measure import python_models, sweep, tidy
 
 CLAIMS = (
   *("best_n", "byte_level", "curricula", "epochs", "head_kinds", "model_size"),
@@ -25,6 +26,31 @@ def test_every_run_is_a_config(claim, scale):
   assert {run.claim for run in runs} == {claim}
   for run in runs:
     assert run.overrides["size"] == scale
+
+
+@pytest.mark.parametrize("claim", sorted({*CLAIMS} - {"curricula"}))
+def test_the_papers_runs_are_its_configs(claim, tmp_path, monkeypatch):
+  """What they read is looked for before the first begins."""
+  module = importlib.import_module(f"experiments.claims.{claim}.scales")
+  runs = module.runs("paper")
+  assert [run.name for run in runs] == [*module.PAPER]
+  for run in runs:
+    path, name = run.overrides["config"].split(":")
+    assert (ROOT / path).is_file()
+    family = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+    assert run.measure.args == (family.get_config(name),)
+  monkeypatch.chdir(tmp_path)
+  missing = "data.path 'data/code' does not exist"
+  if claim != "byte_level":
+    missing = "tokenizer 'data/tokenizer.model' is neither"
+  with pytest.raises(ValueError, match=f"{missing}.* says what it reads"):
+    sweep.run(runs, tmp_path / "out")
+
+
+def test_heads_are_counted_up_to_those_of_the_model():
+  asked = [run.measure.keywords["heads"] for run in scales.runs("paper")]
+  assert asked[0] == () and asked[1] == (2, 4, 8)
+  assert asked[3] == scales.DECODED
 
 
 def test_runs_differ_in_what_they_say():
@@ -50,7 +76,7 @@ def test_a_claim_at_scale_test(tmp_path, call):
   module = "experiments.claims.byte_level"
   code, out, err = call("--scale=test", f"--output={tmp_path}", module=module)
   assert code == 0 and "2 runs done" in out, out + err
-  rows = sweep.read(tmp_path)
+  rows = tidy.read(tmp_path)
   assert {row.run for row in rows} == {f"n={n}" for n in scales.HEADS["test"]}
   last = {(row.run, row.metric): row.value for row in byte_sweeps.final(rows)}
   assert 7 < last["n=1", "bits_per_byte_1"] < 9

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.claims.choice_points import report, weights
-from experiments.measure import sweep
+from experiments.measure import tidy
 from mtp_jax import tokenizer
 from mtp_jax.tasks import choice_points
 from tests import parameters
@@ -71,11 +71,11 @@ def test_the_claim_at_scale_test(tmp_path, call):
   assert code == 0 and "2 runs done" in out, err
   found = {
     (row.run, row.step): row.value
-    for row in sweep.read(tmp_path)
+    for row in tidy.read(tmp_path)
     if row.metric == "loss ratio"
   }
   assert found.keys() == {(f"n={n}", step) for n in (1, 2) for step in (0, 2)}
   assert found["n=2", 0] == pytest.approx(1.5, rel=0.2)
-  table = report.table(sweep.read(tmp_path))
+  table = report.table(tidy.read(tmp_path))
   assert table in out
   assert (tmp_path / "sweep.png").stat().st_size > 1000

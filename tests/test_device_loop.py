@@ -7,6 +7,7 @@ import pytest
 
 from experiments.measure import device_loop
 from mtp_jax import config, sharding
+from mtp_jax.checkpoint import checkpoints
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.evaluate import choices
 from mtp_jax.train import step as step_lib
@@ -126,3 +127,33 @@ def test_first_choices_are_those_of_the_logits(head):
   logits = np.asarray(jax.jit(lambda net, x: net(x)[0])(net, tokens))
   expected = np.take_along_axis(logits.argmax(-1), places, 1)
   np.testing.assert_array_equal(found, expected)
+
+
+def test_a_training_goes_on_from_its_checkpoint(trained, tmp_path, monkeypatch):
+  """Killed after its first checkpoint, it ends with the same bits."""
+  assert device_loop.saved_step(tmp_path) == -1
+  monkeypatch.setattr(device_loop, "SAVE_S", 0)
+  stopped = device_loop.train(CFG, rows, steps_per_call=2, folder=tmp_path)
+  assert [next(stopped).step, next(stopped).step] == [2, 4]
+  stopped.close()
+  assert device_loop.saved_step(tmp_path) == 2
+  for cfg, K, name in (
+    (CFG.replace(optim={"peak": 1e-3}), 2, "config.optim.peak: 0.01 in the"),
+    (CFG, 1, "steps_per_call: 2 in the first, 1 in the second"),
+  ):
+    other = device_loop.train(cfg, rows, steps_per_call=K, folder=tmp_path)
+    with pytest.raises(checkpoints.CheckpointError, match=name):
+      next(other)
+  (rest,) = device_loop.train(CFG, rows, steps_per_call=2, folder=tmp_path)
+  assert (rest.step, rest.tokens) == (4, 0)
+  np.testing.assert_array_equal(rest.nats, trained[-1].nats)
+  for ours, theirs in zip(
+    jax.tree.leaves(rest.net), jax.tree.leaves(trained[-1].net), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_short_training_saves_nothing(tmp_path):
+  for _ in device_loop.train(CFG, rows, steps_per_call=2, folder=tmp_path):
+    pass
+  assert device_loop.saved_step(tmp_path) == -1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.claims.humaneval import answers, report, scales
-from experiments.measure import sweep
+from experiments.measure import sweep, tidy
 from mtp_jax import tokenizer
 from mtp_jax.evaluate import sandbox
 from mtp_jax.tasks import problem_files, samples
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
   work.loaded = Mock(wanted, 259, 3), tokenizer.Bytes(), "a mock"
   outcome = sweep.run(answers.runs(work), home)
   assert not outcome.failed and len(outcome.done) == 7
-  return work, sweep.read(home)
+  return work, tidy.read(home)
 
 
 @pytest.mark.slow

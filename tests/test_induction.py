@@ -9,7 +9,7 @@ import pytest
 
 from configs.paper import induction as paper
 from experiments.claims.induction import corpora, report, scales, training
-from experiments.measure import device_loop, sweep
+from experiments.measure import device_loop, sweep, tidy
 from mtp_jax import tokenizer
 from mtp_jax.tasks import induction, stories
 from tests import parameters
@@ -173,7 +173,8 @@ def test_a_corpus_of_stories_and_books():
 def test_the_sweep(tmp_path, monkeypatch):
   """Its figures, of a model that nothing trains: no program compiles."""
 
-  def train(cfg, rows, *, steps_per_call):
+  def train(cfg, rows, *, steps_per_call, folder):
+    assert folder.is_dir()
     net = parameters.model_of(cfg.model)
     for call in range(cfg.train.steps // steps_per_call):
       shape = rows(call).tokens.shape
@@ -187,17 +188,17 @@ def test_the_sweep(tmp_path, monkeypatch):
     *("tiny n=1", "tiny n=2", "tiny n=1 books=0.9", "tiny n=2 books=0.9")
   ]
   assert not sweep.run(runs[1:2], tmp_path).failed
-  rows = sweep.read(tmp_path)
+  rows = tidy.read(tmp_path)
   curve = [r.value for r in rows if r.metric == "accuracy"]
-  (best,) = (r.value for r in rows if r.metric == "best accuracy")
-  assert len(curve) == 2 and best == max(curve)
-  assert "| n=2 |" in report.section(rows, tmp_path / sweep.FILE)
+  assert len(curve) == 2
+  assert [line.points for line in report.best(rows)] == [{"tiny": [max(curve)]}]
+  assert "| n=2 |" in report.section(rows, tmp_path / tidy.FILE)
   assert (tmp_path / "sweep.png").exists()
 
 
 def test_when_a_run_knew_half_of_the_names():
   rows = [
-    sweep.Row(
+    tidy.Row(
       "induction",
       f"1M n={n}",
       {"n": n, "size": "1M", "books": 0},

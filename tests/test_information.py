@@ -7,7 +7,7 @@ import pytest
 
 from experiments.claims.information import __main__ as program
 from experiments.claims.information import predictions, report, tables
-from experiments.measure import sweep
+from experiments.measure import tidy
 from tests import parameters
 
 
@@ -100,7 +100,7 @@ def test_the_whole_at_scale_test(tmp_path, call):
   )
   assert code == 0, err
   assert "2 runs done" in out and "| I from heads |" in out
-  rows = sweep.read(tmp_path)
+  rows = tidy.read(tmp_path)
   values = {row.metric: row.value for row in rows if row.run == "n=2"}
   assert values["H(X)"] == pytest.approx(values["H(X|Y)"] + values["I"])
   table = report.tables(rows)

@@ -17,6 +17,7 @@ import portpicker
 import pytest
 from conftest import ROOT
 
+from experiments.measure import tidy
 from mtp_jax import config
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import workdir
@@ -232,6 +233,39 @@ def test_two_processes_train_save_and_restore(home, alone, stopped, tmp_path):
   assert losses(tmp_path / "w") == losses(alone)
 
 
+SWEEP = """
+import types
+from experiments.claims import byte_sweeps
+from mtp_jax import config
+family = types.ModuleType("family")
+family.get_config = lambda name: config.load(name)
+names = {"n=2": "CONFIG"}
+byte_sweeps.start(
+  lambda scale: byte_sweeps.paper_runs("demo", family, names, (1, 2)),
+  byte_sweeps.section,
+)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_measure_a_sweep(home, alone, tmp_path):
+  """Process 0 writes the figures, which are those of the run's logs."""
+  program = ["-c", SWEEP.replace("CONFIG", str(home / "config.json"))]
+  flags = ["--scale=paper", f"--output={tmp_path}"]
+  job = Job(home, python(2, program, *flags)).finish()
+  assert "1 runs done, 0 done before" in job.text(0)
+  assert "runs done" not in job.text(1)
+  (last,) = rows(alone, "held_out")[-1:]
+  found = {row.metric: row.value for row in tidy.read(tmp_path)}
+  for metric in ("bits_per_byte_1", "tokens_per_forward_greedy"):
+    assert found[metric] == pytest.approx(float(last[metric]), rel=1e-5)
+  assert found["tokens per forward k=2"] == pytest.approx(
+    found["tokens_per_forward_greedy"], rel=1e-6
+  )
+  again = Job(home, python(2, program, *flags)).finish()
+  assert "0 runs done, 1 done before" in again.text(0)
+
+
 SRUN = """#!/bin/sh
 test "$1" = --kill-on-bad-exit=1 || exit 9
 shift
@@ -418,7 +452,8 @@ def test_without_a_cluster_all_has_to_be_named(home, tmp_path):
   assert "give the coordinator" in job.text()
 
 
-def test_a_tpu_host_gets_the_flags_as_they_were_given(tmp_path):
+@pytest.mark.parametrize("program", [None, "experiments.claims.best_n"])
+def test_a_tpu_host_gets_the_flags_as_they_were_given(tmp_path, program):
   """With a stand-in for gcloud that runs the command as a host would."""
   (tmp_path / "mtp_jax").mkdir()
   gcloud = tmp_path / "gcloud"
@@ -434,13 +469,15 @@ def test_a_tpu_host_gets_the_flags_as_they_were_given(tmp_path):
       "TPU": "slice",
       "ZONE": "zone",
       "PYTHON": "printf '%s\\n'",
-    },
+    }
+    | ({"PROGRAM": program} if program else {}),
     capture_output=True,
     text=True,
     check=True,
   )
   words = done.stdout.splitlines()
-  assert words == ["-m", "experiments.train", "--distributed", *given]
+  program = program or "experiments.train"
+  assert words == ["-m", program, "--distributed", *given]
 
 
 def test_launch_scripts_are_shell():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.claims.planning import report, scales
-from experiments.measure import sweep
+from experiments.measure import tidy
 from mtp_jax import loss, tokenizer
 from mtp_jax.decode import generate, layout
 from mtp_jax.tasks import star_graph
@@ -106,7 +106,7 @@ def test_the_claim_at_scale_test(tmp_path, call):
   module = "experiments.claims.planning"
   code, out, err = call("--scale=test", f"--output={tmp_path}", module=module)
   assert code == 0 and "2 runs done" in out, err
-  rows = sweep.read(tmp_path)
+  rows = tidy.read(tmp_path)
   steps = {(row.run, row.step) for row in rows if row.metric == "path"}
   assert steps == {(f"G(2,3) n={n}", step) for n in (1, 2) for step in (2, 4)}
   table = report.table(rows)

@@ -1,5 +1,6 @@
 """Sweeps: runs that resume, tidy rows, and what is drawn from them."""
 
+import dataclasses
 import io
 import shutil
 import sys
@@ -8,7 +9,7 @@ import types
 import pytest
 
 from experiments.claims import __main__ as claims
-from experiments.measure import plots, study, sweep
+from experiments.measure import plots, study, sweep, tidy
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.train import lock
 
@@ -38,7 +39,7 @@ def test_rows_are_tidy(tmp_path, capsys):
   outcome = sweep.run(runs([]), tmp_path)
   assert outcome.done == ["1M n=2, seed 0", "1M n=2, seed 1"]
   assert not (outcome.left or outcome.failed or outcome.skipped)
-  rows = sweep.read(tmp_path)
+  rows = tidy.read(tmp_path)
   nats = [(r.seed, r.step, r.value) for r in rows if r.metric == "nats"]
   assert nats == [(0, 0, 0.5), (0, 10, 0.25), (1, 0, 1.5), (1, 10, 1.25)]
   assert [r.metric for r in rows].count("seconds") == 2
@@ -70,22 +71,75 @@ def test_a_sweep_resumes(tmp_path):
   log = []
   with pytest.raises(KeyboardInterrupt):
     sweep.run(runs(log, values=(0.5, KeyboardInterrupt())), tmp_path)
-  assert log == [0, 0] and len(sweep.read(tmp_path)) == 1
-  with open(tmp_path / sweep.FILE, "a", encoding="utf-8") as file:
+  assert log == [0, 0] and len(tidy.read(tmp_path)) == 1
+  with open(tmp_path / tidy.FILE, "a", encoding="utf-8") as file:
     file.write('demo,1M n=2,"{""n"": 2')  # a write that a kill cut
   sweep.run(runs(log, seeds=(0,)), tmp_path)
-  assert len(sweep.read(tmp_path)) == 3
+  assert len(tidy.read(tmp_path)) == 3
   log.clear()
   outcome = sweep.run(runs(log), tmp_path)
   assert log == [1, 1]
   assert outcome.skipped == ["1M n=2, seed 0"]
   assert outcome.done == ["1M n=2, seed 1"]
-  assert len(sweep.read(tmp_path)) == 6
+  assert len(tidy.read(tmp_path)) == 6
+
+
+def test_a_run_goes_on_where_it_was_cut(tmp_path):
+  """Figures up to the step after which it goes on stay; later ones do not."""
+  last = []
+
+  def measure(folder):
+    for step in range(0, 40, 10):
+      if step > max(last, default=-1):
+        yield sweep.Figure(step, "nats", float(step + len(last)))
+      if step == 20 and not last:
+        raise KeyboardInterrupt
+
+  def goes_on_after(folder):
+    assert folder == tmp_path / "n-seed0"
+    return max(last, default=-1)
+
+  one = sweep.Run("demo", "n", {}, 0, measure, goes_on_after)
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run([one], tmp_path)
+  last.append(10)
+  assert sweep.run([one], tmp_path).done == ["n, seed 0"]
+  rows = tidy.read(tmp_path)[:-1]
+  assert [(r.step, r.value) for r in rows] == [
+    *((0, 0.0), (10, 10.0), (20, 21.0), (30, 31.0))
+  ]
+
+
+def test_what_would_fail_is_said_before_the_first_run(tmp_path):
+  def check():
+    raise ValueError("no data")
+
+  log = []
+  first, last = runs(log)
+  last = dataclasses.replace(last, check=check)
+  with pytest.raises(ValueError, match="no data"):
+    sweep.run([first, last], tmp_path)
+  assert not log
+  sweep.run([first, dataclasses.replace(last, check=lambda: None)], tmp_path)
+  assert log == [0, 0, 1, 1]
+  assert sweep.run([first, last], tmp_path).skipped  # they need nothing more
+
+
+def test_a_cut_row_is_left_out_and_a_repeated_one_is_damage(tmp_path):
+  sweep.run(runs([]), tmp_path)
+  file = tmp_path / tidy.FILE
+  sound = file.read_bytes()
+  file.write_bytes(sound[:-3])  # of the last row's commit
+  assert [r.metric for r in tidy.read(tmp_path)].count("seconds") == 1
+  *_, last = sound.splitlines(keepends=True)
+  file.write_bytes(sound + last)
+  with pytest.raises(ValueError, match="row 7 of .* repeats a figure.*remove"):
+    tidy.read(tmp_path)
 
 
 def test_a_damaged_file_is_left_as_it_is(tmp_path):
   sweep.run(runs([]), tmp_path)
-  file, log = tmp_path / sweep.FILE, []
+  file, log = tmp_path / tidy.FILE, []
   sound = file.read_text()
   head, first, *rest = sound.splitlines(keepends=True)
   for old, new in (
@@ -122,11 +176,11 @@ def test_runs_that_were_cut_are_in_no_table(tmp_path):
   sweep.run(runs([], seeds=(0,)), tmp_path)
   with pytest.raises(KeyboardInterrupt):
     sweep.run(runs([], (0.5, KeyboardInterrupt()), seeds=(1,)), tmp_path)
-  rows = sweep.read(tmp_path)
+  rows = tidy.read(tmp_path)
   assert [row.seed for row in rows] == [0, 0, 0, 1]
-  assert sweep.finished(rows, "demo") == rows[:3]
+  assert tidy.finished(rows, "demo") == rows[:3]
   others = [row._replace(claim="other") for row in rows]
-  assert sweep.finished(others + rows, "demo") == rows[:3]
+  assert tidy.finished(others + rows, "demo") == rows[:3]
 
 
 def test_a_figure_does_not_end_its_run(tmp_path):
@@ -136,15 +190,15 @@ def test_a_figure_does_not_end_its_run(tmp_path):
   one = sweep.Run("demo", "n=2", {}, 0, measure)
   (why,) = sweep.run([one], tmp_path).failed.values()
   assert "a figure is named 'seconds', which ends a run's rows" in why
-  assert sweep.read(tmp_path) == []
+  assert tidy.read(tmp_path) == []
 
 
 def test_what_another_sweep_wrote_stays(tmp_path):
   sweep.run(runs([]), tmp_path)
-  kept = sweep.read(tmp_path)
+  kept = tidy.read(tmp_path)
   sweep.run(runs([], n=4), tmp_path)
-  assert sweep.read(tmp_path)[: len(kept)] == kept
-  assert len(sweep.read(tmp_path)) == 2 * len(kept)
+  assert tidy.read(tmp_path)[: len(kept)] == kept
+  assert len(tidy.read(tmp_path)) == 2 * len(kept)
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
@@ -174,13 +228,25 @@ def test_a_program_ends_with_an_error_if_runs_failed(tmp_path, capsys):
   with pytest.raises(ValueError, match=line):
     sweep.run_and_show(mixed, tmp_path, 9, count)
   out = capsys.readouterr().out
-  shown = f"3 rows of sweep.csv\n{sweep.origin(sweep.read(tmp_path))}.\n"
+  shown = f"3 rows of sweep.csv\n{tidy.origin(tidy.read(tmp_path))}.\n"
   assert out.endswith(f"failed: 1M n=2, seed 0: ValueError: no room\n{shown}")
   sweep.run_and_show(runs([]), tmp_path, 9, count)
   assert (
     "1 runs done, 1 done before\n6 rows of sweep.csv\n"
     in capsys.readouterr().out
   )
+  # What another sweep left in the folder is not shown.
+  sweep.run_and_show(runs([], seeds=(0,), n=4), tmp_path, 9, count)
+  assert "1 runs done, 0 done before\n3 rows of" in capsys.readouterr().out
+
+
+def test_one_cause_of_several_failures_is_told_once():
+  outcome = sweep.Outcome(failed={"a": "no room", "b": "other", "c": "no room"})
+  assert str(outcome).splitlines() == [
+    "0 runs done, 0 done before",
+    "failed: a; c: no room",
+    "failed: b: other",
+  ]
 
 
 def test_every_program_of_a_sweep_does_so():
@@ -213,7 +279,7 @@ def test_other_settings_under_a_name_are_refused(tmp_path):
 
 def lines():
   rows = [
-    sweep.Row("c", "r", {"n": n}, seed, m, "exact", n + m + seed, *("",) * 4)
+    tidy.Row("c", "r", {"n": n}, seed, m, "exact", n + m + seed, *("",) * 4)
     for n in (1, 2)
     for seed in (0, 1)
     for m in (1, 3)
@@ -257,13 +323,13 @@ def _section(rows, path):
 def test_each_scale_is_a_section(tmp_path):
   """A file for each scale, with its pictures; none of unfinished runs."""
   sweep.run(runs([]), tmp_path)
-  rows = sweep.read(tmp_path)
-  origin = f"{sweep.origin(rows)}."
+  rows = tidy.read(tmp_path)
+  origin = f"{tidy.origin(rows)}."
   results = tmp_path / "results"
   results.mkdir()
   for scale, some in ("gpu", rows), ("cpu", rows[:3]), ("paper", rows[:2]):
-    sweep.write(results / f"{scale}.csv", some)
-  assert sweep.read(results / "gpu.csv") == rows
+    tidy.write(results / f"{scale}.csv", some)
+  assert tidy.read(results / "gpu.csv") == rows
   (results / "gpu.png").touch()
   (results / "gpus.png").touch()  # of no CSV file
   report = types.SimpleNamespace(section=_section)
@@ -273,7 +339,7 @@ def test_each_scale_is_a_section(tmp_path):
     "`cpu`",
     "![demo, cpu_loss](results/cpu_loss.png)",
     "3 rows of cpu.csv",
-    f"{sweep.origin(rows[:3])}.",
+    f"{tidy.origin(rows[:3])}.",
     "`gpu`",
     "![demo, gpu](results/gpu.png)",
     "![demo, gpu_loss](results/gpu_loss.png)",
@@ -296,7 +362,7 @@ def test_a_readme_takes_its_table_again(tmp_path, monkeypatch, capsys):
   assert page.read_text() == empty
   sweep.run(runs([]), tmp_path)
   text = claims.redraw("demo", report, tmp_path)
-  shutil.copy(tmp_path / sweep.FILE, folder / "results" / "cpu.csv")
+  shutil.copy(tmp_path / tidy.FILE, folder / "results" / "cpu.csv")
   for _ in range(2):  # what is drawn again is the same
     claims.main([])
     assert page.read_text() == (

@@ -3,7 +3,7 @@
 from configs.paper import scaling
 from experiments.claims.training_time import __main__ as program
 from experiments.claims.training_time import report
-from experiments.measure import sweep
+from experiments.measure import tidy
 
 
 def step(n, seconds, loss="serial"):
@@ -41,10 +41,10 @@ def test_steps_are_found_with_their_machine(tmp_path):
   assert {row[7:] for row in rows if row.hardware == "1 x A"} == {
     ("1 x A", "jax 0.11", "2026-11-26", "second")
   }
-  sweep.write(tmp_path / "gpu.csv", rows)
-  kept = sweep.read(tmp_path / "gpu.csv")
-  assert sweep.finished(kept, "training_time") == kept == rows
-  assert sweep.origin(rows).endswith("; 0.2 minutes in all")
+  tidy.write(tmp_path / "gpu.csv", rows)
+  kept = tidy.read(tmp_path / "gpu.csv")
+  assert tidy.finished(kept, "training_time") == kept == rows
+  assert tidy.origin(rows).endswith("; 0.2 minutes in all")
   # That of B has no n=1 beside it.
   (line,) = report.section(rows, tmp_path / "gpu.csv").splitlines()[2:]
   assert line == "| 1 x A, 2026-11-26 | 0.3B | 4 | 1.22 | 1.50 | 4.00 | 1.00 |"
@@ -62,9 +62,9 @@ def test_every_size_of_the_paper_has_its_time():
 def test_the_measured_steps_are_in_the_table(tmp_path):
   """The CSV file is what the program would write, and has each device."""
   path = program._HERE / "results" / "gpu.csv"
-  sweep.write(tmp_path / path.name, [*program.measured()])
+  tidy.write(tmp_path / path.name, [*program.measured()])
   assert (tmp_path / path.name).read_text() == path.read_text()
-  text = report.section(sweep.read(path), path)
+  text = report.section(tidy.read(path), path)
   for call in (
     "H100 80GB HBM3, 2026-11-26",
     "H200, 2026-11-26",

@@ -16,7 +16,7 @@ from experiments.claims.self_speculation import scales as drafts_scales
 from experiments.claims.self_speculation import ways as drafts
 from experiments.claims.summarisation import report as summarisation_report
 from experiments.claims.summarisation import writing
-from experiments.measure import sweep
+from experiments.measure import sweep, tidy
 from mtp_jax.evaluate import sandbox
 from mtp_jax.tasks import functions, summaries
 from tests import parameters
@@ -120,7 +120,7 @@ def test_three_ways_to_finetune(trained, tmp_path, monkeypatch):
     (4, "python", "pretrained-n4-seed0"),
   ]
   assert {c.data.loss_on for c, _ in trained} == {"answer", "all"}
-  rows = sweep.read(tmp_path)
+  rows = tidy.read(tmp_path)
   (line, *_) = finetuning_report.lines(rows, "oracle")
   assert line.name == "(1, 1)" and line.points == {1: [0.25], 2: [0.5]}
   assert "| (4, 1) | 25.0% | 50.0% |" in finetuning_report.tables(rows)
@@ -142,7 +142,7 @@ def test_figures_of_drafts():
     1 + sum(values[f"accepted {i}"] for i in (2, 3, 4)),
     atol=0.5,  # a text's last pass writes fewer tokens than it accepts
   )
-  rows = [sweep.Row("c", "frozen", {}, 0, *f, *("",) * 4) for f in found]
+  rows = [tidy.Row("c", "frozen", {}, 0, *f, *("",) * 4) for f in found]
   assert "| frozen |" in drafts_report.tables(rows)
 
 
@@ -176,8 +176,8 @@ def test_summaries_are_of_pairs_that_finetuning_holds_out(
       data = cfg.data
       assert (data.loss_on, data.held_out) == ("answer", 0.1)
       assert data.path == str(tmp_path / "docstrings.jsonl")
-  rows = sweep.finished(sweep.read(tmp_path), writing.CLAIM)
-  text = summarisation_report.section(rows, tmp_path / sweep.FILE)
+  rows = tidy.finished(tidy.read(tmp_path), writing.CLAIM)
+  text = summarisation_report.section(rows, tmp_path / tidy.FILE)
   assert f"| docstrings, (n, n') | {' | '.join(NAMES)} |" in text
   for way, f1 in ("(1, 1)", 0.1), ("(4, 4)", 0.2), ("(4, 1)", 0.3):
     assert f"| {way} |{f' {f1:.1%} |' * 5}" in text

@@ -13,7 +13,7 @@ import pathlib
 import textwrap
 import types
 
-from experiments.measure import sweep
+from experiments.measure import tidy
 from experiments.startup import program
 
 ROOT = pathlib.Path(__file__).parent
@@ -44,14 +44,14 @@ def redraw(claim: str, report: types.ModuleType, results: pathlib.Path) -> str:
   """
   sections = []
   for path in sorted(results.glob("*.csv")):
-    if rows := sweep.finished(sweep.read(path), claim):
+    if rows := tidy.finished(tidy.read(path), claim):
       text = report.section(rows, path).strip()
       pictures = [
         f"![{claim}, {picture.stem}](results/{picture.name})"
         for picture in sorted(results.glob(f"{path.stem}[._]*png"))
       ]
       origin = textwrap.fill(
-        f"{sweep.origin(rows)}.", 100, break_on_hyphens=False
+        f"{tidy.origin(rows)}.", 100, break_on_hyphens=False
       )
       sections += [f"`{path.stem}`", *pictures, text, origin]
   return "\n\n".join(sections)

@@ -1,57 +1,111 @@
-"""One program and one report for claims that compare models of Python files.
+"""One program and one report for claims that compare models of code.
 
-A claim's `scales.runs(scale)` lists its runs, made by `python_models.run`. Its
-`__main__` is `start(scales.runs, report.section)`; its `report.section` is the
-one here, or begins with it.
+A claim's `scales.runs(scale)` lists its runs, made by `python_models.run`, and
+at scale `paper` by `paper_runs`. Its `__main__` is `start(scales.runs,
+report.section)`; its `report.section` is the one here, or begins with it.
 """
 
+import functools
 import pathlib
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from experiments.measure import plots, python_models, sweep
+from experiments.measure import plots, python_models, sweep, tidy
 from experiments.startup import options, program
+from mtp_jax import config, tokenizer
+from mtp_jax.data import corpora
 
 HEAD_1 = "bits_per_byte_1"
 SPEED = "tokens_per_forward_greedy"
+SCALES = (*python_models.SIZES, "paper")
 COLUMNS = {HEAD_1: "bits per byte, head 1", SPEED: "tokens per forward"}
 
 
 def start(
   runs: Callable[[str], list[sweep.Run]],
-  section: Callable[[list[sweep.Row], pathlib.Path], str],
+  section: Callable[[list[tidy.Row], pathlib.Path], str],
+  names: Iterable[str] = SCALES,
 ) -> None:
   """The program of a claim: flags, its runs, its table.
 
   Args:
-    runs: takes the name of a scale, one of `python_models.SIZES`.
+    runs: takes the name of a scale.
     section: of the claim's report, see `sweep.run_and_show`.
+    names: of the claim's scales.
   """
   scale = options.define_scale(
-    python_models.SIZES, "cpu", "Size of the models, and of their training."
+    names, "cpu", "Size of the models, and of their training."
   )
   output = options.define_output("Folder that takes everything.")
   minutes = options.define_minutes()
+  join = options.define_processes()
 
   def main(_: list[str]) -> None:
+    join()
     sweep.run_and_show(runs(scale.value), output.value, minutes.value, section)
 
   program.start(main)
 
 
-def final(rows: Sequence[sweep.Row]) -> list[sweep.Row]:
+def paper_runs(
+  claim: str,
+  family: types.ModuleType,
+  names: Mapping[str, str],
+  heads: tuple[int, ...] = (),
+) -> list[sweep.Run]:
+  """The paper's own runs, on the corpora that their configs name.
+
+  Args:
+    claim: of the runs.
+    family: of `configs.paper`.
+    names: a run's name in the claim's tables -> its name in `family.RUNS`.
+    heads: see `python_models.run`; a model's own number is the last.
+  """
+  found = []
+  for name, run in names.items():
+    cfg = family.get_config(run).check()
+    file = f"{family.__name__.replace('.', '/')}.py"
+    measure = functools.partial(
+      python_models.figures,
+      cfg,
+      heads=tuple(k for k in heads if k <= cfg.model.n_future),
+    )
+    found.append(
+      sweep.Run(
+        claim,
+        name,
+        {"config": f"{file}:{run}"},
+        cfg.train.seed,
+        measure,
+        check=functools.partial(_check, file, cfg.data),
+      )
+    )
+  return found
+
+
+def _check(file: str, data: config.Data) -> None:
+  """Raises ValueError if what a config reads is not there."""
+  try:
+    tokenizer.load(data.tokenizer)
+    corpora.files(data)
+  except ValueError as error:
+    raise ValueError(f"{error}. {file} says what it reads") from error
+
+
+def final(rows: Sequence[tidy.Row]) -> list[tidy.Row]:
   """The rows of each run's last evaluation, every metric once."""
   last = {(row.run, row.seed, row.metric): row for row in rows}
   return list(last.values())
 
 
-def table(rows: Sequence[sweep.Row]) -> str:
+def table(rows: Sequence[tidy.Row]) -> str:
   """Markdown: head 1's loss and speed of each run when it ended."""
   rows = [row for row in final(rows) if row.metric in COLUMNS]
   lines = plots.group(rows, lambda r: r.run, lambda r: COLUMNS[r.metric])
   return plots.table(lines, "model", "{:.3f}")
 
 
-def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: Sequence[tidy.Row], path: pathlib.Path) -> str:
   """Draws head 1's loss and the speed by training step; returns the table."""
   claim = rows[0].claim
   for metric, title in COLUMNS.items():

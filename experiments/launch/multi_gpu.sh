@@ -6,7 +6,8 @@
 # One process drives all GPUs of a host as well, without this script; a process
 # for each helps where one Python cannot feed them. SIGTERM and Ctrl-C go to
 # all: they save the same step. On a CPU (JAX_PLATFORMS=cpu) it tries out what
-# several hosts do. PYTHON is the interpreter.
+# several hosts do. PYTHON is the interpreter, PROGRAM another module to run,
+# such as experiments.claims.best_n.
 set -u
 count=$1
 shift
@@ -20,7 +21,7 @@ pids=
 trap 'kill -TERM $pids 2>/dev/null' TERM INT
 process=0
 while [ "$process" -lt "$count" ]; do
-  JAX_LOCAL_DEVICE_IDS=$process "$python" -m experiments.train \
+  JAX_LOCAL_DEVICE_IDS=$process "$python" -m "${PROGRAM:-experiments.train}" \
     --coordinator="localhost:$port" --num_processes="$count" \
     --process_id="$process" "$@" &
   pids="$pids $!"

@@ -4,7 +4,10 @@ The step is the library's, `train.step.train_step`, in a `jax.lax.scan` over
 batches that travel to the device together, while it computes the steps before.
 """
 
+import contextlib
+import dataclasses
 import functools
+import pathlib
 import queue
 import threading
 import time
@@ -17,9 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtp_jax import config, sharding
+from mtp_jax.checkpoint import checkpoints
 from mtp_jax.data import batch as batch_lib
 from mtp_jax.model import model
+from mtp_jax.train import resume
 from mtp_jax.train import step as step_lib
+
+SAVE_S = 600  # seconds between two checkpoints, so shorter trainings have none
 
 
 class Progress(NamedTuple):
@@ -28,8 +35,9 @@ class Progress(NamedTuple):
   step: int
   net: model.Model  # valid until the next call
   nats: np.ndarray  # [N] of each head, the mean over the call's steps
-  seconds: float  # since the first call, which compiles, and without pauses
-  tokens: int  # positions trained on, since the first call as well
+  # Of this start of the program, without its first call, which compiles.
+  seconds: float  # without pauses
+  tokens: int  # positions trained on
 
 
 def train(
@@ -37,6 +45,7 @@ def train(
   rows: Callable[[int], batch_lib.Batch],
   *,
   steps_per_call: int,
+  folder: pathlib.Path | None = None,
 ) -> Iterator[Progress]:
   """Trains a model on one device; yields after every call.
 
@@ -48,32 +57,73 @@ def train(
     rows: call number -> its rows, a Batch [steps_per_call * B, T+N] on the
       host. A thread calls it ahead.
     steps_per_call: steps of one call; divides `train.steps`.
+    folder: takes a checkpoint every `SAVE_S` seconds, between two calls. A
+      training goes on from the one that is there, see `saved_step`. None:
+      nothing is saved.
 
   Raises:
     ValueError: steps that are not whole calls, or rows of another shape.
     FloatingPointError: a loss was not finite.
+    checkpoints.CheckpointError: the checkpoint in `folder` is damaged, or of
+      other settings, or one cannot be saved.
   """
   cfg, K = cfg.check(), steps_per_call
   if cfg.train.steps % K:
     raise ValueError(
       f"train.steps {cfg.train.steps} are not whole calls of {K} steps"
     )
-  state = _initial_state(cfg)
+  state, first = _initial_state(cfg), 0
   call = compiled(cfg, K).result()
-  calls = cfg.train.steps // K
-  begin, paused = time.monotonic(), 0.0
-  for i, chunk in enumerate(_ahead(cfg, rows, K, calls)):
-    state, nats = call(state, chunk)
-    nats = np.asarray(nats)  # waits for the device
-    if not np.isfinite(nats).all():
-      raise FloatingPointError(f"the loss was not finite by step {(i + 1) * K}")
-    now = time.monotonic()
-    if i == 0:
-      begin = now
-    elapsed = now - begin - paused
-    tokens = i * K * cfg.data.batch * cfg.data.seq_len
-    yield Progress((i + 1) * K, state.model, nats, elapsed, tokens)
-    paused += time.monotonic() - now
+  with contextlib.ExitStack() as stack:
+    if folder is not None:
+      saved = stack.enter_context(_saved(folder))
+      settings = {"config": dataclasses.asdict(cfg), "steps_per_call": K}
+      state, first = _resumed(saved, state, settings)
+    chunks = stack.enter_context(
+      contextlib.closing(_ahead(cfg, rows, K, first))
+    )
+    begin = last_save = time.monotonic()
+    paused = 0.0
+    for i, chunk in enumerate(chunks, first):
+      state, nats = call(state, chunk)
+      nats = np.asarray(nats)  # waits for the device
+      step = (i + 1) * K
+      if not np.isfinite(nats).all():
+        raise FloatingPointError(f"the loss was not finite by step {step}")
+      now = time.monotonic()
+      if i == first:
+        begin = now
+      tokens = (i - first) * K * cfg.data.batch * cfg.data.seq_len
+      yield Progress(step, state.model, nats, now - begin - paused, tokens)
+      due = time.monotonic() - last_save >= SAVE_S
+      if folder is not None and due and step < cfg.train.steps:
+        saved.save(step, state, settings)
+        last_save = time.monotonic()
+      paused += time.monotonic() - now
+
+
+def saved_step(folder: pathlib.Path) -> int:
+  """The step after which `train` goes on in `folder`; -1: from the start."""
+  with _saved(folder) as saved:
+    return max(saved.steps(), default=-1)
+
+
+def _saved(folder) -> checkpoints.Checkpoints:
+  # One: with a second, a damaged one could let the training go further back
+  # than `saved_step` says.
+  return checkpoints.Checkpoints(folder / "checkpoints", keep=1)
+
+
+def _resumed(saved, state, settings):
+  """The state to go on from, and the number of its call."""
+
+  found = saved.restore(
+    state, refusals=lambda stored: resume.differences(stored, settings)
+  )
+  if found is None:
+    return state, 0
+  state, _, step = found
+  return state, step // settings["steps_per_call"]
 
 
 def compiled(cfg: config.Config, steps_per_call: int) -> futures.Future:
@@ -163,8 +213,9 @@ def _integers(cfg):
   return np.int16 if cfg.model.vocab <= 2**15 else np.int32
 
 
-def _ahead(cfg, rows, K, calls):
-  """The chunks of all calls, of which a thread prepares some beforehand."""
+def _ahead(cfg, rows, K, first):
+  """The chunks of calls from `first` on; a thread prepares some beforehand."""
+  calls = range(first, cfg.train.steps // K)
   shape = (K * cfg.data.batch, cfg.data.seq_len + cfg.model.n_future)
   ready, stopped = queue.Queue(2), threading.Event()
 
@@ -177,7 +228,7 @@ def _ahead(cfg, rows, K, calls):
 
   def prepare():
     try:
-      for i in range(calls):
+      for i in calls:
         chunk = rows(i)
         if chunk.tokens.shape != shape:
           raise ValueError(
@@ -192,7 +243,7 @@ def _ahead(cfg, rows, K, calls):
   thread = threading.Thread(target=prepare, daemon=True)
   thread.start()
   try:
-    for _ in range(calls):
+    for _ in calls:
       chunk = ready.get()
       if isinstance(chunk, Exception):
         raise chunk

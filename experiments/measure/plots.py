@@ -9,7 +9,7 @@ import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from experiments.measure import sweep
+from experiments.measure import tidy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Line:
 
 
 def group(
-  rows: Iterable[sweep.Row],
-  name: Callable[[sweep.Row], str],
-  x: Callable[[sweep.Row], float | str],
+  rows: Iterable[tidy.Row],
+  name: Callable[[tidy.Row], str],
+  x: Callable[[tidy.Row], float | str],
 ) -> list[Line]:
   """Rows as lines, in the order in which they first appear.
 

@@ -9,11 +9,14 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 import mtp_jax
 from experiments.measure import study, sweep
-from mtp_jax import config, tokenizer
+from mtp_jax import config, sharding, tokenizer
 from mtp_jax.data import pipeline
 from mtp_jax.evaluate import heads as head_measures
+from mtp_jax.train import batches, step
 
 Changes = Mapping[str, Mapping[str, Any]]  # section -> field -> value
 
@@ -129,8 +132,9 @@ def figures(
   state = mtp_jax.fit(cfg, folder)
   if int(state.step) < cfg.train.steps:
     raise KeyboardInterrupt
-  rows = study.read_csv(folder / "held_out.csv")
-  if not rows:
+  is_first = jax.process_index() == 0  # writes the logs
+  rows = study.read_csv(folder / "held_out.csv") if is_first else []
+  if is_first and not rows:
     raise RuntimeError(f"{folder} has no evaluation: see its log.txt")
   wanted = "bits_per_byte_", "accuracy_", "tokens_per_forward_greedy"
   for row in rows:
@@ -139,13 +143,15 @@ def figures(
         yield sweep.Figure(int(row["step"]), metric, float(value))
   if not heads:
     return
-  codec = tokenizer.load(cfg.data.tokenizer)
-  _, held = pipeline.pack(cfg.data, codec)
-  batching = pipeline.Batching(
-    cfg.data.batch, cfg.data.seq_len, cfg.model.reach, seed=0
+  mesh = sharding.make_mesh(cfg.mesh)
+  splits = pipeline.pack(cfg.data, tokenizer.load(cfg.data.tokenizer))
+  read = batches.Batches(cfg, mesh, splits).held_out
+  count = cfg.train.eval_batches * cfg.train.accumulate
+  speeds = head_measures.tokens_per_forward(
+    state.model,
+    map(read, range(count)),
+    heads,
+    kernel=step.attention_kernel(cfg.model, mesh),
   )
-  count = cfg.train.eval_batches
-  batches = (pipeline.batch_at(held, i, batching) for i in range(count))
-  speeds = head_measures.tokens_per_forward(state.model, batches, heads)
   for k, speed in speeds.items():
     yield sweep.Figure(cfg.train.steps, f"tokens per forward k={k}", speed)

@@ -1,13 +1,13 @@
-"""Runs that differ in a few settings, and one tidy CSV row per figure.
+"""Runs that differ in a few settings, whose figures go to one CSV file.
 
-A sweep resumes: a run that is finished is not measured again, and the rows of
-a run that was cut short are replaced.
+A sweep resumes: a run that is finished is not measured again. Of one that was
+cut short, those rows stay that are of steps before the one from which it goes
+on. In several processes all of them measure, and process 0 writes.
 """
 
 import contextlib
 import csv
 import dataclasses
-import datetime
 import json
 import pathlib
 import time
@@ -17,15 +17,10 @@ from typing import Any, NamedTuple
 import jax
 
 import mtp_jax
-from experiments.measure import study
+from experiments.measure import tidy
 from mtp_jax import config
 from mtp_jax.model import model
-from mtp_jax.train import lock, logs, terminal
-
-FILE = "sweep.csv"
-_COLUMNS = ("claim", "run", "overrides", "seed", "step", "metric", "value")
-_COLUMNS += ("hardware", "versions", "date", "commit")
-_LAST = "seconds"  # the metric of the row that ends a finished run
+from mtp_jax.train import lock, processes, terminal
 
 
 class Figure(NamedTuple):
@@ -34,6 +29,15 @@ class Figure(NamedTuple):
   step: int  # training steps before it
   metric: str  # such as "accuracy m=3"
   value: float
+
+
+def _from_the_start(folder: pathlib.Path) -> int:
+  del folder
+  return -1
+
+
+def _nothing() -> None:
+  pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,16 @@ class Run:
   seed: int
   # Takes a folder of its own, which exists; trains, and yields figures.
   measure: Callable[[pathlib.Path], Iterable[Figure]]
+  # Takes that folder. The step after which `measure` goes on in it, or -1:
+  # figures up to that step stay, and are not yielded again.
+  goes_on_after: Callable[[pathlib.Path], int] = _from_the_start
+  # Raises what would make the run fail, before the first run of a sweep begins.
+  check: Callable[[], None] = _nothing
+
+  @property
+  def key(self) -> tidy.Key:
+    """What names the run, as `tidy.Row.key` does."""
+    return self.claim, self.name, self.seed
 
   @property
   def folder(self) -> str:
@@ -57,21 +71,8 @@ class Run:
     kept = "".join(c if c.isalnum() or c in ".=-" else "-" for c in self.name)
     return f"{kept}-seed{self.seed}"
 
-
-class Row(NamedTuple):
-  """A figure as it stands in the CSV file, and its run."""
-
-  claim: str
-  run: str
-  overrides: dict[str, Any]
-  seed: int
-  step: int
-  metric: str
-  value: float
-  hardware: str
-  versions: str
-  date: str
-  commit: str
+  def __str__(self) -> str:
+    return f"{self.name}, seed {self.seed}"
 
 
 @dataclasses.dataclass
@@ -85,7 +86,9 @@ class Outcome:
 
   def __str__(self) -> str:
     lines = [f"{len(self.done)} runs done, {len(self.skipped)} done before"]
-    lines += [f"failed: {name}: {why}" for name, why in self.failed.items()]
+    for why in dict.fromkeys(self.failed.values()):
+      names = [name for name, found in self.failed.items() if found == why]
+      lines.append(f"failed: {'; '.join(names)}: {why}")
     lines += [f"not begun: {name}" for name in self.left]
     return "\n".join(lines)
 
@@ -99,11 +102,13 @@ def run(
 
   Each figure is written as soon as it is known. What a run prints goes to
   log.txt in its own folder. On a terminal a bar counts the runs. A run that
-  fails is reported, and the next begins.
+  fails is reported, and the next begins; of several processes perhaps only
+  some have failed, so the sweep ends.
 
   Args:
     runs: of one claim.
-    folder: takes sweep.csv, and a folder for each run.
+    folder: takes sweep.csv, and a folder for each run. Several processes
+      share it.
     minutes: no run begins after so much time.
 
   Returns:
@@ -112,85 +117,99 @@ def run(
   Raises:
     ValueError: two runs have one name and seed, or `folder` has a run of the
       same name and seed and other overrides; `minutes` is no time; sweep.csv is
-      damaged. Nothing is measured then.
+      damaged; or a run's `check` says so. Nothing is measured then.
     checkpoints.CheckpointError: another sweep writes to `folder`.
 
   Example:
     >>> import pathlib
-    >>> from experiments.measure import sweep
+    >>> from experiments.measure import sweep, tidy
     >>> def measure(folder):
     ...   yield sweep.Figure(100, "nats", 0.7)
     >>> one = sweep.Run("demo", "n=2", {"n": 2}, seed=0, measure=measure)
     >>> outcome = sweep.run([one], pathlib.Path("runs/demo"))
     what a run prints: runs/demo/RUN/log.txt
     1 of 1: n=2, seed 0 ...
-    >>> sweep.read(pathlib.Path("runs/demo"))[0].value
+    >>> tidy.read(pathlib.Path("runs/demo"))[0].value
     0.7
   """
   if not minutes >= 0:
     raise ValueError(f"minutes={minutes} is no time; give a number from 0 on")
+  asked = {}
+  for one in runs:
+    if one.key in asked:
+      raise ValueError(f"two runs are named {one}")
+    asked[one.key] = one
   # Two sweeps would each replace the file that the other one appends to.
   with lock.exclusive(folder):
-    return _run(runs, folder, minutes)
+    return _run(asked, folder, minutes)
 
 
 def run_and_show(
   runs: Sequence[Run],
   folder: pathlib.Path,
   minutes: float,
-  section: Callable[[list[Row], pathlib.Path], str],
+  section: Callable[[list[tidy.Row], pathlib.Path], str],
 ) -> None:
   """Does what a program does: `run`, then prints the outcome and its tables.
 
   Args:
     runs: see `run`, and so are `folder` and `minutes`.
-    section: of a claim's report. It is given the rows of finished runs, if
-      there are any, and the path of sweep.csv, beside which it draws.
+    section: of a claim's report. It is given the rows of those of `runs` that
+      are finished, if there are any, and the path of sweep.csv, beside which
+      it draws.
 
   Raises:
     ValueError: see `run`; or some runs failed. It names them, and is raised
       last: the figures of the others are kept.
   """
   outcome = run(runs, folder, minutes)
-  print(outcome)
-  if rows := finished(read(folder), runs[0].claim):
-    print(section(rows, folder / FILE))
-    print(f"{origin(rows)}.")
+  if jax.process_index() == 0:
+    print(outcome)
+    asked = {one.key for one in runs}
+    rows = tidy.finished(tidy.read(folder), runs[0].claim)
+    if rows := [row for row in rows if row.key in asked]:
+      print(section(rows, folder / tidy.FILE))
+      print(f"{tidy.origin(rows)}.")
   if outcome.failed:
     raise ValueError(
       f"{len(outcome.failed)} of {len(runs)} runs failed: "
       f"{'; '.join(outcome.failed)}. See above why. Those that are done are "
-      f"kept in {folder / FILE}; the same command runs only the others again"
+      f"kept in {folder / tidy.FILE}; the same command runs only the others "
+      "again"
     )
 
 
-def _run(runs, folder, minutes) -> Outcome:
+def _run(asked, folder, minutes) -> Outcome:
   begin, outcome = time.monotonic(), Outcome()
-  ended = _check(runs, folder)
-  constant = _constant_columns()
-  progress = terminal.Progress()  # one bar, and a line for each run
+  ended = _ended(asked, folder)
+  for one in asked.values():
+    if one.key not in ended:
+      one.check()
+  is_first, here = jax.process_index() == 0, tidy.here()
+  progress = terminal.Progress(is_first)  # one bar, and a line for each run
   with contextlib.closing(progress):
     progress.say(f"what a run prints: {folder}/RUN/log.txt")
-    progress.start(len(runs), 0)
-    for i, one in enumerate(runs):
-      name = _title(one)
+    progress.start(len(asked), 0)
+    for i, one in enumerate(asked.values()):
       progress.advance(i)
-      if _key(one) in ended:
-        outcome.skipped.append(name)
+      if one.key in ended:
+        outcome.skipped.append(str(one))
         continue
-      if time.monotonic() - begin > 60 * minutes:
-        outcome.left.append(name)
+      if _decided(time.monotonic() - begin > 60 * minutes):
+        outcome.left.append(str(one))
         continue
       try:
-        with progress.doing(f"{i + 1} of {len(runs)}: {name}"):
-          _measure(one, folder, constant)
+        with progress.doing(f"{i + 1} of {len(asked)}: {one}"):
+          _measure(one, folder, is_first, here)
       except Exception as error:  # the others may work
+        if jax.process_count() > 1:
+          raise
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        outcome.failed[name] = why
+        outcome.failed[str(one)] = why
         progress.say(f"failed: {why}")
       else:
-        outcome.done.append(name)
-    progress.advance(len(runs))
+        outcome.done.append(str(one))
+    progress.advance(len(asked))
   return outcome
 
 
@@ -223,145 +242,76 @@ def train(
   return state.model
 
 
-def read(path: pathlib.Path) -> list[Row]:
-  """The rows of a sweep's CSV file; none where there is no file.
-
-  A last row that was cut by a kill is left out.
-
-  Args:
-    path: the file, or a folder with sweep.csv.
-
-  Raises:
-    ValueError: a row is damaged; names the file and the row.
-  """
-  file, rows = path / FILE if path.is_dir() else path, []
-  try:
-    lines = study.read_csv(file)
-    for i, row in enumerate(lines, 1):
-      if None in row.values() or not row["commit"]:
-        if i < len(lines):
-          raise ValueError("it is cut short, and others follow it")
-        continue
-      row["overrides"] = json.loads(row["overrides"])
-      row |= {name: int(row[name]) for name in ("seed", "step")}
-      rows.append(Row(**row | {"value": float(row["value"])}))
-  except (ValueError, KeyError, TypeError, csv.Error) as error:
-    raise ValueError(
-      f"row {len(rows) + 1} of {file} is damaged ({error}): mend or remove it, "
-      "or name another --output"
-    ) from error
-  return rows
-
-
-def write(path: pathlib.Path, rows: Sequence[Row]) -> None:
-  """Writes a header, and rows as `read` reads them, all or nothing."""
-  if rows:
-    text = [row._asdict() | {"overrides": _text(row.overrides)} for row in rows]
-    study.write_csv(path, text)
-  else:
-    logs.write_whole(path, ",".join(_COLUMNS) + "\n")
-
-
-def finished(rows: Sequence[Row], claim: str) -> list[Row]:
-  """The rows of a claim's runs that were not cut short: what a table shows."""
-  ended = {key for key in _ended(rows) if key[0] == claim}
-  return [row for row in rows if _key(row) in ended]
-
-
-def origin(rows: Sequence[Row]) -> str:
-  """One line for a README: hardware, date, versions, commit, time in all.
-
-  The time of a run that was resumed is that of its last start.
-  """
-  parts = [
-    "; ".join(dict.fromkeys(getattr(row, name) for row in rows))
-    for name in ("hardware", "date", "versions", "commit")
-  ]
-  seconds = sum(row.value for row in rows if row.metric == _LAST)
-  seeds = ", ".join(map(str, sorted({row.seed for row in rows})))
-  return f"{', '.join(parts)}; seeds {seeds}; {seconds / 60:.1f} minutes in all"
-
-
-def _measure(one, folder, constant):
-  """Runs one run; its figures are appended as they come."""
+def _measure(one, folder, is_first, here):
+  """Runs one run; process 0 appends its figures as they come."""
   place = folder / one.folder
-  place.mkdir(exist_ok=True)
   begin, step = time.monotonic(), 0
-  with (
-    open(folder / FILE, "a", newline="", encoding="utf-8") as file,
-    open(place / "log.txt", "a", encoding="utf-8") as log,
-  ):
-    writer = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
+  with contextlib.ExitStack() as stack:
+    if is_first:
+      place.mkdir(exist_ok=True)
+      file, log = (
+        stack.enter_context(open(path, "a", newline="", encoding="utf-8"))
+        for path in (folder / tidy.FILE, place / "log.txt")
+      )
+      writer = csv.writer(file, lineterminator="\n")
+      stack.enter_context(contextlib.redirect_stdout(log))
 
     def write(step, metric, value):
-      writer.writerow(
-        {
-          "claim": one.claim,
-          "run": one.name,
-          "overrides": _text(one.overrides),
-          "seed": one.seed,
-          "step": step,
-          "metric": metric,
-          "value": f"{float(value):.9g}",
-        }
-        | constant
-      )
-      file.flush()
+      if is_first:
+        row = tidy.Row(
+          *(one.claim, one.name, one.overrides, one.seed),
+          *(step, metric, value),
+          **here,
+        )
+        writer.writerow(tidy.line(row))
+        file.flush()
 
-    with contextlib.redirect_stdout(log):
-      for step, metric, value in one.measure(place):
-        if metric == _LAST:
-          raise ValueError(
-            f"a figure is named {metric!r}, which ends a run's rows: give it "
-            "another name"
-          )
-        write(step, metric, value)
-    write(step, _LAST, time.monotonic() - begin)
+    for step, metric, value in one.measure(place):
+      if metric == tidy.LAST:
+        raise ValueError(
+          f"a figure is named {metric!r}, which ends a run's rows: give it "
+          "another name"
+        )
+      write(step, metric, value)
+    write(step, tidy.LAST, time.monotonic() - begin)
 
 
-def _check(runs, folder) -> set:
-  """The keys of finished runs; rows of others in `runs` are removed."""
-  asked = {}
-  for one in runs:
-    if _key(one) in asked:
-      raise ValueError(f"two runs are named {_title(one)}")
-    asked[_key(one)] = json.loads(_text(one.overrides))
-  rows = read(folder)
+def _ended(asked, folder) -> set[tidy.Key]:
+  """The keys of finished runs, as process 0 finds them in the CSV file."""
+  found = {}
+  if jax.process_index() == 0:
+    try:
+      found = {"ended": sorted(_tidy_up(asked, folder))}
+    except ValueError as error:
+      found = {"error": str(error)}
+  found = _decided(found)
+  if "error" in found:
+    raise ValueError(found["error"])
+  return {tuple(key) for key in found["ended"]}
+
+
+def _tidy_up(asked, folder) -> set[tidy.Key]:
+  """The keys of finished runs; removes what others in `asked` yield again."""
+  rows = tidy.read(folder)
   for row in rows:
-    wanted = asked.get(_key(row), row.overrides)
-    if row.overrides != wanted:
-      raise ValueError(
-        f"{folder} has {row.run}, seed {row.seed}, with {row.overrides}, and "
-        f"{wanted} is asked for: name another --output"
-      )
-  ended = _ended(rows)
-  kept = [r for r in rows if _key(r) in ended or _key(r) not in asked]
-  write(folder / FILE, kept)
+    if one := asked.get(row.key):
+      wanted = json.loads(tidy.settings(one.overrides))
+      if row.overrides != wanted:
+        raise ValueError(
+          f"{folder} has {row.run}, seed {row.seed}, with {row.overrides}, and "
+          f"{wanted} is asked for: name another --output"
+        )
+  ended = tidy.ended(rows)
+  last = {  # of the rows that stay
+    key: one.goes_on_after(folder / one.folder)
+    for key, one in asked.items()
+    if key not in ended
+  }
+  kept = [row for row in rows if row.step <= last.get(row.key, row.step)]
+  tidy.write(folder / tidy.FILE, kept)
   return ended
 
 
-def _ended(rows) -> set:
-  return {_key(row) for row in rows if row.metric == _LAST}
-
-
-def _key(one: Run | Row) -> tuple[str, str, int]:
-  name = one.name if isinstance(one, Run) else one.run
-  return one.claim, name, one.seed
-
-
-def _title(one: Run) -> str:
-  return f"{one.name}, seed {one.seed}"
-
-
-def _text(overrides: Mapping[str, Any]) -> str:
-  return json.dumps(dict(overrides), sort_keys=True)
-
-
-def _constant_columns() -> dict[str, str]:
-  found = study.versions("python", *study.PACKAGES)
-  return {
-    "hardware": study.device(),
-    "versions": " ".join(f"{k} {v}" for k, v in found.items()),
-    "date": datetime.date.today().isoformat(),
-    "commit": study.commit(),
-  }
+def _decided(value):
+  """Process 0's `value`, of JSON values, in all processes."""
+  return json.loads(processes.gather(json.dumps(value))[0])

@@ -130,6 +130,7 @@ def tokens_per_forward(
   heads: tuple[int, ...],
   *,
   block: int = BLOCK,
+  kernel: attention.Kernel = attention.xla,
 ) -> dict[int, float]:
   """`measure`'s `greedy` for decoders that use the first k heads alone.
 
@@ -138,6 +139,7 @@ def tokens_per_forward(
     batches: windows of T+reach tokens, T >= N.
     heads: every k, from 1 to the heads that can draft (`cfg.drafting`).
     block: positions whose logits are alive at once.
+    kernel: of the attention, see `layers.training_context`.
 
   Returns:
     k -> tokens per forward pass, from 1 to k.
@@ -148,7 +150,7 @@ def tokens_per_forward(
   for k in heads:
     if not 1 <= k <= net.cfg.drafting:
       raise ValueError(f"k={k} is outside 1..{net.cfg.drafting}")
-  sums = [_greedy(net, batch, heads, block) for batch in batches]
+  sums = [_greedy(net, batch, heads, block, kernel) for batch in batches]
   if not sums:
     raise ValueError("there is no batch to measure on")
   passes, tokens = np.sum(jax.device_get(sums), 0)  # [k] each
@@ -157,11 +159,11 @@ def tokens_per_forward(
   )
 
 
-@functools.partial(jax.jit, static_argnames=("heads", "block"))
-def _greedy(net, batch, heads, block):
+@functools.partial(jax.jit, static_argnames=("heads", "block", "kernel"))
+def _greedy(net, batch, heads, block, kernel):
   """Passes and tokens [2, k] of greedy decoding with the first k heads."""
   targets = loss.future_targets(batch, net.cfg.n_future, net.cfg.offsets)
-  inputs = net.read(batch.tokens, batch.segments)
+  inputs = net.read(batch.tokens, batch.segments, kernel=kernel)
   agrees = _per_head(net, inputs, targets, block)["greedy"]
   found = []
   for k in heads:

@@ -2,12 +2,12 @@
 
 import pathlib
 
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 _METRIC = "exact_match m="
 
 
-def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: list[tidy.Row], path: pathlib.Path) -> str:
   """Draws exact match by m beside a CSV file; returns tables as Markdown."""
   panels = final(rows)
   labels = "operations m", "exact match"
@@ -25,7 +25,7 @@ def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
   return "\n".join(text)
 
 
-def final(rows: list[sweep.Row]) -> dict[str, list[plots.Line]]:
+def final(rows: list[tidy.Row]) -> dict[str, list[plots.Line]]:
   """Exact match at the end of each finished run: setting -> a line per n."""
   last = {(r.run, r.seed): r.step for r in rows if r.metric == "seconds"}
   panels = {}

@@ -73,7 +73,9 @@ def _run(scale, size, n, pauses, seed):
     "answers_only": scale.answers_only,
   }
   measure = functools.partial(_measure, cfg, scale, pauses)
-  return sweep.Run(CLAIM, name, overrides, seed, measure)
+  return sweep.Run(
+    CLAIM, name, overrides, seed, measure, device_loop.saved_step
+  )
 
 
 def _measure(
@@ -82,8 +84,7 @@ def _measure(
   pauses: int,
   folder: pathlib.Path,
 ) -> Iterator[sweep.Figure]:
-  """Trains, and yields exact match by number of operations on the way."""
-  del folder
+  """Trains, or goes on; yields exact match by number of operations."""
   every = scale.steps // scale.per_call // scale.evaluations
   test = _test(scale.tested, scale.expressions)
   operations = np.repeat(np.arange(1, scale.tested + 1), scale.expressions)
@@ -99,7 +100,9 @@ def _measure(
     chunk = rows(text, scale.per_call * cfg.data.batch, int(order[call]))
     return jax.tree.map(lambda a: a[:, : T + N], chunk)
 
-  for p in device_loop.train(cfg, chunk_of, steps_per_call=scale.per_call):
+  for p in device_loop.train(
+    cfg, chunk_of, steps_per_call=scale.per_call, folder=folder
+  ):
     calls = p.step // scale.per_call
     for i, nats in enumerate(p.nats, 1):
       yield sweep.Figure(p.step, f"nats head={i}", nats)

@@ -3,7 +3,8 @@
   python -m experiments.claims.best_n --scale=cpu --output=runs/best_n
 
 Trains a small model for each number of heads and seed.
-Runs that are finished are not repeated.
+Runs that are finished are not repeated. --scale=paper trains the paper's own
+configs, on a slice of TPUs: in several processes, see experiments/launch.
 """
 
 from experiments.claims import byte_sweeps

@@ -3,7 +3,8 @@
   python -m experiments.claims.byte_level --scale=cpu --output=runs/byte_level
 
 Trains a small model for each number of heads and seed.
-Runs that are finished are not repeated.
+Runs that are finished are not repeated. --scale=paper trains the paper's own
+configs, on a slice of TPUs: in several processes, see experiments/launch.
 """
 
 from experiments.claims import byte_sweeps

@@ -4,12 +4,12 @@ import pathlib
 from collections.abc import Sequence
 
 from experiments.claims import byte_sweeps
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 _HEADS = (1, 2, *range(4, 33, 4))  # shown, of up to 32; k as in table S3
 
 
-def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: Sequence[tidy.Row], path: pathlib.Path) -> str:
   """As `byte_sweeps.section`, with the loss per head, and the speed by k."""
   last = byte_sweeps.final(rows)
   losses = _lines(last, {f"bits_per_byte_{i}": i for i in _HEADS})

@@ -3,12 +3,12 @@
 import pathlib
 from collections.abc import Sequence
 
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 RATIOS = {"loss ratio": "loss", "gradient ratio": "gradient of the trunk"}
 
 
-def table(rows: Sequence[sweep.Row]) -> str:
+def table(rows: Sequence[tidy.Row]) -> str:
   """Markdown: ratios of choice to idle by n, after each number of steps."""
   heads = sorted({row.overrides["n"] for row in rows})
   lines = [plots.Line("(n+1)/2", {n: [(n + 1) / 2] for n in heads})]
@@ -21,7 +21,7 @@ def table(rows: Sequence[sweep.Row]) -> str:
   return plots.table(lines, "choice over idle, n =", "{:.2f}")
 
 
-def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: Sequence[tidy.Row], path: pathlib.Path) -> str:
   """Draws the ratios by n, and returns the table."""
   heads = sorted({row.overrides["n"] for row in rows})
   panels = {}

@@ -8,6 +8,7 @@ Runs that are finished are not repeated.
 
 from experiments.claims import byte_sweeps
 from experiments.claims.curricula import report, scales
+from experiments.measure import python_models
 
 if __name__ == "__main__":
-  byte_sweeps.start(scales.runs, report.section)
+  byte_sweeps.start(scales.runs, report.section, python_models.SIZES)

@@ -3,7 +3,8 @@
   python -m experiments.claims.epochs --scale=cpu --output=runs/epochs
 
 Trains small models of 1 and 4 heads for 1 and 4 epochs of one corpus.
-Runs that are finished are not repeated.
+Runs that are finished are not repeated. --scale=paper trains the paper's own
+configs, on a slice of TPUs: in several processes, see experiments/launch.
 """
 
 from experiments.claims import byte_sweeps

@@ -2,10 +2,10 @@
 
 import pathlib
 
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 
-def lines(rows: list[sweep.Row], name: str) -> list[plots.Line]:
+def lines(rows: list[tidy.Row], name: str) -> list[plots.Line]:
   """pass@k by k, of a temperature or of the 'oracle'."""
   chosen = [
     row
@@ -19,12 +19,12 @@ def lines(rows: list[sweep.Row], name: str) -> list[plots.Line]:
   )
 
 
-def tables(rows: list[sweep.Row]) -> str:
+def tables(rows: list[tidy.Row]) -> str:
   """Markdown: pass@k of the best temperature, with every seed."""
   return plots.table(lines(rows, "oracle"), "(n, n'), pass@", "{:.1%}")
 
 
-def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: list[tidy.Row], path: pathlib.Path) -> str:
   """Draws pass@k by k, and returns the table."""
   plots.curves(
     path.with_suffix(".png"),

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 _COMPARED = ("ordinary", "chain", "tree")
 _COLUMNS = {
@@ -14,7 +14,7 @@ _COLUMNS = {
 }
 
 
-def table(rows: Sequence[sweep.Row]) -> str:
+def table(rows: Sequence[tidy.Row]) -> str:
   """Markdown: three ways to decode, then pass@k."""
   runs, overrides = {}, {}
   for row in rows:
@@ -42,7 +42,7 @@ def table(rows: Sequence[sweep.Row]) -> str:
   return "\n".join(lines)
 
 
-def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: Sequence[tidy.Row], path: pathlib.Path) -> str:
   """Draws pass@k by k, and returns the tables."""
   sampled = [
     row

@@ -2,10 +2,10 @@
 
 import pathlib
 
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 
-def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: list[tidy.Row], path: pathlib.Path) -> str:
   """Draws accuracy by step beside a CSV file; returns tables as Markdown."""
   panels = {}
   for size in dict.fromkeys(row.overrides["size"] for row in rows):
@@ -34,16 +34,21 @@ def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
   return "\n".join(text)
 
 
-def best(rows: list[sweep.Row]) -> list[plots.Line]:
+def best(rows: list[tidy.Row]) -> list[plots.Line]:
   """The best accuracy of each finished run: a line per n and mixture."""
+  found = {}
+  for row in rows:
+    if row.metric == "accuracy":
+      best = found.setdefault(row.key, row)
+      found[row.key] = max(best, row, key=lambda row: row.value)
   return plots.group(
-    [row for row in rows if row.metric == "best accuracy"],
+    found.values(),
     _label,
     lambda row: row.overrides["size"],
   )
 
 
-def steps_to(rows: list[sweep.Row], share: float) -> list[plots.Line]:
+def steps_to(rows: list[tidy.Row], share: float) -> list[plots.Line]:
   """Steps after which a run's accuracy was first `share`: a line per n.
 
   Runs that never got there are left out.

@@ -108,7 +108,9 @@ def _run(scale, size, n, seed, books, source):
     return scale.config(size, n, seed, vocab, books)
 
   measure = functools.partial(_measure, scale, configure, source)
-  return sweep.Run(CLAIM, name, overrides, seed, measure)
+  return sweep.Run(
+    CLAIM, name, overrides, seed, measure, device_loop.saved_step
+  )
 
 
 def _measure(
@@ -117,23 +119,21 @@ def _measure(
   source: Callable[[], corpora.Corpus],
   folder: pathlib.Path,
 ) -> Iterator[sweep.Figure]:
-  """Trains, and yields the accuracy on the way and the best one at the end."""
-  del folder
+  """Trains, or goes on, and yields the accuracy on the way."""
   corpus = source()
   cfg = configure(corpus.vocab)
   rows = functools.partial(_rows, cfg, corpus, scale.per_call)
   every = cfg.train.steps // scale.per_call // scale.evaluations
-  best = 0.0
-  for p in device_loop.train(cfg, rows, steps_per_call=scale.per_call):
+  for p in device_loop.train(
+    cfg, rows, steps_per_call=scale.per_call, folder=folder
+  ):
     for i, nats in enumerate(p.nats, 1):
       yield sweep.Figure(p.step, f"nats head={i}", nats)
     if p.step // scale.per_call % every:
       continue
     accuracy = induction.accuracy(p.net, corpus.test)
-    best = max(best, accuracy)
     yield sweep.Figure(p.step, "accuracy", accuracy)
     print(f"step {p.step}: {accuracy:.3f}, {p.seconds:.1f} s", flush=True)
-  yield sweep.Figure(p.step, "best accuracy", best)
   if p.seconds:
     yield sweep.Figure(p.step, "tokens_per_second", p.tokens / p.seconds)
 

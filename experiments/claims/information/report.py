@@ -3,14 +3,14 @@
 import pathlib
 from collections.abc import Sequence
 
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 _TERMS = "H(X)", "H(Y)", "H(X|Y)", "H(Y|X)", "I", "I standard error", "head 2"
 _TERMS += ("I from heads",)
 _PLACES = "a word begins", "a word goes on", "other"
 
 
-def tables(rows: Sequence[sweep.Row]) -> str:
+def tables(rows: Sequence[tidy.Row]) -> str:
   """Markdown: residuals in nats, then every term of the loss in bits."""
   residuals = _lines(rows, lambda row: row.metric.startswith("largest"))
   models = [row for row in rows if row.run.startswith("n=")]
@@ -33,7 +33,7 @@ def _lines(rows, wanted):
   )
 
 
-def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: Sequence[tidy.Row], path: pathlib.Path) -> str:
   """Draws I by place, and returns the tables."""
   kept = [r for r in rows if r.metric.startswith("I where ")]
   lines = plots.group(

@@ -3,7 +3,8 @@
   python -m experiments.claims.model_size --scale=cpu --output=runs/model_size
 
 Trains models of several widths with one head and with several.
-Runs that are finished are not repeated.
+Runs that are finished are not repeated. --scale=paper trains the paper's own
+configs, on a slice of TPUs: in several processes, see experiments/launch.
 """
 
 from experiments.claims import byte_sweeps

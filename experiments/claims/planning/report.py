@@ -3,10 +3,10 @@
 import pathlib
 from collections.abc import Sequence
 
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 
-def table(rows: Sequence[sweep.Row]) -> str:
+def table(rows: Sequence[tidy.Row]) -> str:
   """Markdown: accuracies when training ended, and the steps until then."""
   last = {}
   for row in rows:
@@ -25,7 +25,7 @@ def table(rows: Sequence[sweep.Row]) -> str:
 _TITLES = {"first": "first step right", "path": "whole path right"}
 
 
-def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: Sequence[tidy.Row], path: pathlib.Path) -> str:
   """Draws first-step accuracy by training step, and returns the table."""
   panels = {}
   for row in rows:

@@ -2,10 +2,10 @@
 
 import pathlib
 
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 
-def tables(rows: list[sweep.Row]) -> str:
+def tables(rows: list[tidy.Row]) -> str:
   """Markdown: what each way is worth, with every seed."""
   parts = [
     ("", ("tokens per forward", "predicted tokens per forward"), "{:.2f}"),
@@ -28,7 +28,7 @@ def _lines(rows, metrics) -> list[plots.Line]:
   return plots.group(chosen, lambda row: row.run, label)
 
 
-def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: list[tidy.Row], path: pathlib.Path) -> str:
   """Draws the share of drafts that is accepted; returns the tables."""
   chosen = [row for row in rows if row.metric.startswith("accepted")]
   lines = plots.group(chosen, lambda r: r.run, lambda r: int(r.metric[-1]))

@@ -2,10 +2,10 @@
 
 import pathlib
 
-from experiments.measure import plots, sweep
+from experiments.measure import plots, tidy
 
 
-def lines(rows: list[sweep.Row], task: str) -> list[plots.Line]:
+def lines(rows: list[tidy.Row], task: str) -> list[plots.Line]:
   """F1 by measure, a line for each way."""
   chosen = [
     row
@@ -19,7 +19,7 @@ def lines(rows: list[sweep.Row], task: str) -> list[plots.Line]:
   )
 
 
-def tables(rows: list[sweep.Row]) -> str:
+def tables(rows: list[tidy.Row]) -> str:
   """Markdown: F1 of each task, with every seed."""
   tasks = list(dict.fromkeys(row.overrides["task"] for row in rows))
   return "\n".join(
@@ -28,7 +28,7 @@ def tables(rows: list[sweep.Row]) -> str:
   )
 
 
-def section(rows: list[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: list[tidy.Row], path: pathlib.Path) -> str:
   """Draws F1 by measure, and returns the tables."""
   tasks = list(dict.fromkeys(row.overrides["task"] for row in rows))
   plots.curves(

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from experiments.claims.training_time import report
-from experiments.measure import sweep
+from experiments.measure import tidy
 from experiments.startup import program
 
 _HERE = pathlib.Path(__file__).parent
@@ -30,18 +30,18 @@ _FIGURES = {
 def main(_: list[str]) -> None:
   """Writes the CSV file and prints the table."""
   found, path = list(measured()), _HERE / "results" / "gpu.csv"
-  sweep.write(path, found)
+  tidy.write(path, found)
   print(report.section(found, path))
 
 
-def measured() -> Iterator[sweep.Row]:
+def measured() -> Iterator[tidy.Row]:
   """The rows of all that `accelerator` has kept."""
   for path in sorted(_MEASURED.glob("*.json")):
     for record in json.loads(path.read_text("utf-8")):
       yield from rows(record)
 
 
-def rows(record: Mapping[str, Any]) -> Iterator[sweep.Row]:
+def rows(record: Mapping[str, Any]) -> Iterator[tidy.Row]:
   """The timed steps of the serial loss, a run for each size.
 
   Args:
@@ -59,7 +59,7 @@ def rows(record: Mapping[str, Any]) -> Iterator[sweep.Row]:
     machine, size = stage["machine"], steps[0]["size"]
     versions = {k: v for k, v in machine.items() if k not in _OTHER}
     commit = record["calls"][stage["call"] - 1]["commit"]
-    row = sweep.Row(
+    row = tidy.Row(
       claim="training_time",
       run=f"{size} on {machine['device']}, {machine['date']}, {commit}",
       overrides={"size": size},

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from experiments.measure import sweep
+from experiments.measure import tidy
 
 # Table S5: time relative to n=1, by size and n.
 PAPER = {
@@ -24,7 +24,7 @@ PAPER = {
 TIME, MODEL_FLOPS, RUN_FLOPS = "step seconds", "model FLOPs", "run FLOPs"
 
 
-def section(rows: Sequence[sweep.Row], path: pathlib.Path) -> str:
+def section(rows: Sequence[tidy.Row], path: pathlib.Path) -> str:
   """Markdown: time and FLOPs of a step over those of n=1 in one call."""
   del path  # no picture
   runs = {}
