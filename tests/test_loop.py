@@ -89,7 +89,7 @@ def test_the_last_window_may_reach_the_end_of_the_cache():
   for longest in (13, 16, 17, 23):
     prompts = [*PROMPTS[:2], [1 + i % 7 for i in range(longest)]]
     wanted = np.random.default_rng(longest).integers(1, 6, (3, 79))
-    tight = longest + 11 + 5
+    tight = longest + 11 + 5 - 1
     check_mock(Mock(wanted, 13, 5), prompts, 5, 11, cache_len=tight)
     with pytest.raises(ValueError, match=f"prompt 2 has {longest} tokens"):
       check_mock(Mock(wanted, 13, 5), prompts, 5, 11, cache_len=tight - 1)
@@ -227,7 +227,7 @@ def test_any_prompts_are_decoded_or_refused(
   mock = Mock(wanted, 13, 5)
   error = None
   for i, prompt in enumerate(prompts):
-    if cache_len and len(prompt) + max_new + k > cache_len:
+    if cache_len and len(prompt) + max_new + k - 1 > cache_len:
       error = f"prompt {i} has {len(prompt)} tokens"
       break
   for i, prompt in enumerate(prompts):

@@ -141,7 +141,7 @@ def generate(
   if cache_len is not None:
     cache_len = checks.integer("cache_len", cache_len)
   checked = interface.check_settings(decoder, **settings)
-  reserve = int(checked.max_new) + checked.tree.size
+  reserve = _reserve(int(checked.max_new), checked.tree)
   tokens, lengths = prompts_lib.pad(
     prompts, decoder.vocab, cache_len=cache_len, reserve=reserve
   )
@@ -176,7 +176,7 @@ def start(
   samples = checks.integer("samples", samples, 1)
   tree, max_new = settings.tree, int(settings.max_new)
   B, P = tokens.shape
-  needed = P + max_new + tree.size  # a last window may reach past the end
+  needed = P + _reserve(max_new, tree)
   if cache_len is not None and cache_len < needed:
     raise ValueError(
       f"prompts of {P} tokens, max_new={max_new} and windows of {tree.size} "
@@ -202,13 +202,18 @@ def sizes(
   """
   if cache_len is not None:
     return cache_len, cache_len
-  size = cache_lib.rounded(width + max_new + tree.size)
+  size = cache_lib.rounded(width + _reserve(max_new, tree))
   return size, min(size, cache_lib.ladder(width + tree.size))
+
+
+def _reserve(max_new: int, tree: tree_lib.Tree) -> int:
+  """Positions behind a prompt: the last window may reach past the end."""
+  return max_new + tree.size - 1  # it begins before the last new token
 
 
 def last_size(longest: int, tree: tree_lib.Tree) -> int:
   """Positions of a cache that grew until a text of `longest` tokens ended."""
-  size = cache_lib.rounded(longest + tree.size)
+  size = cache_lib.rounded(longest + tree.size - 1)  # see `sizes`
   # The last window begins at the last token but one.
   return min(size, cache_lib.ladder(longest - 2 + tree.size))
 
