@@ -251,7 +251,7 @@ def test_any_prompts_are_decoded_or_refused(
     ({"heads": 6}, "heads=6 is outside 1..5"),
     ({"max_new": 0}, "max_new=0 writes nothing"),
     ({"max_new": -3}, "max_new=-3 writes nothing"),
-    ({"cache_len": 20}, "prompt 2 has 13 tokens; with 9 positions"),
+    ({"cache_len": 20}, "prompt 2 has 13 tokens; with 8 positions"),
     ({"cache_len": 0}, "prompt 0 has 5 tokens"),
     ({"prompts": []}, "no prompts"),
   ],
@@ -265,8 +265,8 @@ def test_settings_out_of_bounds(settings, words):
 
 def test_start_refuses_a_cache_that_a_window_would_leave():
   mock = Mock(np.ones((3, 79), int), 13, 5)
-  with pytest.raises(ValueError, match="16 tokens.* need 25 .*cache_len=24"):
-    start(mock, PROMPTS, cache_len=24, heads=2, max_new=7)
+  with pytest.raises(ValueError, match="16 tokens.* need 24 .*cache_len=23"):
+    start(mock, PROMPTS, cache_len=23, heads=2, max_new=7)
 
 
 @pytest.mark.slow
