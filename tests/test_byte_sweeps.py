@@ -3,9 +3,11 @@
 import dataclasses
 import importlib
 
+import jax
 import pytest
 from conftest import ROOT
 
+from configs.paper import base
 from experiments.claims import byte_sweeps
 from experiments.claims.byte_level import scales
 from experiments.claims.curricula import scales as curricula
@@ -34,11 +36,20 @@ def test_the_papers_runs_are_its_configs(claim, tmp_path, monkeypatch):
   module = importlib.import_module(f"experiments.claims.{claim}.scales")
   runs = module.runs("paper")
   assert [run.name for run in runs] == [*module.PAPER]
+  trained = []
+  monkeypatch.setattr(
+    python_models, "figures", lambda *args: trained.append(args) or ()
+  )
   for run in runs:
     path, name = run.overrides["config"].split(":")
     assert (ROOT / path).is_file()
     family = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    assert run.measure.args == (family.get_config(name),)
+    cfg, heads = run.measure.args
+    assert cfg == family.get_config(name)
+    # What trains is what was planned: a row per chip (here one CPU or more).
+    assert not [*run.measure(tmp_path)]
+    planned = base.one_row_per_chip(cfg, jax.device_count())
+    assert trained.pop() == (planned, tmp_path, heads)
   monkeypatch.chdir(tmp_path)
   missing = "data.path 'data/code' does not exist"
   if claim != "byte_level":
@@ -48,7 +59,7 @@ def test_the_papers_runs_are_its_configs(claim, tmp_path, monkeypatch):
 
 
 def test_heads_are_counted_up_to_those_of_the_model():
-  asked = [run.measure.keywords["heads"] for run in scales.runs("paper")]
+  asked = [run.measure.args[1] for run in scales.runs("paper")]
   assert asked[0] == () and asked[1] == (2, 4, 8)
   assert asked[3] == scales.DECODED
 

@@ -1,12 +1,14 @@
 """Induction: the stories, the names in them, and the measure."""
 
 import collections
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
+from configs.paper import base
 from configs.paper import induction as paper
 from experiments.claims.induction import corpora, report, scales, training
 from experiments.measure import device_loop, sweep, tidy
@@ -223,4 +225,38 @@ def test_when_a_run_knew_half_of_the_names():
 def test_the_papers_scale_is_its_config(books, end):
   cfg = scales.SCALES["paper"].config("3M", 2, 1, 311, books)
   theirs = paper.get_config(f"3M-n2{end}")
-  assert cfg == theirs.replace(model={"vocab": 311}, train={"seed": 1})
+  theirs = theirs.replace(model={"vocab": 311}, train={"seed": 1})
+  assert cfg == base.one_row_per_chip(theirs, 1)
+
+
+@pytest.mark.slow
+def test_a_run_resumes_where_it_was_killed(tmp_path, monkeypatch):
+  """Its figures are those of a run that was not, and none is there twice."""
+  monkeypatch.setattr(device_loop, "SAVE_S", 0)
+  scale = dataclasses.replace(scales.SCALES["test"], steps=8, evaluations=4)
+  (one,) = training.runs(scale)[1:2]
+
+  def killed(folder):
+    for figure in one.measure(folder):
+      if figure.step == 8:  # what was saved last is step 4
+        raise KeyboardInterrupt
+      yield figure
+
+  assert sweep.run([one], tmp_path / "whole").done
+  cut = tmp_path / "cut"
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run([dataclasses.replace(one, measure=killed)], cut)
+  assert sweep.run([one], cut).done
+
+  def figures(folder):
+    return [
+      (row.step, row.metric, row.value)
+      for row in tidy.read(folder)
+      if row.metric not in ("seconds", "tokens_per_second")
+    ]
+
+  assert figures(cut) == figures(tmp_path / "whole")
+  (cut / tidy.FILE).unlink()  # but not what is saved
+  again = training.runs(scale)[1:2]
+  with pytest.raises(ValueError, match="has no figure of that step: remove"):
+    sweep.run(again, cut)

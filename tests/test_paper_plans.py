@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from configs.paper import base
 from experiments.engineering.paper_plans import report, run
 from experiments.measure import study
 
@@ -28,7 +29,7 @@ def test_every_run_is_in_one_group(every):
 
 def test_one_row_per_chip(every):
   for cfg in every.values():
-    got = run.one_row_per_chip(cfg, 4)
+    got = base.one_row_per_chip(cfg, 4)
     assert got.data.batch == cfg.data.batch
     assert got.data.batch / got.train.accumulate / got.mesh.data == 1
 

@@ -95,14 +95,19 @@ def test_a_run_goes_on_where_it_was_cut(tmp_path):
       if step == 20 and not last:
         raise KeyboardInterrupt
 
-  def goes_on_after(folder):
+  def resume_step(folder):
     assert folder == tmp_path / "n-seed0"
     return max(last, default=-1)
 
-  one = sweep.Run("demo", "n", {}, 0, measure, goes_on_after)
+  one = sweep.Run("demo", "n", {}, 0, measure, resume_step)
   with pytest.raises(KeyboardInterrupt):
     sweep.run([one], tmp_path)
-  last.append(10)
+  last.append(15)  # of which the file has no figure
+  before = (tmp_path / tidy.FILE).read_text()
+  with pytest.raises(ValueError, match="from step 15 in .*n-seed0.* remove"):
+    sweep.run([one], tmp_path)
+  assert (tmp_path / tidy.FILE).read_text() == before
+  last[:] = [10]
   assert sweep.run([one], tmp_path).done == ["n, seed 0"]
   rows = tidy.read(tmp_path)[:-1]
   assert [(r.step, r.value) for r in rows] == [
@@ -157,7 +162,7 @@ def test_a_damaged_file_is_left_as_it_is(tmp_path):
 
 def test_one_sweep_at_a_time_writes_to_a_folder(tmp_path, monkeypatch):
   monkeypatch.setattr(lock, "_RELEASE", 0)
-  with pytest.raises(ValueError, match="minutes=nan is no time"):
+  with pytest.raises(ValueError, match="minutes=nan must be a number"):
     sweep.run(runs([]), tmp_path / "folder", float("nan"))
   assert not (tmp_path / "folder").exists()
 
@@ -238,6 +243,26 @@ def test_a_program_ends_with_an_error_if_runs_failed(tmp_path, capsys):
   # What another sweep left in the folder is not shown.
   sweep.run_and_show(runs([], seeds=(0,), n=4), tmp_path, 9, count)
   assert "1 runs done, 0 done before\n3 rows of" in capsys.readouterr().out
+
+
+def test_a_signal_ends_the_program_without_an_error(tmp_path, capsys):
+  some = runs([], seeds=(0,)) + runs([], (0.5, sweep.Stopped()), seeds=(1,))
+  sweep.run_and_show(some, tmp_path, 9, lambda *_: "table")
+  out = capsys.readouterr().out
+  assert out.endswith("stopped: 1M n=2, seed 1. The same command resumes it\n")
+  assert "table" not in out and len(tidy.read(tmp_path)) == 4
+
+
+def test_runs_are_chosen_by_a_pattern():
+  some = runs([]) + runs([], n=4)
+  assert sweep.chosen(some, "") == some
+  assert [str(one) for one in sweep.chosen(some, "n=4, seed 1|n=2.*0$")] == [
+    *("1M n=2, seed 0", "1M n=4, seed 1")
+  ]
+  with pytest.raises(ValueError, match="--runs=n=8 is in no run's name: 1M n="):
+    sweep.chosen(some, "n=8")
+  with pytest.raises(ValueError, match=r"--runs=\( is no regular expression"):
+    sweep.chosen(some, "(")
 
 
 def test_one_cause_of_several_failures_is_told_once():

@@ -83,3 +83,19 @@ def run(
       save_every=steps // 100,
     ),
   )
+
+
+def one_row_per_chip(cfg: config.Config, chips: int) -> config.Config:
+  """`cfg` with as many microbatches as leave each chip a single row.
+
+  So was each run planned; with a whole batch at once none fits on its slice.
+
+  Raises:
+    ValueError: there are more chips than rows.
+  """
+  if cfg.data.batch % chips:
+    raise ValueError(f"{cfg.data.batch} rows do not divide by {chips} chips")
+  return cfg.replace(
+    mesh={"data": chips, "model": 1},
+    train={"accumulate": cfg.data.batch // chips},
+  ).check()

@@ -10,6 +10,9 @@ import pathlib
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import jax
+
+from configs.paper import base
 from experiments.measure import plots, python_models, sweep, tidy
 from experiments.startup import options, program
 from mtp_jax import config, tokenizer
@@ -38,11 +41,13 @@ def start(
   )
   output = options.define_output("Folder that takes everything.")
   minutes = options.define_minutes()
+  pattern = options.define_runs()
   join = options.define_processes()
 
   def main(_: list[str]) -> None:
     join()
-    sweep.run_and_show(runs(scale.value), output.value, minutes.value, section)
+    some = sweep.chosen(runs(scale.value), pattern.value)
+    sweep.run_and_show(some, output.value, minutes.value, section)
 
   program.start(main)
 
@@ -55,20 +60,21 @@ def paper_runs(
 ) -> list[sweep.Run]:
   """The paper's own runs, on the corpora that their configs name.
 
+  Each chip has one row of a microbatch, as planned (`base.one_row_per_chip`).
+  A run resumes on as many chips as it began on.
+
   Args:
     claim: of the runs.
     family: of `configs.paper`.
     names: a run's name in the claim's tables -> its name in `family.RUNS`.
-    heads: see `python_models.run`; a model's own number is the last.
+    heads: numbers k of heads, see `python_models.run`; up to a model's n.
   """
   found = []
   for name, run in names.items():
     cfg = family.get_config(run).check()
     file = f"{family.__name__.replace('.', '/')}.py"
     measure = functools.partial(
-      python_models.figures,
-      cfg,
-      heads=tuple(k for k in heads if k <= cfg.model.n_future),
+      _figures, cfg, tuple(k for k in heads if k <= cfg.model.n_future)
     )
     found.append(
       sweep.Run(
@@ -81,6 +87,15 @@ def paper_runs(
       )
     )
   return found
+
+
+def _figures(cfg, heads, folder):
+  """`python_models.figures` of a run of the paper, on the chips that are here.
+
+  They are counted when it begins, once the processes have joined.
+  """
+  cfg = base.one_row_per_chip(cfg, jax.device_count())
+  yield from python_models.figures(cfg, folder, heads)
 
 
 def _check(file: str, data: config.Data) -> None:

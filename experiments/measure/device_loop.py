@@ -35,7 +35,7 @@ class Progress(NamedTuple):
   step: int
   net: model.Model  # valid until the next call
   nats: np.ndarray  # [N] of each head, the mean over the call's steps
-  # Of this start of the program, without its first call, which compiles.
+  # Of this start of the program, without its first call.
   seconds: float  # without pauses
   tokens: int  # positions trained on
 
@@ -58,7 +58,7 @@ def train(
       host. A thread calls it ahead.
     steps_per_call: steps of one call; divides `train.steps`.
     folder: takes a checkpoint every `SAVE_S` seconds, between two calls. A
-      training goes on from the one that is there, see `saved_step`. None:
+      training resumes from the one that is there, see `saved_step`. None:
       nothing is saved.
 
   Raises:
@@ -103,26 +103,29 @@ def train(
 
 
 def saved_step(folder: pathlib.Path) -> int:
-  """The step after which `train` goes on in `folder`; -1: from the start."""
+  """The step from which `train` resumes in `folder`; -1: from the start."""
   with _saved(folder) as saved:
-    return max(saved.steps(), default=-1)
+    return _newest(saved)
 
 
 def _saved(folder) -> checkpoints.Checkpoints:
-  # One: with a second, a damaged one could let the training go further back
-  # than `saved_step` says.
   return checkpoints.Checkpoints(folder / "checkpoints", keep=1)
 
 
-def _resumed(saved, state, settings):
-  """The state to go on from, and the number of its call."""
+def _newest(saved) -> int:
+  return max(saved.steps(), default=-1)
 
-  found = saved.restore(
-    state, refusals=lambda stored: resume.differences(stored, settings)
-  )
-  if found is None:
+
+def _resumed(saved, state, settings):
+  """The state to resume from, and the number of its call."""
+  step = _newest(saved)
+  if step < 0:
     return state, 0
-  state, _, step = found
+  state, *_ = saved.restore(
+    state,
+    step=step,  # an earlier one is not what `saved_step` says
+    refusals=lambda stored: resume.differences(stored, settings),
+  )
   return state, step // settings["steps_per_call"]
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 
-import mtp_jax
 from experiments.measure import study, sweep
 from mtp_jax import config, sharding, tokenizer
 from mtp_jax.data import pipeline
@@ -60,7 +59,6 @@ _SHARED: Changes = {
   "model": {"vocab": 259, "rope_theta": 500.0, "remat": "full"},
   "optim": {"kind": "muon", "decay": 0.3},
   "train": {"loss_block": 128, "sample_tokens": 0, "log_every": 100, "keep": 1},
-  "mesh": {"data": 1},
 }
 
 
@@ -127,11 +125,9 @@ def figures(
 
   Raises:
     RuntimeError: the run has no evaluation.
-    KeyboardInterrupt: a signal stopped the run, so that the sweep ends too.
+    sweep.Stopped: a signal stopped the training, which is saved.
   """
-  state = mtp_jax.fit(cfg, folder)
-  if int(state.step) < cfg.train.steps:
-    raise KeyboardInterrupt
+  net = sweep.train(cfg, folder)
   is_first = jax.process_index() == 0  # writes the logs
   rows = study.read_csv(folder / "held_out.csv") if is_first else []
   if is_first and not rows:
@@ -148,7 +144,7 @@ def figures(
   read = batches.Batches(cfg, mesh, splits).held_out
   count = cfg.train.eval_batches * cfg.train.accumulate
   speeds = head_measures.tokens_per_forward(
-    state.model,
+    net,
     map(read, range(count)),
     heads,
     kernel=step.attention_kernel(cfg.model, mesh),

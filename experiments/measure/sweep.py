@@ -1,8 +1,8 @@
 """Runs that differ in a few settings, whose figures go to one CSV file.
 
 A sweep resumes: a run that is finished is not measured again. Of one that was
-cut short, those rows stay that are of steps before the one from which it goes
-on. In several processes all of them measure, and process 0 writes.
+cut short, the rows up to the step from which it resumes stay. In several
+processes all of them measure, and process 0 writes.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import json
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,10 @@ from experiments.measure import tidy
 from mtp_jax import config
 from mtp_jax.model import model
 from mtp_jax.train import lock, processes, terminal
+
+
+class Stopped(Exception):
+  """A signal stopped a run, which is saved; the sweep ends without an error."""
 
 
 class Figure(NamedTuple):
@@ -54,9 +59,9 @@ class Run:
   seed: int
   # Takes a folder of its own, which exists; trains, and yields figures.
   measure: Callable[[pathlib.Path], Iterable[Figure]]
-  # Takes that folder. The step after which `measure` goes on in it, or -1:
-  # figures up to that step stay, and are not yielded again.
-  goes_on_after: Callable[[pathlib.Path], int] = _from_the_start
+  # Takes that folder. The step from which `measure` resumes in it, or -1.
+  # Figures up to that step, of which there are some, are not yielded again.
+  resume_step: Callable[[pathlib.Path], int] = _from_the_start
   # Raises what would make the run fail, before the first run of a sweep begins.
   check: Callable[[], None] = _nothing
 
@@ -116,9 +121,11 @@ def run(
 
   Raises:
     ValueError: two runs have one name and seed, or `folder` has a run of the
-      same name and seed and other overrides; `minutes` is no time; sweep.csv is
-      damaged; or a run's `check` says so. Nothing is measured then.
+      same name and seed and other overrides; `minutes` is negative; sweep.csv
+      is damaged, or lacks rows of a run that would resume; or a run's `check`
+      says so. Nothing is measured then.
     checkpoints.CheckpointError: another sweep writes to `folder`.
+    Stopped: a signal stopped a run.
 
   Example:
     >>> import pathlib
@@ -133,7 +140,7 @@ def run(
     0.7
   """
   if not minutes >= 0:
-    raise ValueError(f"minutes={minutes} is no time; give a number from 0 on")
+    raise ValueError(f"minutes={minutes} must be a number, and at least 0")
   asked = {}
   for one in runs:
     if one.key in asked:
@@ -162,7 +169,12 @@ def run_and_show(
     ValueError: see `run`; or some runs failed. It names them, and is raised
       last: the figures of the others are kept.
   """
-  outcome = run(runs, folder, minutes)
+  try:
+    outcome = run(runs, folder, minutes)
+  except Stopped as stopped:
+    if jax.process_index() == 0:
+      print(f"stopped: {stopped}. The same command resumes it")
+    return
   if jax.process_index() == 0:
     print(outcome)
     asked = {one.key for one in runs}
@@ -195,12 +207,14 @@ def _run(asked, folder, minutes) -> Outcome:
       if one.key in ended:
         outcome.skipped.append(str(one))
         continue
-      if _decided(time.monotonic() - begin > 60 * minutes):
+      if _of_first(time.monotonic() - begin > 60 * minutes):
         outcome.left.append(str(one))
         continue
       try:
         with progress.doing(f"{i + 1} of {len(asked)}: {one}"):
           _measure(one, folder, is_first, here)
+      except Stopped as stopped:
+        raise Stopped(str(one)) from stopped
       except Exception as error:  # the others may work
         if jax.process_count() > 1:
           raise
@@ -213,7 +227,25 @@ def _run(asked, folder, minutes) -> Outcome:
   return outcome
 
 
-def keep_programs(folder: pathlib.Path) -> None:
+def chosen(runs: Sequence[Run], pattern: str) -> list[Run]:
+  """The runs in whose "NAME, seed SEED" a regular expression is found.
+
+  Raises:
+    ValueError: it is found in none, or is no regular expression.
+  """
+  try:
+    found = [one for one in runs if re.search(pattern, str(one))]
+  except re.error as error:
+    raise ValueError(
+      f"--runs={pattern} is no regular expression: {error}"
+    ) from error
+  if not found:
+    names = "; ".join(map(str, runs))
+    raise ValueError(f"--runs={pattern} is in no run's name: {names}")
+  return found
+
+
+def use_compilation_cache(folder: pathlib.Path) -> None:
   """Keeps what JAX compiles for the next start, unless it is told where."""
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
@@ -222,23 +254,22 @@ def keep_programs(folder: pathlib.Path) -> None:
 
 def train(
   cfg: config.Config,
-  folder: pathlib.Path,
+  workdir: pathlib.Path,
   init: model.Model | Callable[[], tuple[model.Model, dict]] | None = None,
 ) -> model.Model:
-  """The model that `mtp_jax.fit` trains in a run's folder.
+  """The model that `mtp_jax.fit` trains in a folder of a run.
 
   Args:
     cfg: the run's settings.
-    folder: of the run.
+    workdir: takes what `fit` writes.
     init: the model to start from, see `mtp_jax.fit`; None: at random.
 
   Raises:
-    KeyboardInterrupt: a signal stopped the training; its state is saved, and
-      the sweep ends. The same sweep goes on from there.
+    Stopped: a signal stopped the training, which is saved.
   """
-  state = mtp_jax.fit(cfg, folder / "model", init=init)
+  state = mtp_jax.fit(cfg, workdir, init=init)
   if int(state.step) < cfg.train.steps:
-    raise KeyboardInterrupt
+    raise Stopped
   return state.model
 
 
@@ -282,9 +313,9 @@ def _ended(asked, folder) -> set[tidy.Key]:
   if jax.process_index() == 0:
     try:
       found = {"ended": sorted(_tidy_up(asked, folder))}
-    except ValueError as error:
+    except Exception as error:  # the other processes wait for an answer
       found = {"error": str(error)}
-  found = _decided(found)
+  found = _of_first(found)
   if "error" in found:
     raise ValueError(found["error"])
   return {tuple(key) for key in found["ended"]}
@@ -302,16 +333,23 @@ def _tidy_up(asked, folder) -> set[tidy.Key]:
           f"{wanted} is asked for: name another --output"
         )
   ended = tidy.ended(rows)
-  last = {  # of the rows that stay
-    key: one.goes_on_after(folder / one.folder)
-    for key, one in asked.items()
-    if key not in ended
-  }
+  steps = {(row.key, row.step) for row in rows}
+  last = {}  # steps up to which the rows of a run stay
+  for key, one in asked.items():
+    if key not in ended:
+      place = folder / one.folder
+      last[key] = step = one.resume_step(place)
+      if step >= 0 and (key, step) not in steps:
+        raise ValueError(
+          f"{one} would resume from step {step} in {place}, but "
+          f"{folder / tidy.FILE} has no figure of that step: remove {place}, "
+          "and the run begins again"
+        )
   kept = [row for row in rows if row.step <= last.get(row.key, row.step)]
   tidy.write(folder / tidy.FILE, kept)
   return ended
 
 
-def _decided(value):
+def _of_first(value):
   """Process 0's `value`, of JSON values, in all processes."""
   return json.loads(processes.gather(json.dumps(value))[0])

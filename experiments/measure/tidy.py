@@ -72,8 +72,8 @@ def read(path: pathlib.Path) -> list[Row]:
       rows.append(row)
   except (ValueError, KeyError, TypeError, csv.Error) as error:
     raise ValueError(
-      f"row {len(rows) + 1} of {file} is damaged ({error}): mend it, or remove "
-      "all rows of its run"
+      f"row {len(rows) + 1} of {file} is damaged ({error}): repair it, or "
+      "remove all rows of its run, and the run's folder"
     ) from error
   return rows
 

@@ -146,6 +146,16 @@ def define_seed(text: str) -> flags.FlagHolder:
   return flags.DEFINE_integer("seed", 0, text, **_SHARED)
 
 
+def define_runs() -> flags.FlagHolder:
+  """Declares --runs, a pattern for `sweep.chosen`."""
+  return flags.DEFINE_string(
+    "runs",
+    "",
+    "Regular expression: only the runs in whose names it is found.",
+    **_SHARED,
+  )
+
+
 def define_minutes() -> flags.FlagHolder:
   """Declares --minutes, after which a sweep begins no further run."""
   return flags.DEFINE_float(

@@ -14,14 +14,15 @@ from experiments.startup import options, program
 _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
 _OUTPUT = options.define_output("Folder that takes everything.")
 _MINUTES = options.define_minutes()
+_RUNS = options.define_runs()
 
 
 def main(_: list[str]) -> None:
   """Trains and tests, then draws."""
   folder = _OUTPUT.value
-  sweep.keep_programs(folder)
+  sweep.use_compilation_cache(folder)
   scale = scales.SCALES[_SCALE.value]
-  runs = training.runs(scale)
+  runs = sweep.chosen(training.runs(scale), _RUNS.value)
   training.prepare(scale)
   sweep.run_and_show(runs, folder, _MINUTES.value, report.section)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from configs import sizes
 from configs.paper import arithmetic as paper
+from configs.paper import base
 from mtp_jax import config
 
 
@@ -55,9 +56,9 @@ class Paper(Scale):
   """The paper's runs: `configs/paper/arithmetic.py`."""
 
   def config(self, size: str, n: int, seed: int) -> config.Config:
-    """As in `configs/paper`."""
-    cfg = paper.get_config(f"{size}-n{n}")
-    return cfg.replace(train={"seed": seed})
+    """As in `configs/paper`, on one device, a row in each microbatch."""
+    cfg = paper.get_config(f"{size}-n{n}").replace(train={"seed": seed})
+    return base.one_row_per_chip(cfg, 1)
 
 
 _SMALL = dict(futures=(1, 2, 4), pauses=(0, 5, 10), trained=5, tested=10)

@@ -69,7 +69,10 @@ def _run(scale, size, n, pauses, seed):
     "steps": cfg.train.steps,
     "peak": cfg.optim.peak,
     "trained": scale.trained,
+    "tested": scale.tested,
     "expressions": scale.expressions,
+    "evaluations": scale.evaluations,
+    "dtype": cfg.model.dtype,
     "answers_only": scale.answers_only,
   }
   measure = functools.partial(_measure, cfg, scale, pauses)
@@ -136,7 +139,8 @@ class Text(NamedTuple):
   n_future: int  # N, the largest of all runs
 
 
-# All runs read the same expressions, which are drawn once.
+# All runs read the same expressions. Where a training has no more calls than
+# the cache holds, they are drawn once.
 @functools.lru_cache(maxsize=64)
 def rows(text: Text, count: int, chunk: int) -> batch_lib.Batch:
   """`count` rows of T+N tokens; each chunk has other expressions.

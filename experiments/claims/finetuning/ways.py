@@ -61,7 +61,7 @@ def pretrained(
 ) -> model.Model:
   """The model pretrained with n heads, in a folder inside `folder`."""
   place = folder / f"pretrained-n{n}-seed{seed}"
-  return sweep.train(seeded(cfg, n, seed), place)
+  return sweep.train(seeded(cfg, n, seed), place / "model")
 
 
 def finetuned(
@@ -88,4 +88,4 @@ def finetuned(
     net = pretrained(before, first, seed, models)
     return surgery.drop_heads(net, second), {}
 
-  return sweep.train(seeded(after, second, seed), place, init)
+  return sweep.train(seeded(after, second, seed), place / "model", init)

@@ -16,6 +16,7 @@ from experiments.startup import options, program
 _SCALE = options.define_scale(scales.SCALES, "cpu", "How much is trained.")
 _OUTPUT = options.define_output("Folder that takes everything.")
 _MINUTES = options.define_minutes()
+_RUNS = options.define_runs()
 _STORIES = options.define_path(
   "stories", None, "Stories: a folder of texts, or a JSONL or ArrayRecord file."
 )
@@ -27,9 +28,10 @@ def main(_: list[str]) -> None:
   if bool(_STORIES.value) != bool(_TOKENIZER.value):
     raise ValueError("--stories and --tokenizer need each other: give both")
   folder = _OUTPUT.value
-  sweep.keep_programs(folder)
+  sweep.use_compilation_cache(folder)
   scale = scales.SCALES[_SCALE.value]
   runs = training.runs(scale, _STORIES.value, _TOKENIZER.value)
+  runs = sweep.chosen(runs, _RUNS.value)
   if not _STORIES.value:
     training.prepare(scale)
   sweep.run_and_show(runs, folder, _MINUTES.value, report.section)

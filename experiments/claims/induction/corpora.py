@@ -48,23 +48,32 @@ def written(
     seq_len: T.
     most: the largest N.
   """
-  random = np.random.default_rng(4)
-  every = stories.names(random, len(stories.BEGINNINGS) * len(stories.ENDINGS))
-  pool, rest = every[:names], every[names:]
-  new, others = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-  tested = stories.write(random, test, new)
+  random, pool, others, tested = _begin(test, names)
   parts = []
-  for share, cast, settings in (
-    (1 - books, pool, {}),
-    (books, others, {"events": (9, 11), "visitors": 5}),
+  for share, mean, cast, settings in (
+    (1 - books, 130, pool, {}),
+    (books, 150, others, {"events": (9, 11), "visitors": 5}),
   ):
-    sentences = 13 if not settings else 15  # fewer than these on average
-    count = round(share * tokens / (10 * sentences))
+    count = round(share * tokens / mean)  # tokens of a document, about
     if count:
       some = stories.write(random, count, cast, **settings)
       parts.append(induction.pack(some, seq_len=seq_len, reach=most))
   rows = jax.tree.map(lambda *a: np.concatenate(a), *parts)
   return Corpus(rows, tested, len(stories.vocabulary()))
+
+
+def tested(test: int, names: int) -> stories.Stories:
+  """The test stories of `written`, without the corpus."""
+  return _begin(test, names)[-1]
+
+
+def _begin(test, names):
+  """Random draws, names of stories, names of books, and test stories."""
+  random = np.random.default_rng(4)
+  every = stories.names(random, len(stories.BEGINNINGS) * len(stories.ENDINGS))
+  pool, rest = every[:names], every[names:]
+  new, others = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+  return random, pool, others, stories.write(random, test, new)
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,11 +18,16 @@ def section(rows: list[tidy.Row], path: pathlib.Path) -> str:
   labels = "training steps", "accuracy on the second token"
   plots.curves(path.with_suffix(".png"), panels, labels)
   settings = rows[0].overrides
+  corpus = f"the corpus {settings.get('path')}"
+  if "tokens" in settings:
+    corpus = (
+      f"a corpus of about {settings['tokens']:,} tokens with "
+      f"{settings['names']} names"
+    )
   text = [
     f"{settings['steps']} steps of {settings['batch']} x "
-    f"{settings['seq_len']} tokens, a corpus of about "
-    f"{settings['tokens']:,} tokens with {settings['names']} names, "
-    f"{settings['test']} test stories.\n",
+    f"{settings['seq_len']} tokens, {corpus}, {settings['test']} test "
+    "stories.\n",
     "Best accuracy by size: the mean (each seed)\n",
     plots.table(best(rows), "n", "{:.1%}"),
   ]

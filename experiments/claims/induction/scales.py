@@ -3,6 +3,7 @@
 import dataclasses
 
 from configs import sizes
+from configs.paper import base
 from configs.paper import induction as paper
 from mtp_jax import config
 
@@ -11,7 +12,7 @@ from mtp_jax import config
 class Scale:
   """Sizes of one sweep.
 
-  One row of T tokens holds whole stories.
+  One row of T tokens holds whole stories, of those that are built in.
   """
 
   sizes: tuple[str, ...]  # of table S14, or of `_SMALL`
@@ -55,9 +56,10 @@ class Paper(Scale):
   def config(
     self, size: str, n: int, seed: int, vocab: int, books: float
   ) -> config.Config:
-    """As in `configs/paper`."""
+    """As in `configs/paper`, on one device, a row in each microbatch."""
     cfg = paper.get_config(f"{size}-n{n}" + "-books" * (books > 0))
-    return cfg.replace(model={"vocab": vocab}, train={"seed": seed})
+    cfg = cfg.replace(model={"vocab": vocab}, train={"seed": seed})
+    return base.one_row_per_chip(cfg, 1)
 
 
 BOOKS = 0.9  # of a mixture's tokens

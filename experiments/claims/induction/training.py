@@ -67,7 +67,7 @@ def prepare(scale: scales.Scale) -> None:
   ]
   for cfg in cfgs:
     device_loop.compiled(cfg, scale.per_call)
-  test = _source(scale, 0.0)().test
+  test = corpora.tested(scale.test, scale.names)
   some = stories.Stories(test.tokens[:1], test.lengths[:1], test.mentions[:1])
   device_loop.evaluate_ahead(cfgs, lambda net: induction.accuracy(net, some))
 
@@ -91,9 +91,9 @@ def _run(scale, size, n, seed, books, source):
     "n": n,
     "books": books,
     "corpus": source.func.__name__,
-    "tokens": scale.tokens,
-    "names": scale.names,
     "test": scale.test,
+    "evaluations": scale.evaluations,
+    "dtype": cfg.model.dtype,
     "batch": cfg.data.batch,
     "seq_len": cfg.data.seq_len,
     "steps": cfg.train.steps,
@@ -102,6 +102,8 @@ def _run(scale, size, n, seed, books, source):
   if source.func is corpora.loaded:  # two such corpora are two sweeps
     path, tokenizer, *_ = source.args
     overrides |= {"path": str(path), "tokenizer": str(tokenizer)}
+  else:
+    overrides |= {"tokens": scale.tokens, "names": scale.names}
   name = f"{size} n={n}" + f" books={books:g}" * (books > 0)
 
   def configure(vocab):

@@ -23,7 +23,7 @@ def main(_: list[str]) -> None:
   """Trains what is not trained yet, and prints the table."""
   scale, folder = scales.SCALES[_SCALE.value], _OUTPUT.value
   folder.mkdir(parents=True, exist_ok=True)
-  sweep.keep_programs(folder)  # seeds share them
+  sweep.use_compilation_cache(folder)  # seeds share them
   order = itertools.product(scale.graphs, scale.seeds, scale.heads)
   runs = [run(scale, *values) for values in order]
   sweep.run_and_show(runs, folder, _MINUTES.value, report.section)

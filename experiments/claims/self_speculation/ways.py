@@ -67,7 +67,7 @@ def _trained(way, cfg, scale, base, place) -> model.Model:
   """The model of one way, trained in `place`; the next-token model in `base`,
   once for both ways that begin with it."""
   if way == "pretrained":
-    return sweep.train(cfg, place)
+    return sweep.train(cfg, place / "model")
   first = next_token(cfg, cfg.train.steps - scale.added)
   later = cfg.replace(
     data={"seed": cfg.data.seed + _NEW_ORDER},
@@ -80,10 +80,10 @@ def _trained(way, cfg, scale, base, place) -> model.Model:
   )
 
   def init():
-    net = sweep.train(first, base)
+    net = sweep.train(first, base / "model")
     return surgery.add_heads(net, cfg.model.n_future), {}
 
-  return sweep.train(later, place, init)
+  return sweep.train(later, place / "model", init)
 
 
 def next_token(cfg: config.Config, steps: int) -> config.Config:

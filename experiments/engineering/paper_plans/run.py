@@ -15,6 +15,7 @@ import pathlib
 
 from absl import logging
 
+from configs.paper import base
 from experiments.measure import aot, planning, study
 from experiments.startup import options, program
 from mtp_jax import config, sharding
@@ -67,20 +68,6 @@ def distinct(runs: dict[str, config.Config]) -> dict[str, list[str]]:
   return groups
 
 
-def one_row_per_chip(cfg: config.Config, chips: int) -> config.Config:
-  """`cfg` with as many microbatches as leave each chip a single row.
-
-  Raises:
-    ValueError: there are more chips than rows.
-  """
-  if cfg.data.batch % chips:
-    raise ValueError(f"{cfg.data.batch} rows do not divide by {chips} chips")
-  return cfg.replace(
-    mesh={"data": chips, "model": 1},
-    train={"accumulate": cfg.data.batch // chips},
-  ).check()
-
-
 def plausible(cfg: config.Config, name: str) -> bool:
   """Whether parameters, moments and gradients alone leave room."""
   devices = aot.topology(f"v5e:{name}")
@@ -93,7 +80,7 @@ def plausible(cfg: config.Config, name: str) -> bool:
 def line(name: str, cfg: config.Config, slice_: str, loss: str) -> dict:
   """The plan of `cfg` with a loss on a slice, as a row of the CSV file."""
   chips = len(aot.topology(f"v5e:{slice_}"))
-  cfg = one_row_per_chip(cfg, chips).replace(train={"loss": loss})
+  cfg = base.one_row_per_chip(cfg, chips).replace(train={"loss": loss})
   made = planning.training(cfg, f"v5e:{slice_}")
   state = {k: round(v / aot.GIB, 3) for k, v in made.state.items()}
   return {
