@@ -146,11 +146,18 @@ def test_a_training_goes_on_from_its_checkpoint(trained, tmp_path, monkeypatch):
     other = device_loop.train(cfg, rows, steps_per_call=K, folder=tmp_path)
     with pytest.raises(checkpoints.CheckpointError, match=name):
       next(other)
+  other = device_loop.train(
+    CFG, rows, steps_per_call=2, folder=tmp_path, depends_on={"pauses": 5}
+  )
+  with pytest.raises(checkpoints.CheckpointError, match="pauses: None in the"):
+    next(other)
   shutil.copytree(tmp_path, damaged := tmp_path / "damaged")
   for file in (damaged / "checkpoints/2").rglob("d/*"):
     file.write_bytes(bytes(file.stat().st_size))
   other = device_loop.train(CFG, rows, steps_per_call=2, folder=damaged)
-  with pytest.raises(checkpoints.CheckpointError, match="checkpoint 2"):
+  with pytest.raises(
+    checkpoints.CheckpointError, match=r"checkpoint 2.*Or remove"
+  ):
     next(other)
   (rest,) = device_loop.train(CFG, rows, steps_per_call=2, folder=tmp_path)
   assert (rest.step, rest.tokens) == (4, 0)

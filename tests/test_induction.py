@@ -175,8 +175,8 @@ def test_a_corpus_of_stories_and_books():
 def test_the_sweep(tmp_path, monkeypatch):
   """Its figures, of a model that nothing trains: no program compiles."""
 
-  def train(cfg, rows, *, steps_per_call, folder):
-    assert folder.is_dir()
+  def train(cfg, rows, *, steps_per_call, folder, depends_on):
+    assert folder.is_dir() and depends_on["n"] == cfg.model.n_future
     net = parameters.model_of(cfg.model)
     for call in range(cfg.train.steps // steps_per_call):
       shape = rows(call).tokens.shape
@@ -258,5 +258,17 @@ def test_a_run_resumes_where_it_was_killed(tmp_path, monkeypatch):
   assert figures(cut) == figures(tmp_path / "whole")
   (cut / tidy.FILE).unlink()  # but not what is saved
   again = training.runs(scale)[1:2]
-  with pytest.raises(ValueError, match="has no figure of that step: remove"):
-    sweep.run(again, cut)
+  (why,) = sweep.run(again, cut).failed.values()
+  assert "has no figure of that step: remove" in why
+
+
+def test_a_corpus_that_is_missing_is_said_before_the_first_run(tmp_path):
+  for path, codec, why in (
+    (tmp_path / "none.jsonl", "bytes", "none.jsonl' does not exist"),
+    (tmp_path, "none.model", "tokenizer 'none.model' is neither"),
+  ):
+    runs = training.runs(scales.SCALES["test"], path, codec)
+    assert "names" not in runs[0].overrides
+    with pytest.raises(ValueError, match=why):
+      sweep.run(runs, tmp_path / "out")
+  assert [p.name for p in (tmp_path / "out").iterdir()] == ["lock"]

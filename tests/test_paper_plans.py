@@ -112,3 +112,23 @@ def test_a_line_is_planned_once(tmp_path, monkeypatch):
     assert (row["run"], row["fits"]) == (name, "True")
   assert made == ["a", "b"]
   assert [r["run"] for r in study.read_csv(path)] == made
+
+
+def test_the_commands_leave_each_chip_one_row(every):
+  """Those of the docstrings, on the slice that holds the run."""
+  rows = study.read_csv(run.FOLDER / "v5e.csv")
+  slices = {
+    row["run"]: row["slice"]
+    for row in rows
+    if (row["loss"], row["fits"]) == ("serial", "True")
+  }
+  first = {n: f for f, names in run.distinct(every).items() for n in names}
+  for family in run.FAMILIES:
+    text = importlib.import_module(f"configs.paper.{family}").__doc__
+    asked = re.search(rf"{family}.py:(\S+)", text)[1]
+    name = f"{family}:{asked}"
+    parts = re.search(r"accumulate=(\d+)", text)[1]
+    wide, high = slices[first[name]].removeprefix("v5e:").split("x")
+    chips = int(wide) * int(high)
+    planned = base.one_row_per_chip(every[name], chips)
+    assert planned.train.accumulate == int(parts), name

@@ -1,6 +1,7 @@
 """Sweeps: runs that resume, tidy rows, and what is drawn from them."""
 
 import dataclasses
+import errno
 import io
 import shutil
 import sys
@@ -104,8 +105,8 @@ def test_a_run_goes_on_where_it_was_cut(tmp_path):
     sweep.run([one], tmp_path)
   last.append(15)  # of which the file has no figure
   before = (tmp_path / tidy.FILE).read_text()
-  with pytest.raises(ValueError, match="from step 15 in .*n-seed0.* remove"):
-    sweep.run([one], tmp_path)
+  (why,) = sweep.run([one], tmp_path).failed.values()
+  assert "from step 15, but" in why and f"remove {tmp_path}/n-seed0" in why
   assert (tmp_path / tidy.FILE).read_text() == before
   last[:] = [10]
   assert sweep.run([one], tmp_path).done == ["n, seed 0"]
@@ -130,16 +131,53 @@ def test_what_would_fail_is_said_before_the_first_run(tmp_path):
   assert sweep.run([first, last], tmp_path).skipped  # they need nothing more
 
 
-def test_a_cut_row_is_left_out_and_a_repeated_one_is_damage(tmp_path):
+def test_a_cut_row_is_left_out_and_an_odd_one_is_damage(tmp_path):
   sweep.run(runs([]), tmp_path)
   file = tmp_path / tidy.FILE
   sound = file.read_bytes()
+  rows = tidy.read(tmp_path)
   file.write_bytes(sound[:-3])  # of the last row's commit
-  assert [r.metric for r in tidy.read(tmp_path)].count("seconds") == 1
+  assert tidy.read(tmp_path) == rows[:-1]
+  for same in (sound[:-1], b"\xef\xbb\xbf" + sound):  # as editors leave it
+    file.write_bytes(same)
+    assert tidy.read(tmp_path) == rows
   *_, last = sound.splitlines(keepends=True)
-  file.write_bytes(sound + last)
-  with pytest.raises(ValueError, match="row 7 of .* repeats a figure.*remove"):
-    tidy.read(tmp_path)
+  for odd, why in (
+    (sound + last, "row 7 of .* repeats a figure.*remove"),
+    (sound.replace(b",0.25,", b",nan,"), "row 2 of .*value nan"),
+    (sound.replace(b",10,", b",-10,"), "row 2 of .*step -10"),
+    (sound.replace(b"seed,step", b"step,seed"), "the header is not claim,run,"),
+    (sound.replace(b"demo,", b"demo,,", 1), "row 1 of .*too many cells"),
+  ):
+    file.write_bytes(odd)
+    with pytest.raises(ValueError, match=why):
+      tidy.read(tmp_path)
+
+
+def test_no_row_is_dropped_before_its_run_begins(tmp_path):
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run(runs([], (0.5, KeyboardInterrupt())), tmp_path)
+  before = (tmp_path / tidy.FILE).read_text()
+  assert len(sweep.run(runs([]), tmp_path, minutes=0).left) == 2
+  assert (tmp_path / tidy.FILE).read_text() == before
+
+
+def test_a_full_disk_ends_the_sweep(tmp_path):
+  full = OSError(errno.ENOSPC, "No space left on device")
+  log = []
+  some = runs(log, (0.5, full), seeds=(0,)) + runs(log, seeds=(1,))
+  line = f"1M n=2, seed 0 cannot write to {tmp_path}: No space left.* Make room"
+  with pytest.raises(ValueError, match=line):
+    sweep.run(some, tmp_path)
+  assert 1 not in log
+
+
+def test_two_claims_take_two_folders(tmp_path):
+  sweep.run(runs([]), tmp_path)
+  (one,) = runs([], seeds=(0,))
+  other = dataclasses.replace(one, claim="other")
+  with pytest.raises(ValueError, match="has runs of demo.*another --output"):
+    sweep.run([other], tmp_path)
 
 
 def test_a_damaged_file_is_left_as_it_is(tmp_path):
@@ -295,7 +333,8 @@ def test_other_settings_under_a_name_are_refused(tmp_path):
   (one,) = runs(log, seeds=(0,))
   other = sweep.Run("demo", one.name, {"n": 2, "size": "3M"}, 0, one.measure)
   log.clear()
-  with pytest.raises(ValueError, match="name another --output"):
+  line = "has 1M n=2, seed 0 with size '1M', not '3M': name another --output"
+  with pytest.raises(ValueError, match=line):
     sweep.run([other], tmp_path)
   with pytest.raises(ValueError, match="two runs are named 1M n=2, seed 0"):
     sweep.run([one, one], tmp_path)

@@ -1,7 +1,7 @@
 """Polynomials over F_7 modulo X^5 (paper, figures 8, S15, S16; table S13).
 
   python -m experiments.train --config=configs/paper/arithmetic.py:30M-n4 \\
-    --workdir=runs/arithmetic-30M-n4
+    --workdir=runs/arithmetic-30M-n4 --config.train.accumulate=256
 
 30M and 100M, non-embedding, by n = 1, 2, 4; two runs each in the paper:
 --config.train.seed=1.

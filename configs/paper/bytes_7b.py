@@ -1,7 +1,7 @@
 """7B on bytes of code, up to 32 at once (paper, tables 1, S3, S13).
 
   python -m experiments.train --config=configs/paper/bytes_7b.py:7B-n8 \\
-    --workdir=runs/bytes-n8
+    --workdir=runs/bytes-n8 --config.train.accumulate=96
 
 n = 1, 8, 16, 32, each head an unembedding of its own on a trunk of 32 layers.
 Bytes: 314.6 billion.

@@ -1,7 +1,7 @@
 """7B on code: budgets, n and kinds of head (paper, tables 1, S4, S13).
 
   python -m experiments.train --config=configs/paper/code_7b.py:1T-n4 \\
-    --workdir=runs/1T-n4
+    --workdir=runs/1T-n4 --config.train.accumulate=112
 
 200B-n1, n2, n4, n6, n8: table 1. 200B-n4-linear, -causal, -anticausal, and
 -plus3, the parallel heads with three trunk layers more: table S4. 1T-n1, n4:

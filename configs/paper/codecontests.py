@@ -2,7 +2,7 @@
 
   python -m experiments.train \\
     --config=configs/paper/codecontests.py:7B-n4 --init=runs/1T-n4 \\
-    --workdir=runs/contests-n4
+    --workdir=runs/contests-n4 --config.train.accumulate=4
 
 The paper starts from its 7B models of code and does not say which; we take
 those of 1T tokens (code_7b.py).

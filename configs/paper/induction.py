@@ -1,7 +1,7 @@
 """Induction in children's stories (paper, figures 7, S14; tables S13, S14).
 
   python -m experiments.train --config=configs/paper/induction.py:30M-n2 \\
-    --workdir=runs/induction-30M-n2
+    --workdir=runs/induction-30M-n2 --config.train.accumulate=128
 
 Seven sizes, non-embedding, by n = 1, 2; with `-books` on books and stories
 9 to 1 (appendix J). Two seeds each in the paper: --config.train.seed=1.

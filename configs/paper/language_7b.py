@@ -1,7 +1,7 @@
 """7B on natural language (paper, figures 5 and 6; tables S2, S9, S13).
 
   python -m experiments.train --config=configs/paper/language_7b.py:500B-n4 \\
-    --workdir=runs/language-500B-n4
+    --workdir=runs/language-500B-n4 --config.train.accumulate=128
 
 Two budgets by n = 1, 2, 4.
 Tokens: 209.7 and 503.3 billion.

@@ -2,7 +2,7 @@
 
   python -m experiments.train --config=configs/paper/llama2_heads.py:7B-n4 \\
     --init=llama-2-7b --config.model.n_future=4 --config.model.layers=32 \\
-    --workdir=runs/llama2-n4
+    --workdir=runs/llama2-n4 --config.train.accumulate=128
 
 --init takes a folder of Llama 2 (Hugging Face or Meta), its tokenizer
 included. The flags make its heads; with --init the section `model` here only

@@ -1,7 +1,7 @@
 """Model size against n, on code (paper, figure 3; tables S7, S13, S14).
 
   python -m experiments.train --config=configs/paper/scaling.py:13B-n4 \\
-    --workdir=runs/13B-n4
+    --workdir=runs/13B-n4 --config.train.accumulate=64
 
 Six sizes by n = 1, 2, 4, all with L layers, the heads' own included.
 Tokens: 91.0 billion up to 3B, 209.7 billion for 6.7B and 13B.

@@ -2,7 +2,8 @@
 
   python -m experiments.train \\
     --config=configs/paper/summarisation.py:xsum-n2 \\
-    --init=runs/language-200B-n2 --workdir=runs/xsum-n2
+    --init=runs/language-200B-n2 --workdir=runs/xsum-n2 \\
+    --config.train.accumulate=2
 
 The paper starts from the runs of language_7b.py, 200B and 500B, of the same n.
 Nine corpora by n = 1, 2, 4; n heads in finetuning too (ours; not stated).

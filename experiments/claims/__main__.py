@@ -75,8 +75,12 @@ def put(page: str, text: str) -> str:
 
 def main(_: list[str]) -> None:
   """Redraws every claim whose report has `section`."""
-  for name, module in reports().items():
-    text = redraw(name, module, ROOT / name / "results")
+  # All are read first: a damaged file leaves every README as it is.
+  texts = {
+    name: redraw(name, module, ROOT / name / "results")
+    for name, module in reports().items()
+  }
+  for name, text in texts.items():
     page = ROOT / name / "README.md"
     page.write_text(put(page.read_text("utf-8"), text), encoding="utf-8")
     print(f"{name}: {'redrawn' if text else 'no results yet'}")

@@ -83,7 +83,7 @@ def paper_runs(
         {"config": f"{file}:{run}"},
         cfg.train.seed,
         measure,
-        check=functools.partial(_check, file, cfg.data),
+        check=functools.partial(check_corpus, file, cfg.data),
       )
     )
   return found
@@ -98,8 +98,8 @@ def _figures(cfg, heads, folder):
   yield from python_models.figures(cfg, folder, heads)
 
 
-def _check(file: str, data: config.Data) -> None:
-  """Raises ValueError if what a config reads is not there."""
+def check_corpus(file: str, data: config.Data) -> None:
+  """Raises ValueError if what the config in `file` reads is not there."""
   try:
     tokenizer.load(data.tokenizer)
     corpora.files(data)

@@ -11,9 +11,9 @@ import pathlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ def train(
   *,
   steps_per_call: int,
   folder: pathlib.Path | None = None,
+  depends_on: Mapping[str, Any] | None = None,
 ) -> Iterator[Progress]:
   """Trains a model on one device; yields after every call.
 
@@ -60,6 +61,8 @@ def train(
     folder: takes a checkpoint every `SAVE_S` seconds, between two calls. A
       training resumes from the one that is there, see `saved_step`. None:
       nothing is saved.
+    depends_on: what else `rows` depend on, JSON values. A checkpoint of other
+      values is refused.
 
   Raises:
     ValueError: steps that are not whole calls, or rows of another shape.
@@ -78,7 +81,8 @@ def train(
     if folder is not None:
       saved = stack.enter_context(_saved(folder))
       settings = {"config": dataclasses.asdict(cfg), "steps_per_call": K}
-      state, first = _resumed(saved, state, settings)
+      settings["depends_on"] = dict(depends_on or {})
+      state, first = _resumed(folder, saved, state, settings)
     chunks = stack.enter_context(
       contextlib.closing(_ahead(cfg, rows, K, first))
     )
@@ -116,16 +120,21 @@ def _newest(saved) -> int:
   return max(saved.steps(), default=-1)
 
 
-def _resumed(saved, state, settings):
+def _resumed(folder, saved, state, settings):
   """The state to resume from, and the number of its call."""
   step = _newest(saved)
   if step < 0:
     return state, 0
-  state, *_ = saved.restore(
-    state,
-    step=step,  # an earlier one is not what `saved_step` says
-    refusals=lambda stored: resume.differences(stored, settings),
-  )
+  try:
+    state, *_ = saved.restore(
+      state,
+      step=step,  # an earlier one is not what `saved_step` says
+      refusals=lambda stored: resume.differences(stored, settings),
+    )
+  except checkpoints.CheckpointError as error:
+    raise checkpoints.CheckpointError(
+      f"{error}. Or remove {folder / 'checkpoints'}: the training begins again"
+    ) from error
   return state, step // settings["steps_per_call"]
 
 

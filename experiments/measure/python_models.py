@@ -13,8 +13,10 @@ import jax
 
 from experiments.measure import study, sweep
 from mtp_jax import config, sharding, tokenizer
+from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pipeline
 from mtp_jax.evaluate import heads as head_measures
+from mtp_jax.model import attention
 from mtp_jax.train import batches, step
 
 Changes = Mapping[str, Mapping[str, Any]]  # section -> field -> value
@@ -139,15 +141,18 @@ def figures(
         yield sweep.Figure(int(row["step"]), metric, float(value))
   if not heads:
     return
+  rows, kernel = held_out(cfg)
+  speeds = head_measures.tokens_per_forward(net, rows, heads, kernel=kernel)
+  for k, speed in speeds.items():
+    yield sweep.Figure(cfg.train.steps, f"tokens per forward k={k}", speed)
+
+
+def held_out(
+  cfg: config.Config,
+) -> tuple[Iterator[batch_lib.Batch], attention.Kernel]:
+  """What a run's evaluations read, on its mesh, and their attention."""
   mesh = sharding.make_mesh(cfg.mesh)
   splits = pipeline.pack(cfg.data, tokenizer.load(cfg.data.tokenizer))
   read = batches.Batches(cfg, mesh, splits).held_out
   count = cfg.train.eval_batches * cfg.train.accumulate
-  speeds = head_measures.tokens_per_forward(
-    net,
-    map(read, range(count)),
-    heads,
-    kernel=step.attention_kernel(cfg.model, mesh),
-  )
-  for k, speed in speeds.items():
-    yield sweep.Figure(cfg.train.steps, f"tokens per forward k={k}", speed)
+  return map(read, range(count)), step.attention_kernel(cfg.model, mesh)

@@ -8,6 +8,7 @@ processes all of them measure, and process 0 writes.
 import contextlib
 import csv
 import dataclasses
+import errno
 import json
 import pathlib
 import re
@@ -41,8 +42,8 @@ def _from_the_start(folder: pathlib.Path) -> int:
   return -1
 
 
-def _nothing() -> None:
-  pass
+def nothing() -> None:
+  """The check of a run that needs no files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Run:
   # Figures up to that step, of which there are some, are not yielded again.
   resume_step: Callable[[pathlib.Path], int] = _from_the_start
   # Raises what would make the run fail, before the first run of a sweep begins.
-  check: Callable[[], None] = _nothing
+  check: Callable[[], None] = nothing
 
   @property
   def key(self) -> tidy.Key:
@@ -121,9 +122,9 @@ def run(
 
   Raises:
     ValueError: two runs have one name and seed, or `folder` has a run of the
-      same name and seed and other overrides; `minutes` is negative; sweep.csv
-      is damaged, or lacks rows of a run that would resume; or a run's `check`
-      says so. Nothing is measured then.
+      same name and seed and other overrides, or of another claim; `minutes`
+      is negative; sweep.csv is damaged; a run's `check` says so; or processes
+      were asked for other runs. Nothing is measured then. Or the disk is full.
     checkpoints.CheckpointError: another sweep writes to `folder`.
     Stopped: a signal stopped a run.
 
@@ -134,7 +135,7 @@ def run(
     ...   yield sweep.Figure(100, "nats", 0.7)
     >>> one = sweep.Run("demo", "n=2", {"n": 2}, seed=0, measure=measure)
     >>> outcome = sweep.run([one], pathlib.Path("runs/demo"))
-    what a run prints: runs/demo/RUN/log.txt
+    each run prints to log.txt in its folder in runs/demo
     1 of 1: n=2, seed 0 ...
     >>> tidy.read(pathlib.Path("runs/demo"))[0].value
     0.7
@@ -194,13 +195,10 @@ def run_and_show(
 def _run(asked, folder, minutes) -> Outcome:
   begin, outcome = time.monotonic(), Outcome()
   ended = _ended(asked, folder)
-  for one in asked.values():
-    if one.key not in ended:
-      one.check()
   is_first, here = jax.process_index() == 0, tidy.here()
   progress = terminal.Progress(is_first)  # one bar, and a line for each run
   with contextlib.closing(progress):
-    progress.say(f"what a run prints: {folder}/RUN/log.txt")
+    progress.say(f"each run prints to log.txt in its folder in {folder}")
     progress.start(len(asked), 0)
     for i, one in enumerate(asked.values()):
       progress.advance(i)
@@ -218,6 +216,11 @@ def _run(asked, folder, minutes) -> Outcome:
       except Exception as error:  # the others may work
         if jax.process_count() > 1:
           raise
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+          raise ValueError(
+            f"{one} cannot write to {folder}: {error.strerror}. Make room; the "
+            "same command resumes"
+          ) from error
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         outcome.failed[str(one)] = why
         progress.say(f"failed: {why}")
@@ -280,6 +283,7 @@ def _measure(one, folder, is_first, here):
   with contextlib.ExitStack() as stack:
     if is_first:
       place.mkdir(exist_ok=True)
+      _drop_what_is_yielded_again(one, folder)
       file, log = (
         stack.enter_context(open(path, "a", newline="", encoding="utf-8"))
         for path in (folder / tidy.FILE, place / "log.txt")
@@ -308,48 +312,85 @@ def _measure(one, folder, is_first, here):
 
 
 def _ended(asked, folder) -> set[tidy.Key]:
-  """The keys of finished runs, as process 0 finds them in the CSV file."""
-  found = {}
-  if jax.process_index() == 0:
-    try:
-      found = {"ended": sorted(_tidy_up(asked, folder))}
-    except Exception as error:  # the other processes wait for an answer
-      found = {"error": str(error)}
-  found = _of_first(found)
-  if "error" in found:
-    raise ValueError(found["error"])
-  return {tuple(key) for key in found["ended"]}
+  """The keys of finished runs; raises what is wrong with a sweep.
+
+  Every process raises what one of them finds, and none changes a file.
+  """
+
+  def look():
+    found = {"asked": [[*key, one.overrides] for key, one in asked.items()]}
+    if jax.process_index() == 0:
+      found["ended"] = sorted(_finished(asked, folder))
+    for key, one in asked.items():
+      if list(key) not in map(list, found.get("ended", [])):
+        one.check()
+    return found
+
+  try:
+    found = look()
+  except Exception as error:  # the other processes wait for an answer
+    found = {"error": " ".join(str(error).split()) or type(error).__name__}
+  with processes.watched():
+    every = [json.loads(x) for x in processes.gather(json.dumps(found))]
+  for one in every:
+    if "error" in one:
+      raise ValueError(one["error"])
+  for i, one in enumerate(every):
+    if one["asked"] != every[0]["asked"]:
+      raise ValueError(
+        f"process {i} was asked for other runs than process 0: start all with "
+        "the same flags"
+      )
+  return {tuple(key) for key in every[0]["ended"]}
 
 
-def _tidy_up(asked, folder) -> set[tidy.Key]:
-  """The keys of finished runs; removes what others in `asked` yield again."""
+def _finished(asked, folder) -> set[tidy.Key]:
+  """The keys of the runs in a folder's file that are finished.
+
+  Raises:
+    ValueError: the file is damaged, or has other runs than those in `asked`.
+  """
   rows = tidy.read(folder)
+  claims = {key[0] for key in asked}
   for row in rows:
+    if row.claim not in claims:
+      raise ValueError(
+        f"{folder} has runs of {row.claim}, whose folders may have the same "
+        "names: give another --output"
+      )
     if one := asked.get(row.key):
       wanted = json.loads(tidy.settings(one.overrides))
       if row.overrides != wanted:
+        differs = [
+          f"{name} {row.overrides.get(name)!r}, not {wanted.get(name)!r}"
+          for name in sorted({*row.overrides, *wanted})
+          if row.overrides.get(name) != wanted.get(name)
+        ]
         raise ValueError(
-          f"{folder} has {row.run}, seed {row.seed}, with {row.overrides}, and "
-          f"{wanted} is asked for: name another --output"
+          f"{folder} has {one} with {'; '.join(differs)}: name another --output"
         )
-  ended = tidy.ended(rows)
-  steps = {(row.key, row.step) for row in rows}
-  last = {}  # steps up to which the rows of a run stay
-  for key, one in asked.items():
-    if key not in ended:
-      place = folder / one.folder
-      last[key] = step = one.resume_step(place)
-      if step >= 0 and (key, step) not in steps:
-        raise ValueError(
-          f"{one} would resume from step {step} in {place}, but "
-          f"{folder / tidy.FILE} has no figure of that step: remove {place}, "
-          "and the run begins again"
-        )
-  kept = [row for row in rows if row.step <= last.get(row.key, row.step)]
+  return tidy.ended(rows)
+
+
+def _drop_what_is_yielded_again(one, folder) -> None:
+  """Removes the rows behind the step from which an unfinished run resumes.
+
+  Raises:
+    ValueError: there is no row of that step, so earlier ones are missing, too.
+  """
+  rows = tidy.read(folder)
+  step = one.resume_step(folder / one.folder)
+  own = [row for row in rows if row.key == one.key]
+  if step >= 0 and all(row.step != step for row in own):
+    raise ValueError(
+      f"it would resume from step {step}, but {folder / tidy.FILE} has no "
+      f"figure of that step: remove {folder / one.folder}, and it begins again"
+    )
+  kept = [row for row in rows if row.key != one.key or row.step <= step]
   tidy.write(folder / tidy.FILE, kept)
-  return ended
 
 
 def _of_first(value):
   """Process 0's `value`, of JSON values, in all processes."""
-  return json.loads(processes.gather(json.dumps(value))[0])
+  with processes.watched():
+    return json.loads(processes.gather(json.dumps(value))[0])

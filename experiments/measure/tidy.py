@@ -7,6 +7,7 @@ seed, the training step, and where and when it was measured.
 import csv
 import datetime
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -56,16 +57,24 @@ def read(path: pathlib.Path) -> list[Row]:
   try:
     lines = study.read_csv(file)
     whole = file.exists() and file.read_bytes().endswith(b"\n")
+    if lines and [*lines[0]][: len(Row._fields)] != [*Row._fields]:
+      raise ValueError(f"the header is not {','.join(Row._fields)}")
     for i, row in enumerate(lines, 1):
+      if None in row:
+        raise ValueError("it has too many cells")
       if None in row.values() or not row["commit"]:
         if i < len(lines):
           raise ValueError("it is cut short, and others follow it")
         continue
+      # Perhaps cut, unless it ends as the row before it does.
       if i == len(lines) and not whole:
-        continue
+        if not rows or row["commit"] != rows[-1].commit:
+          continue
       row["overrides"] = json.loads(row["overrides"])
       row |= {name: int(row[name]) for name in ("seed", "step")}
       row = Row(**row | {"value": float(row["value"])})
+      if not math.isfinite(row.value) or row.step < 0:
+        raise ValueError(f"step {row.step}, value {row.value}")
       if (figure := (*row.key, row.step, row.metric)) in seen:
         raise ValueError("it repeats a figure")
       seen.add(figure)

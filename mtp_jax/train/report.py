@@ -101,9 +101,10 @@ class Reporter:
 
   def finished(self, step: int) -> None:
     """Reports that the run has made its last step, and where its files are."""
+    samples = ", samples/" * (self._workdir / "samples").is_dir()
     self.progress.say(
-      f"finished at step {step}; {self._workdir}/ has checkpoints/{step}, the "
-      "logs train.csv, held_out.csv and tensorboard/, and samples/"
+      f"finished at step {step}; {self._workdir}/ has checkpoints/{step}"
+      f"{samples}, and the logs train.csv, held_out.csv and tensorboard/"
     )
 
   def finished_before(self, steps: int) -> None:

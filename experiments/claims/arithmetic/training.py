@@ -3,8 +3,8 @@
 import functools
 import pathlib
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -75,7 +75,7 @@ def _run(scale, size, n, pauses, seed):
     "dtype": cfg.model.dtype,
     "answers_only": scale.answers_only,
   }
-  measure = functools.partial(_measure, cfg, scale, pauses)
+  measure = functools.partial(_measure, cfg, scale, pauses, overrides)
   return sweep.Run(
     CLAIM, name, overrides, seed, measure, device_loop.saved_step
   )
@@ -85,6 +85,7 @@ def _measure(
   cfg: config.Config,
   scale: scales.Scale,
   pauses: int,
+  overrides: Mapping[str, Any],
   folder: pathlib.Path,
 ) -> Iterator[sweep.Figure]:
   """Trains, or goes on; yields exact match by number of operations."""
@@ -104,7 +105,11 @@ def _measure(
     return jax.tree.map(lambda a: a[:, : T + N], chunk)
 
   for p in device_loop.train(
-    cfg, chunk_of, steps_per_call=scale.per_call, folder=folder
+    cfg,
+    chunk_of,
+    steps_per_call=scale.per_call,
+    folder=folder,
+    depends_on=overrides,
   ):
     calls = p.step // scale.per_call
     for i, nats in enumerate(p.nats, 1):

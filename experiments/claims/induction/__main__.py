@@ -20,7 +20,11 @@ _RUNS = options.define_runs()
 _STORIES = options.define_path(
   "stories", None, "Stories: a folder of texts, or a JSONL or ArrayRecord file."
 )
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "That of --stories.")
+_TOKENIZER = flags.DEFINE_string(
+  "tokenizer",
+  None,
+  "Of --stories: 'bytes', a SentencePiece model or a tokenizer.json.",
+)
 
 
 def main(_: list[str]) -> None:

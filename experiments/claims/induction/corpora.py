@@ -10,6 +10,7 @@ import numpy as np
 from mtp_jax import config
 from mtp_jax import tokenizer as tokenizer_lib
 from mtp_jax.data import batch as batch_lib
+from mtp_jax.data import corpora as reader
 from mtp_jax.data import pipeline
 from mtp_jax.tasks import induction, stories
 
@@ -76,6 +77,12 @@ def _begin(test, names):
   return random, pool, others, stories.write(random, test, new)
 
 
+def check(path: pathlib.Path, tokenizer: str) -> None:
+  """Raises ValueError if a corpus or its tokenizer is missing."""
+  tokenizer_lib.load(tokenizer)
+  reader.files(_data(path, tokenizer))
+
+
 @functools.lru_cache(maxsize=1)
 def loaded(
   path: pathlib.Path, tokenizer: str, test: int, seq_len: int, most: int
@@ -85,15 +92,7 @@ def loaded(
   Test stories are the held-out documents, with characters renamed to random
   names of two tokens, as in the paper.
   """
-  kinds = {".jsonl": "jsonl", ".array_record": "array_record"}
-  data = config.Data(
-    source=kinds.get(path.suffix, "text"),
-    path=str(path),
-    tokenizer=tokenizer,
-    seq_len=seq_len,
-    batch=1,  # test stories are read one by one
-    held_out=0.02,
-  ).check()
+  data = dataclasses.replace(_data(path, tokenizer), seq_len=seq_len).check()
   codec = tokenizer_lib.load(tokenizer)
   train, held_out = pipeline.pack(data, codec)
   windows = [
@@ -111,3 +110,14 @@ def loaded(
   )
   rows = jax.tree.map(lambda *a: np.stack(a), *windows)
   return Corpus(rows, tested, codec.vocab)
+
+
+def _data(path, tokenizer) -> config.Data:
+  kinds = {".jsonl": "jsonl", ".array_record": "array_record"}
+  return config.Data(
+    source=kinds.get(path.suffix, "text"),
+    path=str(path),
+    tokenizer=tokenizer,
+    batch=1,  # test stories are read one by one
+    held_out=0.02,
+  )

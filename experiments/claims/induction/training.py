@@ -2,7 +2,8 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -86,6 +87,7 @@ def _source(scale, books):
 
 def _run(scale, size, n, seed, books, source):
   cfg = scale.config(size, n, seed, 2, books)  # but for its vocabulary
+  path = tokenizer = None
   overrides = {
     "size": size,
     "n": n,
@@ -109,9 +111,16 @@ def _run(scale, size, n, seed, books, source):
   def configure(vocab):
     return scale.config(size, n, seed, vocab, books)
 
-  measure = functools.partial(_measure, scale, configure, source)
+  measure = functools.partial(_measure, scale, configure, source, overrides)
+  check = functools.partial(corpora.check, path, tokenizer) if path else None
   return sweep.Run(
-    CLAIM, name, overrides, seed, measure, device_loop.saved_step
+    CLAIM,
+    name,
+    overrides,
+    seed,
+    measure,
+    device_loop.saved_step,
+    check or sweep.nothing,
   )
 
 
@@ -119,6 +128,7 @@ def _measure(
   scale: scales.Scale,
   configure: Callable[[int], config.Config],
   source: Callable[[], corpora.Corpus],
+  overrides: Mapping[str, Any],
   folder: pathlib.Path,
 ) -> Iterator[sweep.Figure]:
   """Trains, or goes on, and yields the accuracy on the way."""
@@ -127,7 +137,11 @@ def _measure(
   rows = functools.partial(_rows, cfg, corpus, scale.per_call)
   every = cfg.train.steps // scale.per_call // scale.evaluations
   for p in device_loop.train(
-    cfg, rows, steps_per_call=scale.per_call, folder=folder
+    cfg,
+    rows,
+    steps_per_call=scale.per_call,
+    folder=folder,
+    depends_on=overrides,
   ):
     for i, nats in enumerate(p.nats, 1):
       yield sweep.Figure(p.step, f"nats head={i}", nats)

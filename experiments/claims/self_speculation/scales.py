@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from configs.paper import code_7b
+from configs.paper import base, code_7b
 from mtp_jax import config
 
 
@@ -90,10 +90,10 @@ SCALES = {
     prompt_len=256,
     new=256,
   ),
-  # Table S4's "+3", whose trunk is that of the next-token model. Prompts of
-  # table S2.
+  # Table S4's "+3", whose trunk is that of the next-token model, on its planned
+  # slice, v5e:4x4. Prompts of table S2.
   "paper": Scale(
-    cfg=code_7b.get_config("200B-n4-plus3"),
+    cfg=base.one_row_per_chip(code_7b.get_config("200B-n4-plus3"), 16),
     added=8_333,
     added_peak=3e-4,
     seeds=1,

@@ -11,11 +11,13 @@ step, so the same seed would give them the first batches once more.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator
 
+from experiments.claims import byte_sweeps
 from experiments.claims.self_speculation import scales
-from experiments.measure import sweep
+from experiments.measure import python_models, sweep
 from mtp_jax import config, tokenizer
 from mtp_jax.data import pipeline
 from mtp_jax.decode import layout, serve
@@ -23,6 +25,7 @@ from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import model, surgery
 
 CLAIM = "self_speculation"
+CONFIG = "configs/paper/code_7b.py"  # of scale `paper`
 WAYS = ("pretrained", "frozen", "joint")
 _NEW_ORDER = 1000  # what added heads add to the seed of the data
 
@@ -47,6 +50,7 @@ def runs(
       | ({} if way == "pretrained" else {"data_seed": seed + _NEW_ORDER}),
       seed,
       _measure(way, scale, folder, seed),
+      check=functools.partial(byte_sweeps.check_corpus, CONFIG, scale.cfg.data),
     )
     for seed in range(seeds)
     for way in WAYS
@@ -98,16 +102,8 @@ def figures(
   """What the heads are worth: on held-out text, and in greedy decoding."""
   codec, step = tokenizer.load(cfg.data.tokenizer), cfg.train.steps
   held = pipeline.pack(cfg.data, codec)[1]
-  batching = pipeline.Batching(
-    cfg.data.batch, cfg.data.seq_len, cfg.model.reach, seed=0
-  )
-  found = head_measures.measure(
-    net,
-    (
-      pipeline.batch_at(held, i, batching)
-      for i in range(cfg.train.eval_batches)
-    ),
-  )
+  rows, kernel = python_models.held_out(cfg)
+  found = head_measures.measure(net, rows, kernel=kernel)
   for i in range(cfg.model.n_future):
     yield sweep.Figure(step, f"nats {i + 1}", found["nats"][i])
     yield sweep.Figure(step, f"accuracy {i + 1}", found["accuracy"][i])
