@@ -41,7 +41,7 @@ def test_a_taken_port_is_refused():
 def test_alone_nothing_changes():
   asked = processes.threading.Event()
   assert processes.gather("text") == ["text"]
-  assert not processes.told_to_stop(asked, 3)
+  assert not processes.told_to_stop(asked)
   with pytest.raises(ValueError, match="^Gloo failed$"), processes.watched():
     raise ValueError("Gloo failed")
 

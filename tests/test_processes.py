@@ -264,6 +264,11 @@ def test_two_processes_measure_a_sweep(home, alone, tmp_path):
   )
   again = Job(home, python(2, program, *flags)).finish()
   assert "0 runs done, 1 done before" in again.text(0)
+  commands = python(2, program, "--scale=paper", f"--output={tmp_path / 'new'}")
+  commands[1][2] = commands[1][2].replace("n=2", "n=3")
+  other = Job(home, commands)
+  assert all(other.ends())
+  assert "process 1 was asked for other runs than process 0" in other.text(0)
 
 
 SRUN = """#!/bin/sh

@@ -166,10 +166,28 @@ def test_a_full_disk_ends_the_sweep(tmp_path):
   full = OSError(errno.ENOSPC, "No space left on device")
   log = []
   some = runs(log, (0.5, full), seeds=(0,)) + runs(log, seeds=(1,))
-  line = f"1M n=2, seed 0 cannot write to {tmp_path}: No space left.* Make room"
+  line = f"1M n=2, seed 0 cannot write to {tmp_path}: no space is left"
+  with pytest.raises(ValueError, match=line):
+    sweep.run(some, tmp_path)
+  try:  # as a save that fails says so
+    raise checkpoints.CheckpointError("step 1 was not saved") from full
+  except checkpoints.CheckpointError as error:
+    some = runs(log, (0.5, error), seeds=(0,)) + some[1:]
   with pytest.raises(ValueError, match=line):
     sweep.run(some, tmp_path)
   assert 1 not in log
+
+
+@pytest.mark.parametrize("bad", [(0, "x", float("nan")), (-1, "x", 1.0), 2])
+def test_a_figure_that_could_not_be_read_fails_its_run_alone(tmp_path, bad):
+  def measure(folder):
+    yield sweep.Figure(0, "nats", 0.5)
+    yield sweep.Figure(*bad) if bad != 2 else sweep.Figure(0, "nats", 0.4)
+
+  one = sweep.Run("demo", "bad", {}, 0, measure)
+  outcome = sweep.run([one, *runs([])], tmp_path)
+  assert len(outcome.failed) == 1 and len(outcome.done) == 2
+  assert len(tidy.read(tmp_path)) == 1 + 6
 
 
 def test_two_claims_take_two_folders(tmp_path):

@@ -30,6 +30,7 @@ def trained(monkeypatch):
   found = []
 
   def train(cfg, folder, init=None):
+    assert folder.name == "model"
     found.append((cfg, folder.parent))
     if init is None:
       return parameters.model_of(cfg.model, 0.3)

@@ -88,10 +88,10 @@ def run(
 def one_row_per_chip(cfg: config.Config, chips: int) -> config.Config:
   """`cfg` with as many microbatches as leave each chip a single row.
 
-  So was each run planned; with a whole batch at once none fits on its slice.
+  Each run was planned this way.
 
   Raises:
-    ValueError: there are more chips than rows.
+    ValueError: the rows do not divide by the chips.
   """
   if cfg.data.batch % chips:
     raise ValueError(f"{cfg.data.batch} rows do not divide by {chips} chips")

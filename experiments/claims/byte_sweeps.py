@@ -61,13 +61,13 @@ def paper_runs(
   """The paper's own runs, on the corpora that their configs name.
 
   Each chip has one row of a microbatch, as planned (`base.one_row_per_chip`).
-  A run resumes on as many chips as it began on.
+  A run resumes only on as many chips as it began on.
 
   Args:
     claim: of the runs.
     family: of `configs.paper`.
     names: a run's name in the claim's tables -> its name in `family.RUNS`.
-    heads: numbers k of heads, see `python_models.run`; up to a model's n.
+    heads: see `python_models.run`; numbers above a model's n are left out.
   """
   found = []
   for name, run in names.items():
@@ -83,7 +83,7 @@ def paper_runs(
         {"config": f"{file}:{run}"},
         cfg.train.seed,
         measure,
-        check=functools.partial(check_corpus, file, cfg.data),
+        check=functools.partial(check, file, cfg),
       )
     )
   return found
@@ -98,11 +98,18 @@ def _figures(cfg, heads, folder):
   yield from python_models.figures(cfg, folder, heads)
 
 
-def check_corpus(file: str, data: config.Data) -> None:
-  """Raises ValueError if what the config in `file` reads is not there."""
+def check(file: str, cfg: config.Config) -> None:
+  """Raises ValueError if a run of the paper could not begin here.
+
+  Args:
+    file: in which the config stands.
+    cfg: the run's; its batch has to divide by the chips, and its corpus and
+      tokenizer have to be there.
+  """
+  base.one_row_per_chip(cfg, jax.device_count())
   try:
-    tokenizer.load(data.tokenizer)
-    corpora.files(data)
+    tokenizer.load(cfg.data.tokenizer)
+    corpora.files(cfg.data)
   except ValueError as error:
     raise ValueError(f"{error}. {file} says what it reads") from error
 

@@ -35,7 +35,7 @@ class Progress(NamedTuple):
   step: int
   net: model.Model  # valid until the next call
   nats: np.ndarray  # [N] of each head, the mean over the call's steps
-  # Of this start of the program, without its first call.
+  # Both count from the end of the first call since the program started.
   seconds: float  # without pauses
   tokens: int  # positions trained on
 
@@ -61,8 +61,8 @@ def train(
     folder: takes a checkpoint every `SAVE_S` seconds, between two calls. A
       training resumes from the one that is there, see `saved_step`. None:
       nothing is saved.
-    depends_on: what else `rows` depend on, JSON values. A checkpoint of other
-      values is refused.
+    depends_on: what else `rows` depend on, JSON values. A checkpoint made with
+      other values is refused.
 
   Raises:
     ValueError: steps that are not whole calls, or rows of another shape.
@@ -75,14 +75,15 @@ def train(
     raise ValueError(
       f"train.steps {cfg.train.steps} are not whole calls of {K} steps"
     )
-  state, first = _initial_state(cfg), 0
   call = compiled(cfg, K).result()
   with contextlib.ExitStack() as stack:
     if folder is not None:
       saved = stack.enter_context(_saved(folder))
       settings = {"config": dataclasses.asdict(cfg), "steps_per_call": K}
       settings["depends_on"] = dict(depends_on or {})
-      state, first = _resumed(folder, saved, state, settings)
+      state, first = _resumed(cfg, folder, saved, settings)
+    else:
+      state, first = _initial_state(cfg), 0
     chunks = stack.enter_context(
       contextlib.closing(_ahead(cfg, rows, K, first))
     )
@@ -120,14 +121,14 @@ def _newest(saved) -> int:
   return max(saved.steps(), default=-1)
 
 
-def _resumed(folder, saved, state, settings):
+def _resumed(cfg, folder, saved, settings):
   """The state to resume from, and the number of its call."""
   step = _newest(saved)
   if step < 0:
-    return state, 0
+    return _initial_state(cfg), 0
   try:
     state, *_ = saved.restore(
-      state,
+      step_lib.abstract_state(cfg, _mesh()),
       step=step,  # an earlier one is not what `saved_step` says
       refusals=lambda stored: resume.differences(stored, settings),
     )

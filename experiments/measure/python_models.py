@@ -5,6 +5,7 @@ run of one is a size, changed in a few fields. The corpus is the Python files
 of the machine that runs it, so figures of two machines are not to be compared.
 """
 
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from mtp_jax.data import batch as batch_lib
 from mtp_jax.data import pipeline
 from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import attention
-from mtp_jax.train import batches, step
+from mtp_jax.train import batches, processes, step
 
 Changes = Mapping[str, Mapping[str, Any]]  # section -> field -> value
 
@@ -106,8 +107,23 @@ def run(
     for field, value in values.items()
   }
   return sweep.Run(
-    claim, name, overrides, seed, lambda folder: figures(cfg, folder, heads)
+    claim,
+    name,
+    overrides,
+    seed,
+    lambda folder: figures(cfg, folder, heads),
+    check=functools.partial(_check_devices, cfg),
   )
+
+
+def _check_devices(cfg: config.Config) -> None:
+  """Raises ValueError if the devices do not divide a batch."""
+  try:
+    batches.check(cfg, sharding.make_mesh(cfg.mesh))
+  except ValueError as error:
+    raise ValueError(
+      f"{error}. Show the program fewer devices, as with CUDA_VISIBLE_DEVICES=0"
+    ) from error
 
 
 def figures(
@@ -132,7 +148,7 @@ def figures(
   net = sweep.train(cfg, folder)
   is_first = jax.process_index() == 0  # writes the logs
   rows = study.read_csv(folder / "held_out.csv") if is_first else []
-  if is_first and not rows:
+  if not processes.gather("some" * bool(rows))[0]:
     raise RuntimeError(f"{folder} has no evaluation: see its log.txt")
   wanted = "bits_per_byte_", "accuracy_", "tokens_per_forward_greedy"
   for row in rows:

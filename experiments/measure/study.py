@@ -152,7 +152,7 @@ def read_csv(path: pathlib.Path) -> list[dict[str, str]]:
   """Rows of a CSV file as strings; none where there is no file."""
   if not path.exists():
     return []
-  with path.open(newline="", encoding="utf-8-sig") as file:  # of a spreadsheet
+  with path.open(newline="", encoding="utf-8-sig") as file:  # a BOM
     return list(csv.DictReader(file))
 
 

@@ -9,7 +9,7 @@ import contextlib
 import csv
 import dataclasses
 import errno
-import json
+import math
 import pathlib
 import re
 import time
@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import jax
 
 import mtp_jax
-from experiments.measure import tidy
+from experiments.measure import sweep_state, tidy
 from mtp_jax import config
 from mtp_jax.model import model
-from mtp_jax.train import lock, processes, terminal
+from mtp_jax.train import lock, terminal
 
 
 class Stopped(Exception):
@@ -60,10 +60,11 @@ class Run:
   seed: int
   # Takes a folder of its own, which exists; trains, and yields figures.
   measure: Callable[[pathlib.Path], Iterable[Figure]]
-  # Takes that folder. The step from which `measure` resumes in it, or -1.
-  # Figures up to that step, of which there are some, are not yielded again.
+  # Takes that folder. The step from which `measure` resumes in it, or -1. The
+  # file has figures of that step; they and earlier ones are not yielded again.
   resume_step: Callable[[pathlib.Path], int] = _from_the_start
-  # Raises what would make the run fail, before the first run of a sweep begins.
+  # Raises ValueError if something that the run needs is missing. It is called
+  # before the first run of a sweep.
   check: Callable[[], None] = nothing
 
   @property
@@ -123,8 +124,9 @@ def run(
   Raises:
     ValueError: two runs have one name and seed, or `folder` has a run of the
       same name and seed and other overrides, or of another claim; `minutes`
-      is negative; sweep.csv is damaged; a run's `check` says so; or processes
-      were asked for other runs. Nothing is measured then. Or the disk is full.
+      is not at least 0; sweep.csv is damaged; a run's `check` says so; or
+      processes were asked for other runs. Nothing is measured then. Or the disk
+      is full.
     checkpoints.CheckpointError: another sweep writes to `folder`.
     Stopped: a signal stopped a run.
 
@@ -194,7 +196,7 @@ def run_and_show(
 
 def _run(asked, folder, minutes) -> Outcome:
   begin, outcome = time.monotonic(), Outcome()
-  ended = _ended(asked, folder)
+  ended = sweep_state.ended(asked, folder)
   is_first, here = jax.process_index() == 0, tidy.here()
   progress = terminal.Progress(is_first)  # one bar, and a line for each run
   with contextlib.closing(progress):
@@ -205,7 +207,8 @@ def _run(asked, folder, minutes) -> Outcome:
       if one.key in ended:
         outcome.skipped.append(str(one))
         continue
-      if _of_first(time.monotonic() - begin > 60 * minutes):
+      late = time.monotonic() - begin > 60 * minutes
+      if sweep_state.together(lambda late=late: late)[0]:
         outcome.left.append(str(one))
         continue
       try:
@@ -216,10 +219,10 @@ def _run(asked, folder, minutes) -> Outcome:
       except Exception as error:  # the others may work
         if jax.process_count() > 1:
           raise
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if _is_full(error):
           raise ValueError(
-            f"{one} cannot write to {folder}: {error.strerror}. Make room; the "
-            "same command resumes"
+            f"{one} cannot write to {folder}: no space is left. Make room; the "
+            f"same command resumes ({error})"
           ) from error
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         outcome.failed[str(one)] = why
@@ -283,7 +286,7 @@ def _measure(one, folder, is_first, here):
   with contextlib.ExitStack() as stack:
     if is_first:
       place.mkdir(exist_ok=True)
-      _drop_what_is_yielded_again(one, folder)
+      sweep_state.remove_later_rows(one, folder)
       file, log = (
         stack.enter_context(open(path, "a", newline="", encoding="utf-8"))
         for path in (folder / tidy.FILE, place / "log.txt")
@@ -301,96 +304,26 @@ def _measure(one, folder, is_first, here):
         writer.writerow(tidy.line(row))
         file.flush()
 
+    seen = set()
     for step, metric, value in one.measure(place):
       if metric == tidy.LAST:
         raise ValueError(
           f"a figure is named {metric!r}, which ends a run's rows: give it "
           "another name"
         )
+      # What `tidy.read` would refuse.
+      if not math.isfinite(value) or step < 0 or (step, metric) in seen:
+        twice = ", a second time" * ((step, metric) in seen)
+        raise ValueError(f"{metric} is {value} at step {step}{twice}")
+      seen.add((step, metric))
       write(step, metric, value)
     write(step, tidy.LAST, time.monotonic() - begin)
 
 
-def _ended(asked, folder) -> set[tidy.Key]:
-  """The keys of finished runs; raises what is wrong with a sweep.
-
-  Every process raises what one of them finds, and none changes a file.
-  """
-
-  def look():
-    found = {"asked": [[*key, one.overrides] for key, one in asked.items()]}
-    if jax.process_index() == 0:
-      found["ended"] = sorted(_finished(asked, folder))
-    for key, one in asked.items():
-      if list(key) not in map(list, found.get("ended", [])):
-        one.check()
-    return found
-
-  try:
-    found = look()
-  except Exception as error:  # the other processes wait for an answer
-    found = {"error": " ".join(str(error).split()) or type(error).__name__}
-  with processes.watched():
-    every = [json.loads(x) for x in processes.gather(json.dumps(found))]
-  for one in every:
-    if "error" in one:
-      raise ValueError(one["error"])
-  for i, one in enumerate(every):
-    if one["asked"] != every[0]["asked"]:
-      raise ValueError(
-        f"process {i} was asked for other runs than process 0: start all with "
-        "the same flags"
-      )
-  return {tuple(key) for key in every[0]["ended"]}
-
-
-def _finished(asked, folder) -> set[tidy.Key]:
-  """The keys of the runs in a folder's file that are finished.
-
-  Raises:
-    ValueError: the file is damaged, or has other runs than those in `asked`.
-  """
-  rows = tidy.read(folder)
-  claims = {key[0] for key in asked}
-  for row in rows:
-    if row.claim not in claims:
-      raise ValueError(
-        f"{folder} has runs of {row.claim}, whose folders may have the same "
-        "names: give another --output"
-      )
-    if one := asked.get(row.key):
-      wanted = json.loads(tidy.settings(one.overrides))
-      if row.overrides != wanted:
-        differs = [
-          f"{name} {row.overrides.get(name)!r}, not {wanted.get(name)!r}"
-          for name in sorted({*row.overrides, *wanted})
-          if row.overrides.get(name) != wanted.get(name)
-        ]
-        raise ValueError(
-          f"{folder} has {one} with {'; '.join(differs)}: name another --output"
-        )
-  return tidy.ended(rows)
-
-
-def _drop_what_is_yielded_again(one, folder) -> None:
-  """Removes the rows behind the step from which an unfinished run resumes.
-
-  Raises:
-    ValueError: there is no row of that step, so earlier ones are missing, too.
-  """
-  rows = tidy.read(folder)
-  step = one.resume_step(folder / one.folder)
-  own = [row for row in rows if row.key == one.key]
-  if step >= 0 and all(row.step != step for row in own):
-    raise ValueError(
-      f"it would resume from step {step}, but {folder / tidy.FILE} has no "
-      f"figure of that step: remove {folder / one.folder}, and it begins again"
-    )
-  kept = [row for row in rows if row.key != one.key or row.step <= step]
-  tidy.write(folder / tidy.FILE, kept)
-
-
-def _of_first(value):
-  """Process 0's `value`, of JSON values, in all processes."""
-  with processes.watched():
-    return json.loads(processes.gather(json.dumps(value))[0])
+def _is_full(error: BaseException | None) -> bool:
+  """Whether a full disk is among the causes of an error."""
+  while error:
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    error = error.__cause__ or error.__context__
+  return False

@@ -108,7 +108,7 @@ def settings(overrides: Mapping[str, Any]) -> str:
 
 
 def here() -> dict[str, str]:
-  """The last columns of what this process measures today."""
+  """Hardware, versions, date and commit of what this process measures."""
   found = study.versions("python", *study.PACKAGES)
   return {
     "hardware": study.device(),

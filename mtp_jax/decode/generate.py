@@ -135,7 +135,8 @@ def generate(
 
   Raises:
     ValueError: a bad setting, an empty prompt, an id outside the vocabulary,
-      or a prompt that with max_new and a window exceeds cache_len. Afterwards:
+      or a prompt that with max_new and the last window exceeds cache_len.
+      Afterwards:
       logits that are not finite; names the text.
   """
   if cache_len is not None:
@@ -207,8 +208,12 @@ def sizes(
 
 
 def _reserve(max_new: int, tree: tree_lib.Tree) -> int:
-  """Positions behind a prompt: the last window may reach past the end."""
-  return max_new + tree.size - 1  # it begins before the last new token
+  """Positions behind a prompt that decoding writes to.
+
+  A row that is done is computed with the others, in a window from its last
+  token on.
+  """
+  return max_new + tree.size - 1
 
 
 def last_size(longest: int, tree: tree_lib.Tree) -> int:

@@ -59,8 +59,8 @@ def begin(
     decoder: that read the prompts.
     settings: from `interface.check_settings`.
     prompt: from `prompts.read`, with the tree's heads.
-    size: S, at least P + max_new + M - 1: the last window may reach past the
-      end.
+    size: S, at least P + max_new + M - 1: the window of a row that is done
+      begins at its last token.
     key: [B, ...] uint32, raw keys of the rows, from `row_keys`.
   """
   rule, tree, (B, P) = settings.rule, settings.tree, prompt.tokens.shape

@@ -169,7 +169,7 @@ class _Loop:
       with clock.paused():
         trace.end(step, values)
       reporter.progress.advance(step)
-      stop = processes.told_to_stop(stop_event, step)
+      stop = processes.told_to_stop(stop_event)
       if self._due(step, cfg.log_every):
         reporter.step(step, values)
       # Before the evaluation, so that its failure loses no step.

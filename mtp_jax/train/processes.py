@@ -6,6 +6,7 @@ because none can continue alone. When all are started again, the run resumes.
 """
 
 import contextlib
+import itertools
 import re
 import signal
 import socket
@@ -164,8 +165,8 @@ class StopEvent(threading.Event):
 
   Before that, both signals have their usual effect. After it, a signal sets
   the event the first time and has its usual effect the second time. Among
-  several processes JAX keeps SIGTERM from the first `watch` on: it has no
-  effect between two runs of one process.
+  several processes JAX keeps SIGTERM from the first `watch` on: between two
+  runs of one process it stops the second at its first step.
   """
 
   def __init__(self):
@@ -220,15 +221,19 @@ def stop_signals() -> Iterator[StopEvent]:
     asked.release()
 
 
-def told_to_stop(asked: threading.Event, step: int) -> bool:
+_calls = itertools.count()  # of `told_to_stop` in this process
+
+
+def told_to_stop(asked: threading.Event) -> bool:
   """Whether the run stops at this step, because a process got a signal.
 
   Every process must call this at every step; all get the same answer.
 
   Args:
     asked: from `stop_signals`.
-    step: the current step.
   """
   if jax.process_count() == 1:
     return asked.is_set()
-  return multihost_utils.reached_preemption_sync_point(step)
+  # Not the run's step: JAX plans the stop for a later number than any it has
+  # seen, and a second run of the process would begin at 1 again.
+  return multihost_utils.reached_preemption_sync_point(next(_calls))

@@ -37,15 +37,15 @@ def runs(
       scale.seq_len,
       max(scale.futures),
     )
-    corpora_of = [(0.0, scale.sizes, source)]
+    mixtures = [(0.0, scale.sizes, source)]
   else:
-    corpora_of = [
+    mixtures = [
       (books, sizes, _source(scale, books))
       for books, sizes in ((0.0, scale.sizes), (scales.BOOKS, scale.mixed))
     ]
   return [
     _run(scale, size, n, seed, books, source)
-    for books, sizes, source in corpora_of
+    for books, sizes, source in mixtures
     for size in sizes
     for seed in range(scale.seeds)
     for n in scale.futures
@@ -87,7 +87,7 @@ def _source(scale, books):
 
 def _run(scale, size, n, seed, books, source):
   cfg = scale.config(size, n, seed, 2, books)  # but for its vocabulary
-  path = tokenizer = None
+  check = sweep.nothing
   overrides = {
     "size": size,
     "n": n,
@@ -104,6 +104,7 @@ def _run(scale, size, n, seed, books, source):
   if source.func is corpora.loaded:  # two such corpora are two sweeps
     path, tokenizer, *_ = source.args
     overrides |= {"path": str(path), "tokenizer": str(tokenizer)}
+    check = functools.partial(corpora.check, path, tokenizer)
   else:
     overrides |= {"tokens": scale.tokens, "names": scale.names}
   name = f"{size} n={n}" + f" books={books:g}" * (books > 0)
@@ -112,7 +113,6 @@ def _run(scale, size, n, seed, books, source):
     return scale.config(size, n, seed, vocab, books)
 
   measure = functools.partial(_measure, scale, configure, source, overrides)
-  check = functools.partial(corpora.check, path, tokenizer) if path else None
   return sweep.Run(
     CLAIM,
     name,
@@ -120,7 +120,7 @@ def _run(scale, size, n, seed, books, source):
     seed,
     measure,
     device_loop.saved_step,
-    check or sweep.nothing,
+    check,
   )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from configs.paper import base, code_7b
+from configs.paper import code_7b
 from mtp_jax import config
 
 
@@ -21,6 +21,7 @@ class Scale:
   prompts: int  # beginnings of held-out files
   prompt_len: int  # tokens of each
   new: int  # tokens to write after each
+  paper: bool = False  # one row of a microbatch on each chip
 
 
 def _bytes(width, layers, batch, steps, max_bytes=30_000_000) -> config.Config:
@@ -90,10 +91,11 @@ SCALES = {
     prompt_len=256,
     new=256,
   ),
-  # Table S4's "+3", whose trunk is that of the next-token model, on its planned
-  # slice, v5e:4x4. Prompts of table S2.
+  # Table S4's "+3", whose trunk is that of the next-token model. Prompts of
+  # table S2. One process, which decodes, has to see all chips.
   "paper": Scale(
-    cfg=base.one_row_per_chip(code_7b.get_config("200B-n4-plus3"), 16),
+    cfg=code_7b.get_config("200B-n4-plus3"),
+    paper=True,
     added=8_333,
     added_peak=3e-4,
     seeds=1,

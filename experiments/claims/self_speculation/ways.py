@@ -15,6 +15,9 @@ import functools
 import pathlib
 from collections.abc import Iterator
 
+import jax
+
+from configs.paper import base
 from experiments.claims import byte_sweeps
 from experiments.claims.self_speculation import scales
 from experiments.measure import python_models, sweep
@@ -25,7 +28,6 @@ from mtp_jax.evaluate import heads as head_measures
 from mtp_jax.model import model, surgery
 
 CLAIM = "self_speculation"
-CONFIG = "configs/paper/code_7b.py"  # of scale `paper`
 WAYS = ("pretrained", "frozen", "joint")
 _NEW_ORDER = 1000  # what added heads add to the seed of the data
 
@@ -50,17 +52,25 @@ def runs(
       | ({} if way == "pretrained" else {"data_seed": seed + _NEW_ORDER}),
       seed,
       _measure(way, scale, folder, seed),
-      check=functools.partial(byte_sweeps.check_corpus, CONFIG, scale.cfg.data),
+      check=functools.partial(_check, scale),
     )
     for seed in range(seeds)
     for way in WAYS
   ]
 
 
+def _check(scale):
+  if scale.paper:
+    byte_sweeps.check("configs/paper/code_7b.py", scale.cfg)
+
+
 def _measure(way, scale, folder, seed):
   cfg = scale.cfg.replace(train={"seed": seed}, data={"seed": seed}).check()
 
   def measure(place):
+    nonlocal cfg
+    if scale.paper:
+      cfg = base.one_row_per_chip(cfg, jax.device_count())
     net = _trained(way, cfg, scale, folder / f"next-token-seed{seed}", place)
     yield from figures(net, cfg, scale)
 
