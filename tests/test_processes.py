@@ -233,6 +233,33 @@ def test_two_processes_train_save_and_restore(home, alone, stopped, tmp_path):
   assert losses(tmp_path / "w") == losses(alone)
 
 
+BETWEEN = """
+import os, signal, sys, time
+from mtp_jax import config
+from mtp_jax.train import loop, processes
+arguments = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
+number, process = (int(arguments[k]) for k in ("num_processes", "process_id"))
+processes.join(arguments["coordinator"], number, process)
+cfg = config.load(arguments["config"]).replace(train={"sample_tokens": 0})
+loop.fit(cfg, arguments["workdir"] + "/1")
+if process == 0:
+  os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(3)  # JAX tells the other process
+state = loop.fit(cfg, arguments["workdir"] + "/2")
+print("second run at step", int(state.step))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_between_two_runs_stops_the_second(home, tmp_path):
+  """At its first steps, though the first run has made more."""
+  flags = [f"--config={home / 'config.json'}", f"--workdir={tmp_path}"]
+  job = Job(home, python(2, ["-c", BETWEEN], *flags)).finish()
+  for i in range(2):
+    (step,) = re.findall(r"second run at step (\d+)", job.text(i))
+    assert int(step) < STEPS // 2
+
+
 SWEEP = """
 import types
 from experiments.claims import byte_sweeps
