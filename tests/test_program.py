@@ -135,7 +135,7 @@ def test_bad_flags_are_told_before_the_work(call, arguments, line, tmp_path):
     (["summarisation", "--tasks=x"], "--tasks=x: choose of man_pages, docs"),
     (["finetuning", "--seeds=0"], "flag --seeds=0: 0 is not a positive"),
     (["self_speculation", "--minutes=-1"], "flag --minutes=-1: -1.0 is not"),
-    (["best_n", "--minutes=nan"], "minutes=nan is no time"),
+    (["best_n", "--minutes=nan"], "minutes=nan must be a number"),
   ],
 )
 def test_a_claim_refuses_before_the_work(call, arguments, line, tmp_path):

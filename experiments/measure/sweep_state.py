@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,19 +10,14 @@ import jax
 from experiments.measure import tidy
 from mtp_jax.train import processes
 
-if typing.TYPE_CHECKING:
-  from experiments.measure import sweep
 
-
-def ended(
-  asked: Mapping[tidy.Key, "sweep.Run"], folder: pathlib.Path
-) -> set[tidy.Key]:
+def ended(asked: Mapping[tidy.Key, Any], folder: pathlib.Path) -> set[tidy.Key]:
   """The keys of finished runs; raises what is wrong with a sweep.
 
   No file is changed. Every process raises what any of them finds.
 
   Args:
-    asked: the sweep's runs.
+    asked: each `sweep.Run` by its key.
     folder: of the sweep.
 
   Raises:
@@ -99,8 +93,12 @@ def _finished(asked, folder) -> set[tidy.Key]:
   return tidy.ended(rows)
 
 
-def remove_later_rows(one: "sweep.Run", folder: pathlib.Path) -> None:
+def remove_later_rows(one: Any, folder: pathlib.Path) -> None:
   """Removes the rows after the step from which an unfinished run resumes.
+
+  Args:
+    one: a `sweep.Run`.
+    folder: of the sweep.
 
   Raises:
     ValueError: there is no row of that step, so earlier ones are missing, too.
