@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.paper import base
 from experiments.measure import device_loop
 from mtp_jax import config, sharding
 from mtp_jax.checkpoint import checkpoints
@@ -172,3 +173,13 @@ def test_a_short_training_saves_nothing(tmp_path):
   for _ in device_loop.train(CFG, rows, steps_per_call=2, folder=tmp_path):
     pass
   assert device_loop.saved_step(tmp_path) == -1
+
+
+def test_a_row_in_each_microbatch_trains_the_same(trained):
+  """As the paper's runs do on one device."""
+  cfg = base.one_row_per_chip(CFG, 1)
+  assert cfg.train.accumulate == 3
+  for ours, theirs in zip(
+    device_loop.train(cfg, rows, steps_per_call=2), trained, strict=True
+  ):
+    np.testing.assert_allclose(ours.nats, theirs.nats, rtol=1e-5)
