@@ -166,7 +166,7 @@ class StopEvent(threading.Event):
   Before that, both signals have their usual effect. After it, a signal sets
   the event the first time and has its usual effect the second time. Among
   several processes JAX keeps SIGTERM from the first `watch` on: between two
-  runs of one process it stops the second at its first step.
+  runs of one process it stops the second at one of its first steps.
   """
 
   def __init__(self):
