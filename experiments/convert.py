@@ -14,7 +14,7 @@ import pathlib
 
 from absl import flags
 
-from experiments.startup import options, program
+from experiments.startup import interrupts, options, program
 from mtp_jax.interchange import export, folders, model_card, names
 from mtp_jax.model import surgery
 
@@ -54,6 +54,7 @@ def main(_: list[str]) -> None:
   # Held in 16 bits, norms and biases are written as the folder has them.
   held = "bfloat16" if stored == "bfloat16" and not _DTYPE.value else None
   dtype = _DTYPE.value or (None if held else stored)
+  interrupts.unwind_at_sigterm()  # what is half written is removed
   net, *_, step = folders.load_step(source, _STEP.value, dtype=held)
   net = surgery.drop_heads(net, heads)
   given = {"like": model_card.Source.of(source, step), "dtype": dtype}
@@ -64,7 +65,7 @@ def main(_: list[str]) -> None:
   print(
     f"{output}: {heads} {'head' if heads == 1 else 'heads'} over "
     f"{net.cfg.trunk_layers} layers, {_FORMATS[_FORMAT.value]}'s format, "
-    f"{_size(output) / 1e6:.1f} MB"
+    f"{_size(output) / 1e6:.1f} MB in {dtype or held}"
   )
 
 

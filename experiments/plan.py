@@ -8,19 +8,17 @@ slice with the TPU compiler, and prints per chip: parameters, optimiser state,
 temporaries and peak memory against its HBM; FLOPs over all iterations of loops;
 the collectives, their bytes, and how much of them runs behind compute. If it
 does not fit, it says what to change. With --model=FOLDER the model is the one
-in that folder; its weights are not read. Takes seconds for a small model and 1
-to 3 minutes for one of the paper's.
+in that folder, with as many heads as a given --config.model.n_future says; its
+weights are not read. Takes seconds for a small model and 1 to 3 minutes for one
+of the paper's.
 """
-
-import dataclasses
 
 import jax
 from absl import flags
 
 from experiments.measure import planning, study
-from experiments.startup import options, program
+from experiments.startup import initial, options, program
 from mtp_jax import fields
-from mtp_jax.interchange import folders
 
 _CONFIG = options.define_config()
 _MODEL = options.define_path(
@@ -49,14 +47,7 @@ def main(_: list[str]) -> None:
     options.refuse_idle(["decode_batch", "cache_len"], "without --decode")
   cfg = _CONFIG.value
   if _MODEL.value:
-    given = [f"config.{name}" for name in _CONFIG.given if "model." in name]
-    options.refuse_idle(given, "with --model, which is planned as it is")
-    shape = folders.settings(_MODEL.value)[0].model
-    # What the config says of its own model's heads.
-    of_heads = {"head_weights": (), "head_stages": (), "head_change": "step"}
-    of_heads |= {"detach": 0}
-    cfg = dataclasses.replace(cfg, model=shape)
-    cfg = cfg.replace(train=of_heads, decode={"heads": 0})
+    cfg = initial.planned(cfg, _CONFIG.given, _MODEL.value)
   cfg = cfg.check()
   compiler = _compiler_options(_OPTIONS.value)
   if _JSON.value:

@@ -18,6 +18,7 @@ from experiments.engineering.accelerator import (
   byte_model,
   exactness,
   record,
+  report,
   scales,
   supervise,
 )
@@ -114,19 +115,62 @@ def test_a_stage_that_ends_badly(work, status, tmp_path, monkeypatch):
   processes = multiprocessing.get_context("spawn")
   until = time.time() + (1 if work is stages.hang else 60)
   supervise.run(processes, work, "training", tmp_path, until, "cpu")
-  section = record.read(tmp_path)["stages"]["training"]
+  whole = record.read(tmp_path)
+  section = whole["stages"]["training"]
   assert section["status"] == section["failed"]["1.3B"] == status
   assert section["results"] == {"0.3B": {"seconds": 1}}
   assert section["running"] is None
-  others = {"a": {"status": "finished"}, "b": {"status": "left out: no time"}}
-  stages_, names = {"training": section} | others, ["training", "a", "b", "c"]
-  assert record.ended_badly(stages_, names) == [f"training: {status}"]
+  assert record.ended_badly(record.of_last_call(whole)) == [
+    f"training: {status}"
+  ]
 
 
 def test_no_time_at_all(tmp_path):
-  supervise.run(None, None, "training", tmp_path, time.time(), "cpu")
-  section = record.read(tmp_path)["stages"]["training"]
-  assert section["status"] == "left out: no time"
+  """What an earlier call found stays where it is looked for."""
+  done = record.Stage(tmp_path, "decoding", time.time() + 9)
+  done.attempt("device", lambda: {"flops_per_second": 1e9}, kind="device")
+  done.finish()
+  record.begin_call(tmp_path, {})
+  for name in ("training", "decoding"):
+    supervise.run(None, None, name, tmp_path, time.time(), "cpu")
+  whole = record.read(tmp_path)
+  assert whole["stages"]["training"]["status"] == "left out: no time"
+  assert whole["stages"]["decoding"] == done.section
+  assert not record.of_last_call(whole) and not whole["earlier"]
+  assert "not begun by this call: training, decoding" in report.text(whole)
+
+
+def test_a_section_that_was_killed_is_no_running_one(tmp_path):
+  killed = record.Stage(tmp_path, "decoding", time.time() + 9)
+  killed.section["running"] = "model"
+  killed.save()
+  record.begin_call(tmp_path, {})
+  section = record.read(tmp_path)["stages"]["decoding"]
+  assert section["status"] == section["failed"]["model"] == "killed"
+  again = record.Stage(tmp_path, "decoding", time.time() + 9)
+  assert again.whole["earlier"] == [{"decoding": section}]
+  assert again.section["status"] == "running"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_call_lists_what_it_did_not_do(number, tmp_path):
+  process = forked.Process(
+    ["-m", "experiments.engineering.accelerator", f"--output={tmp_path}"]
+  )
+  path, section = tmp_path / record.FILE, {}
+  while not section.get("results"):
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.05)
+    if path.exists():
+      section = json.loads(path.read_text())["stages"].get("exactness", {})
+  process.send_signal(number)
+  out, _ = process.communicate()
+  assert process.returncode == 128 + number
+  whole = record.read(tmp_path)
+  assert whole["stages"]["exactness"]["status"] == "interrupted"
+  assert whole["calls"][0]["left_out"] == ["decoding", "training", "byte model"]
+  assert "exactness: interrupted" in out and "not begun by this call" in out
 
 
 def test_the_byte_model_is_as_large_as_the_time_allows():
@@ -242,6 +286,7 @@ def test_start_to_end_after_a_call_that_was_killed(tmp_path):
   killed.communicate()  # ends with its stage, which ends with it
   first = json.loads(path.read_text())["stages"]["exactness"]
   assert first["results"] and first["status"] == "running"
+  record.close(first, "killed")
 
   process = start()
   out, err = process.communicate(timeout=1800)
@@ -287,4 +332,10 @@ def test_bad_calls(tmp_path, call):
   )
   (tmp_path / record.FILE).write_text("[]")
   assert "is not what this program wrote" in error(f"--output={tmp_path}")
+  wrong = '{"calls": {}, "stages": [], "earlier": 3}'
+  (tmp_path / record.FILE).write_text(wrong)
+  assert "is not what this program wrote" in error(f"--output={tmp_path}")
+  assert f"{tmp_path / record.FILE} is a file; name a folder" in error(
+    f"--output={tmp_path / record.FILE}"
+  )
   assert "--output is required" in error()

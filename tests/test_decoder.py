@@ -257,6 +257,7 @@ def test_ids_that_there_are_not(ids, words):
   [
     ({"sliding_window": 0}, "sliding_window=0 is too small"),
     ({"cache_dtype": "int4"}, "cache_dtype='int4' is none of float32"),
+    ({"on": "CPU"}, "on='CPU' is none of None, cpu, gpu"),
     ({"draft_dtype": "float16"}, "draft_dtype='float16' is none of None"),
   ],
 )

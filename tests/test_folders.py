@@ -10,7 +10,7 @@ from safetensors import numpy as safetensors_numpy
 
 import mtp_jax
 from mtp_jax.checkpoint import checkpoints
-from mtp_jax.interchange import folders, hugging_face
+from mtp_jax.interchange import extra_heads, folders, hugging_face
 from tests import transformers_reference as reference
 
 SINGLE, INDEX = hugging_face.SINGLE, hugging_face.INDEX
@@ -66,7 +66,10 @@ def test_folders_without_a_model_say_what_was_looked_for(tmp_path):
   kind = checkpoints.CheckpointError
   texts = "config.json", "model_type", SINGLE, "no run in", "`checkpoints`"
   refused(tmp_path, *texts, kind=kind)
-  refused(tmp_path / "none", "does not exist", kind=kind)
+  line = refused(tmp_path / "none", "does not exist", kind=kind)
+  assert "Hub" not in line
+  texts = "does not exist", "hf download name/model --local-dir"
+  refused("name/model", *texts, kind=kind)
   refused(__file__, "is a file", kind=kind)
   (tmp_path / SINGLE).write_bytes(b"")
   refused(tmp_path, "cannot read", "config.json", "No such file")
@@ -106,8 +109,17 @@ def test_damaged_files_are_refused_in_a_line(folder):
   ):
     file.write_bytes(data)
     refused(folder, str(file), "no whole safetensors file")
+  file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:")
+  refused(folder, str(file), "a pointer of Git LFS", "git lfs pull")
   file.unlink()
   refused(folder, f"neither {SINGLE} nor {INDEX}")
+  part = folder / "model-00001-of-00002.safetensors"
+  part.write_bytes(whole)
+  refused(folder, f"has {part.name}, but no {INDEX}")
+  part.unlink()
+  file.symlink_to(folder / "gone")
+  refused(folder, f"{file} is a link to nothing")
+  file.unlink()
   (folder / "pytorch_model.bin").write_bytes(b"")
   refused(folder, "save the model as safetensors")
 
@@ -180,10 +192,10 @@ YARN = {"rope_scaling": {"rope_type": "yarn"}}
     ),
     ({"hidden_size": None}, ["hidden_size is missing"]),
     ({"hidden_size": "32"}, ["hidden_size is '32'"]),
-    ({"num_attention_heads": 5}, ["config.json", "attn_heads 5"]),
-    ({"num_attention_heads": 0}, ["attn_heads is 0"]),
+    ({"num_attention_heads": 5}, ["config.json", "num_attention_heads 5"]),
+    ({"num_attention_heads": 0}, ["num_attention_heads is 0"]),
     ({"num_hidden_layers": 1}, ["num_hidden_layers is 1; at least 2"]),
-    ({"head_dim": 7}, ["attn_channels 7", "odd"]),
+    ({"head_dim": 7}, ["head_dim 7", "odd"]),
     ({"rope_scaling": [1]}, ["rope_scaling is [1]"]),
     ({"rope_scaling": {"type": "longrope"}}, ["rope_type 'longrope'"]),
     ({"rope_scaling": {"type": "linear"}}, ["'linear' needs factor"]),
@@ -283,12 +295,12 @@ from experiments import plan
 from experiments.measure import planning
 
 def training(cfg, *_):
-  print(cfg.model.vocab, cfg.model.width, cfg.data.batch)
+  print(cfg.model.vocab, cfg.model.width, cfg.data.batch, cfg.model.n_future)
   raise SystemExit
 
 planning.training = training
 sys.argv = ["plan", "--config=configs/quickstart.py", "--topology=v5e:2x2",
-            "--config.data.batch=8", f"--model={sys.argv[1]}"]
+            "--config.data.batch=8", f"--model={sys.argv[1]}", *sys.argv[2:]]
 flags.FLAGS(sys.argv)
 plan.main(["plan"])
 """
@@ -296,4 +308,23 @@ plan.main(["plan"])
 
 def test_the_model_of_a_folder_is_planned(folder, run_with_devices):
   (folder / SINGLE).unlink()  # its weights are not read
-  assert run_with_devices(1, PLAN, str(folder)) == "61 32 8\n"
+  assert run_with_devices(1, PLAN, str(folder)) == "61 32 8 1\n"
+  heads = "--config.model.n_future=4"  # as they are to be trained
+  assert run_with_devices(1, PLAN, str(folder), heads) == "61 32 8 4\n"
+
+
+def test_heads_that_are_a_link_to_nothing(folder):
+  (folder / extra_heads.NAME).symlink_to(folder / "gone")
+  refused(folder, f"cannot read {folder / extra_heads.NAME}")
+
+
+@pytest.mark.parametrize(
+  "name, value", [("num_key_value_heads", "2"), ("rms_norm_eps", 0)]
+)
+def test_a_fault_of_a_config_has_the_name_that_it_has_there(
+  folder, name, value
+):
+  file = folder / "config.json"
+  tree = json.loads(file.read_text())
+  file.write_text(json.dumps(tree | {name: value}))
+  assert "model." not in refused(folder, f"{file}: {name}")

@@ -313,6 +313,37 @@ def test_a_run_that_began_with_another_model_says_so(home, trained, caplog):
   )
 
 
+def test_a_run_resumes_without_init(home, trained, tmp_path, call):
+  """In its own shape and with its own tokenizer, though `source` is gone."""
+  shutil.copytree(home / "run", tmp_path / "run")
+  assert initial.origin(tmp_path) is None
+  assert initial.origin(home / "source") is None
+  assert initial.origin(tmp_path / "run") == home / "source"
+  code, out, err = call(
+    f"--config={home}/config.json",
+    f"--workdir={tmp_path}/run",
+    "--config.train.steps=2",
+    "--config.train.freeze=trunk",
+  )
+  assert code == 0, err
+  assert "finished already" in out
+
+
+def test_weights_are_checked_before_the_corpus_is_read(home, tmp_path, call):
+  net = parameters.random_model(vocab=259, n_future=1)
+  mtp_jax.save(net, tmp_path / "llama", codec=tokenizer.Bytes())
+  file = tmp_path / "llama" / "model.safetensors"
+  file.write_bytes(file.read_bytes()[:-1])
+  code, _, err = call(
+    f"--config={home}/config.json",
+    f"--workdir={tmp_path}/w",
+    f"--init={tmp_path}/llama",
+    "--config.model.n_future=3",
+  )
+  assert code == 1 and "no whole safetensors file" in err
+  assert err.count("\n") == 1 and not (tmp_path / "w").exists()
+
+
 def test_a_run_does_not_start_from_its_own_workdir(home, trained, tmp_path):
   cfg = config.load(home / "config.json")
   (tmp_path / "link").symlink_to(home / "run")

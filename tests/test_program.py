@@ -104,12 +104,12 @@ def test_what_is_missing_is_a_line(call, arguments, line):
     (["plan", "--decode_batch=0"], "flag --decode_batch=0: 0 is not"),
     (["plan", "--cache_len=-4"], "flag --cache_len=-4: -4 is not"),
     (["plan", "--json=configs"], "configs is a folder; name a file in it"),
-    (["plan", "--json=README.md/x"], "cannot make README.md: File exists"),
+    (["plan", "--json=README.md/x"], "README.md is a file; name a folder"),
     (["plan", "--cache_len=9"], "--cache_len does nothing without --decode"),
     (["plan", "--decode_batch=9"], "--decode_batch does nothing without --d"),
     (
-      ["plan", "--model=nowhere", "--config.model.n_future=2"],
-      "--config.model.n_future does nothing with --model, which is planned",
+      ["plan", "--model=nowhere", "--config.model.width=32"],
+      "--config.model.width does nothing with --model, whose shape is planned",
     ),
     (
       ["train", "--init_heads=fresh"],

@@ -122,6 +122,7 @@ def test_every_command_runs(home):
   assert [c[2] for c in found] == [
     "experiments.generate",
     "experiments.train",
+    "experiments.generate",
     "experiments.convert",
     "experiments.train",
     "experiments.tune_tree",

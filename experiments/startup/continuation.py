@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.measure import study
 from experiments.startup import interrupts, terminal
-from mtp_jax import tokenizer
+from mtp_jax import config, tokenizer
 from mtp_jax.checkpoint import storage
 from mtp_jax.decode import (
   accept,
@@ -78,6 +78,8 @@ def run(request: Request) -> None:
   settings = _settings(request, cfg, codec, rule, tree)
   ids = _Prompts(codec, request)
   prompt = None if interactive else ids.of(_prompt(request))
+  if prompt is not None:
+    _note_length(len(prompt) + settings["max_new"], cfg.model)
 
   dtype = request.dtype or cfg.model.dtype
   decoder, size, step = _decoder(request, dtype, codec.vocab)
@@ -96,6 +98,16 @@ def run(request: Request) -> None:
     _continue_lines(writer, ids, request.seed)
   else:
     writer.write(prompt, request.seed)
+
+
+def _note_length(tokens: int, shape: config.Model) -> None:
+  """Says that a text may become longer than those of the training."""
+  trained = shape.rope_length
+  if shape.rope_scaling == "none" and 0 < trained < tokens:
+    terminal.note(
+      f"the prompt and --max_new reach {tokens} tokens; the model was trained "
+      f"on {trained} at most\n"
+    )
 
 
 def _decoder(

@@ -1,19 +1,21 @@
-"""--init: the model that a run starts from, and the config that follows."""
+"""The model that a run starts from, --init, and the config that follows."""
 
 import dataclasses
 import functools
 import pathlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 from absl import logging
 
+from experiments.startup import options
 from mtp_jax import config, sharding, tokenizer
 from mtp_jax.checkpoint import checkpoints, storage
 from mtp_jax.interchange import folders, model_card
 from mtp_jax.model import heads, model, surgery, vocabulary
-from mtp_jax.train import provenance, workdir
+from mtp_jax.train import provenance
+from mtp_jax.train import workdir as run_lib
 
 
 class Start(typing.NamedTuple):
@@ -66,11 +68,15 @@ def choose(
     for name, value in given.items()
     if name.startswith("model.")
   }
-  resumes = workdir.has_checkpoints(target)
+  resumes = run_lib.has_checkpoints(target)
   source = target if resumes else path
   found, codec = folders.settings(source)
   shape = _shape(found.model, wanted, source)
-  if "n_future" not in wanted and not resumes:
+  if not resumes:
+    folders.check_weights(path)
+  # A frozen trunk needs two heads, and says so.
+  says = cfg.train.freeze != "trunk" or shape.n_future > 1
+  if says and "n_future" not in wanted and not resumes:
     _check_heads(cfg.model.n_future, shape.n_future, path)
   settings = _settings(cfg.model, wanted)
   shape = dataclasses.replace(shape, **settings)
@@ -90,6 +96,43 @@ def choose(
   ]
   note = f"{', '.join(changed)} of the config file" if changed else ""
   return Start(cfg, functools.partial(_read, path, target, cfg, how, note))
+
+
+def planned(
+  cfg: config.Config, given: Iterable[str], path: pathlib.Path
+) -> config.Config:
+  """`cfg` with the model in `path`, of as many heads as a flag asks for.
+
+  Args:
+    cfg: of --config, with its flags.
+    given: fields that flags set.
+    path: a folder that `mtp_jax.load` reads.
+
+  Raises:
+    ValueError: flags set another field of the model.
+  """
+  own = [n for n in given if n.startswith("model.") and n != "model.n_future"]
+  options.refuse_idle(
+    [f"config.{name}" for name in own],
+    "with --model, whose shape is planned; only its n_future may be given",
+  )
+  shape = folders.settings(path)[0].model
+  if "model.n_future" in given:
+    shape = shape.with_heads(cfg.model.n_future)
+  # What the config says of its own model's heads.
+  of_heads = {"head_weights": (), "head_stages": (), "head_change": "step"}
+  return dataclasses.replace(cfg, model=shape).replace(
+    train=of_heads | {"detach": 0}, decode={"heads": 0}
+  )
+
+
+def origin(workdir: pathlib.Path) -> pathlib.Path | None:
+  """--init of the run in a workdir; None: there is no run, or it had none."""
+  if not run_lib.has_checkpoints(workdir):
+    return None
+  with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+    path = (saved.metadata().get("init") or {}).get("path")
+  return path and pathlib.Path(path)
 
 
 def _check_heads(asked: int, n: int, path: pathlib.Path) -> None:
@@ -127,9 +170,8 @@ def _check_tokenizer(
 
 def _warn_of_another(path: pathlib.Path, target: pathlib.Path) -> None:
   """Logs a warning if the run in `target` did not begin with `path`."""
-  with checkpoints.Checkpoints(target / "checkpoints") as saved:
-    began = saved.metadata().get("init", {}).get("path")
-  same = began and pathlib.Path(began).absolute() == path.absolute()
+  began = origin(target)
+  same = began and began.absolute() == path.absolute()
   if not same and jax.process_index() == 0:
     logging.warning(
       "--init=%s is not used: the run in %s goes on, which began with %s",

@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -35,6 +36,14 @@ def watch() -> None:
   if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     # Not Python's own, which asyncio would replace for a while.
     signal.signal(signal.SIGINT, end_program)
+
+
+def unwind_at_sigterm() -> None:
+  """From here on SIGTERM ends the program as Ctrl-C does, with exit code 143.
+
+  For programs that clean up; those that compile for long would end late.
+  """
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def end_program(number, frame) -> None:

@@ -190,6 +190,8 @@ def make_room(path: pathlib.Path) -> None:
   """
   if path.is_dir():
     raise ValueError(f"{path} is a folder; name a file in it")
+  if path.parent.is_file():
+    raise ValueError(f"{path.parent} is a file; name a folder")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
   except OSError as error:

@@ -192,7 +192,8 @@ def _check_tree(decoder, heads) -> tree_lib.Tree:
   if not isinstance(heads, tree_lib.Tree):
     heads = checks.integer("heads", heads)
     if not 1 <= heads <= decoder.n_future:
-      raise ValueError(f"heads={heads} is outside 1..{decoder.n_future}")
+      one = ": the model has one head" if decoder.n_future == 1 else ""
+      raise ValueError(f"heads={heads} is outside 1..{decoder.n_future}{one}")
     tree = tree_lib.chain(heads)
   if tree.heads > decoder.n_future:
     raise ValueError(

@@ -20,6 +20,8 @@ from mtp_jax.decode import checks, cpu, int8
 from mtp_jax.decode import decoder as decoder_lib
 from mtp_jax.model import heads, model, surgery
 
+_PLATFORMS = "cpu", "gpu", "cuda", "rocm", "tpu"
+
 
 def lay_out(
   net: model.Model,
@@ -63,9 +65,9 @@ def lay_out(
 
   Raises:
     ValueError: the model has fewer ids than `vocab`, or none are wanted; a
-      sliding_window below 1; an unknown dtype; heads that read tokens;
-      draft_dtype where head 1 reads the other heads (anticausal), or int8 on a
-      mesh; sizes that the mesh does not divide.
+      sliding_window below 1; an unknown dtype or platform; heads that read
+      tokens; draft_dtype where head 1 reads the other heads (anticausal), or
+      int8 on a mesh; sizes that the mesh does not divide.
   """
   cfg, mesh = net.cfg, on if isinstance(on, jax.sharding.Mesh) else None
   vocab = checks.integer("vocab", cfg.vocab if vocab is None else vocab, 1)
@@ -78,6 +80,8 @@ def lay_out(
     sliding_window = checks.integer("sliding_window", sliding_window, 1)
   _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
   _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
+  if mesh is None:
+    _one_of("on", on, (None, *_PLATFORMS))
   _check_drafts(cfg, draft_dtype, mesh)
   if cfg.drafting < cfg.n_future:
     net = surgery.drop_heads(net, cfg.drafting)

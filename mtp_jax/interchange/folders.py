@@ -109,6 +109,17 @@ def settings(
   return cfg.check(), codec
 
 
+def check_weights(path: str | pathlib.Path) -> None:
+  """Raises what `load` does of a folder of others, before a tensor is read.
+
+  A file is missing, cut off or damaged; a tensor is missing or of another
+  shape. Nothing is checked of a workdir.
+  """
+  path = storage.local(path)
+  if reader := _OTHERS.get(kind(path)):
+    reader.check_weights(path, reader.settings(path))
+
+
 def dtype(path: str | pathlib.Path) -> str:
   """A dtype in which a folder's model is held and written without a change.
 
@@ -134,6 +145,11 @@ def kind(path: pathlib.Path) -> str:
   if any((path / name).exists() for name in _META):
     return "meta"
   line = workdir.no_run(path)
+  if not path.exists() and len(path.parts) == 2:  # as names on the Hub have
+    line += (
+      f"; a model of Hugging Face's Hub is fetched first: hf download {path} "
+      "--local-dir=FOLDER"
+    )
   if path.is_dir():
     line = (
       f"{path} is no Hugging Face folder, which has config.json with a "
@@ -144,7 +160,7 @@ def kind(path: pathlib.Path) -> str:
 
 
 _META = meta.PARAMS, meta.WEIGHTS, meta.FIRST
-# Each has `settings`, `find_tokenizer`, `load` and `dtype`.
+# Each has `settings`, `find_tokenizer`, `check_weights`, `load` and `dtype`.
 _OTHERS = {"hugging_face": hugging_face, "meta": meta}
 
 

@@ -6,6 +6,7 @@ knows of, are in a file of their own (`extra_heads`).
 """
 
 import json
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from mtp_jax.tokenizer import json_file
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PART_BYTES = 5 * 10**9  # of a file of weights
+_GIT_LFS = b"version https://git-lfs"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Old files store these frequencies, which follow from the config.
 _COMPUTED = ".rotary_emb.inv_freq"
@@ -45,9 +47,10 @@ def settings(path: pathlib.Path) -> config.Model:
   except ValueError as error:
     if str(file) in str(error):
       raise
-    raise ValueError(f"{file}: {error}") from error
+    line = hugging_face_config.their_names(str(error))
+    raise ValueError(f"{file}: {line}") from error
   file = path / extra_heads.NAME
-  if not file.exists():
+  if not os.path.lexists(file):
     return found
   with _open(file) as opened:
     return extra_heads.with_heads(found, file, opened.metadata())
@@ -79,15 +82,7 @@ def load(
     ValueError: a file is missing, cut off or damaged; a tensor is missing, has
       another shape or dtype, or is one too many.
   """
-  files = _files(path)
-  shapes = {name: stored.shape for name, stored in files.items()}
-  streaming.check_layers(cfg, shapes, path)
-  wanted = names.tensors(cfg, names.HUGGING_FACE)
-  embed, *_, unembed = wanted
-  tied = json_file.read(path / "config.json").get("tie_word_embeddings")
-  if tied and unembed.name not in shapes:
-    wanted[-1] = unembed._replace(name=embed.name)
-  streaming.check(wanted, shapes, path)
+  files, wanted = _checked(path, cfg)
 
   def read(name, index):
     # Opened anew for each tensor: pages that an open file has been read from
@@ -98,6 +93,25 @@ def load(
       return opened.get_slice(name)[index]
 
   return streaming.fill(cfg, wanted, read, mesh=mesh, dtype=dtype)
+
+
+def check_weights(path: pathlib.Path, cfg: config.Model) -> None:
+  """Raises what `load` does, of what the headers of the files say."""
+  _checked(path, cfg)
+
+
+def _checked(path, cfg):
+  """Tensors of a folder by name, and those that the model takes of them."""
+  files = _files(path)
+  shapes = {name: stored.shape for name, stored in files.items()}
+  streaming.check_layers(cfg, shapes, path)
+  wanted = names.tensors(cfg, names.HUGGING_FACE)
+  embed, *_, unembed = wanted
+  tied = json_file.read(path / "config.json").get("tie_word_embeddings")
+  if tied and unembed.name not in shapes:
+    wanted[-1] = unembed._replace(name=embed.name)
+  streaming.check(wanted, shapes, path)
+  return files, wanted
 
 
 def dtype(path: pathlib.Path) -> str:
@@ -189,13 +203,10 @@ def _files(path) -> dict[str, _Stored]:
   elif (path / INDEX).exists():
     listed = _listed(path / INDEX)
   else:
-    raise ValueError(
-      f"{path} has neither {SINGLE} nor {INDEX}: weights in other formats are "
-      "not read; save the model as safetensors"
-    )
+    raise ValueError(_without_weights(path))
   found = {}
   parts = sorted(set(listed.values())) or [SINGLE]
-  if (path / extra_heads.NAME).exists():
+  if os.path.lexists(path / extra_heads.NAME):
     parts.append(extra_heads.NAME)
   for name in parts:
     for tensor, stored in _tensors(path / name).items():
@@ -211,6 +222,22 @@ def _files(path) -> dict[str, _Stored]:
         "not hold it"
       )
   return {k: v for k, v in found.items() if not k.endswith(_COMPUTED)}
+
+
+def _without_weights(path) -> str:
+  """The error of a folder that has neither weights nor an index of them."""
+  for name in (SINGLE, INDEX):
+    if (path / name).is_symlink():
+      return f"{path / name} is a link to nothing: fetch the file"
+  if parts := sorted(path.glob("*-of-*.safetensors")):
+    return (
+      f"{path} has {parts[0].name}, but no {INDEX}, which says where each "
+      "tensor is: fetch it, too"
+    )
+  return (
+    f"{path} has neither {SINGLE} nor {INDEX}: weights in other formats are "
+    "not read; save the model as safetensors"
+  )
 
 
 def _listed(file) -> dict[str, str]:
@@ -253,6 +280,11 @@ def _open(file) -> safetensors.safe_open:
       f"cannot read {file}: {error.strerror or error}"
     ) from error
   except safetensors.SafetensorError as error:
+    with open(file, "rb") as opened:
+      if opened.read(len(_GIT_LFS)) == _GIT_LFS:
+        raise ValueError(
+          f"{file} is a pointer of Git LFS, not the weights: run git lfs pull"
+        ) from error
     raise ValueError(
       f"{file} is no whole safetensors file ({str(error).splitlines()[0]}): "
       "fetch it again"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any, Literal
 
 from mtp_jax import config
@@ -135,6 +136,30 @@ def to_model(tree: dict[str, Any]) -> config.Model:
   if model.attn_channels * heads == model.width:
     return dataclasses.replace(model, attn_channels=0)
   return model
+
+
+def their_names(text: str) -> str:
+  """A message on fields of `config.Model` with the names of a config.json."""
+
+  def name(match):
+    return _NAMES.get(match[1], match[0])
+
+  return re.sub(r"\bmodel\.(\w+)", name, text)
+
+
+_NAMES = {
+  "vocab": "vocab_size",
+  "width": "hidden_size",
+  "mlp": "intermediate_size",
+  "layers": "num_hidden_layers",
+  "attn_heads": "num_attention_heads",
+  "kv_heads": "num_key_value_heads",
+  "attn_channels": "head_dim",
+  "norm_eps": "rms_norm_eps",
+  "sliding_window": "sliding_window",
+  "rope_length": "max_position_embeddings",
+  "rope_theta": "rope_theta",
+}
 
 
 def from_model(cfg: config.Model) -> dict[str, Any]:

@@ -179,6 +179,21 @@ def load(
     ValueError: the file is cut off or damaged or asks for more than tensors; a
       tensor is missing, has another shape or dtype, or is one too many.
   """
+  found, wanted = _checked(path, cfg)
+
+  def read(name, index):
+    return found[name].read(index)
+
+  return streaming.fill(cfg, wanted, read, mesh=mesh, dtype=dtype)
+
+
+def check_weights(path: pathlib.Path, cfg: config.Model) -> None:
+  """Raises what `load` does, of what the file says of its tensors."""
+  _checked(path, cfg)
+
+
+def _checked(path, cfg):
+  """Tensors of the file by name, and those that the model takes of them."""
   file = weights(path)
   stored = torch_files.read(file)
   found = _used(stored)
@@ -194,11 +209,7 @@ def load(
   streaming.check_layers(cfg, shapes, file)
   wanted = names.tensors(cfg, names.META)
   streaming.check(wanted, shapes, file)
-
-  def read(name, index):
-    return found[name].read(index)
-
-  return streaming.fill(cfg, wanted, read, mesh=mesh, dtype=dtype)
+  return found, wanted
 
 
 def dtype(path: pathlib.Path) -> str:

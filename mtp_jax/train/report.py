@@ -156,8 +156,10 @@ def settings(
       model.count_parameters(shape)["total"]
       for shape in (cfg.model, cfg.model.with_heads(1))
     )
+    n = cfg.model.n_future
+    which = "head 2 is" if n == 2 else f"heads 2 to {n} are"
     trained = (
-      f"; heads 2 to {cfg.model.n_future} are trained, "
+      f"; {which} trained, "
       f"{short(whole - first)}parameters, and all else is frozen"
     )
   return [

@@ -20,10 +20,15 @@ def refusals(stored: dict, metadata: dict) -> list[str]:
     stored: metadata of the checkpoint.
     metadata: metadata of the run that resumes.
   """
-  lines = differences(
-    stored, _without(metadata, "free", "local", "reported"), _defaults()
-  )
-  if any(line.startswith("data.") for line in lines):
+  metadata = _without(metadata, "free", "local", "reported")
+  # Fingerprints, which say nothing to a reader.
+  text, codec = metadata.pop("data", None), metadata.pop("tokenizer", None)
+  lines = differences(stored, metadata, _defaults())
+  if codec != stored.get("tokenizer", codec):
+    lines.append(
+      "the tokenizer differs: leave out --config.data.tokenizer, or restore it"
+    )
+  elif text != stored.get("data", text):
     lines.append(
       "the text differs: the corpus's files have changed, or others are read; "
       "restore them"

@@ -12,10 +12,12 @@ only itself:
   byte model  trained for the minutes left, then decode_speed
 
 DIR/results.json holds each result as soon as it is there, what failed, and
-what no longer fitted into the time. A stage that is called again on the same
-DIR is done anew; its earlier results stay, under `earlier`.
+what no longer fitted into the time; a call that is interrupted leaves what it
+had. A stage that is called again on the same DIR is done anew; its earlier
+results stay, under `earlier`.
 """
 
+import math
 import multiprocessing
 import os
 import sys
@@ -31,9 +33,12 @@ from experiments.engineering.accelerator import (
   supervise,
 )
 from experiments.measure import study
-from experiments.startup import options, program
+from experiments.startup import interrupts, options, program
 
 _MINUTES = flags.DEFINE_float("minutes", 7.0, "For all.", lower_bound=0.0)
+flags.register_validator(
+  "minutes", math.isfinite, "not a finite number, of which stages take shares"
+)
 _OUTPUT = options.define_output("Folder of the results.")
 _STAGES = flags.DEFINE_list("stages", None, "Only these, as byte_model.")
 _SCALE = options.define_scale(
@@ -50,31 +55,35 @@ def main(_: list[str]) -> None:
   options.make_room(folder / record.FILE)
   # JAX takes three quarters by default: too little for the largest batch.
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
-  whole = record.read(folder)
-  again = {n: whole["stages"].pop(n) for n in names if n in whole["stages"]}
-  if again:
-    whole["earlier"].append(again)
-  whole["calls"].append(
+  record.begin_call(
+    folder,
     {
       "command": study.command(),
       "commit": _COMMIT.value or study.commit(),
       "begun": record.now(),
       "minutes": _MINUTES.value,
-    }
+    },
   )
-  record.write(folder, whole)
+  interrupts.unwind_at_sigterm()
   processes = multiprocessing.get_context("forkserver")
   processes.set_forkserver_preload([stage.__name__])  # imported once for all
   total, share = sum(stage.SHARES[n] for n in names), 0.0
-  for name in names:
-    share += stage.SHARES[name] / total  # with what those before did not use
-    until = begin + 60 * _MINUTES.value * share
-    supervise.run(processes, stage.run, name, folder, until, _SCALE.value)
-  whole = record.read(folder)
-  print(report.text(whole["stages"]))
-  if not any(s.get("results") for s in whole["stages"].values()):
+  left = names.copy()
+  try:
+    while left:
+      name = left.pop(0)
+      share += stage.SHARES[name] / total  # with what those before did not use
+      until = begin + 60 * _MINUTES.value * share
+      supervise.run(processes, stage.run, name, folder, until, _SCALE.value)
+  finally:  # Ctrl-C and SIGTERM, too
+    for name in left:
+      record.leave_out(folder, name)
+    whole = record.read(folder)
+    print(report.text(whole), flush=True)
+  stages = record.of_last_call(whole)
+  if not any(section["results"] for section in stages.values()):
     sys.exit("error: no stage has a result")
-  if bad := record.ended_badly(whole["stages"], names):
+  if bad := record.ended_badly(stages):
     sys.exit(
       f"error: {'; '.join(bad)}. Results so far are kept in "
       f"{folder / record.FILE}; --stages names those to run again"

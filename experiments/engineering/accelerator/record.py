@@ -3,12 +3,13 @@
 import collections
 import concurrent.futures
 import contextlib
+import copy
 import datetime
 import json
 import pathlib
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from absl import logging
 from experiments.measure import study
 
 FILE = "results.json"
+NO_TIME = "left out: no time"
+_EMPTY = {"calls": [], "stages": {}, "earlier": []}
 
 
 class Stage:
@@ -40,7 +43,9 @@ class Stage:
     *,
     clock: Callable[[], float] = time.time,
   ):
-    """Begins the section.
+    """Begins the section, or goes on with that of the last call.
+
+    The section of a call before moves to `earlier`.
 
     Args:
       folder: holds `FILE`.
@@ -51,18 +56,25 @@ class Stage:
     self.folder, self._until, self._clock = folder, until, clock
     self._taken = collections.defaultdict(list)  # seconds by kind
     self.whole = read(folder)
-    self.section = {
+    if name not in of_last_call(self.whole):
+      self._begin(name)
+    self.section = self.whole["stages"][name]
+
+  def _begin(self, name):
+    before = self.whole["stages"].pop(name, {})
+    if "call" in before:
+      self.whole["earlier"].append({name: before})
+    self.whole["stages"][name] = {
       "call": len(self.whole["calls"]),
       "status": "running",
       "begun": now(),
-      "seconds_at_most": round(until - clock(), 1),
+      "seconds_at_most": round(self.left, 1),
       "seconds": {},
       "running": None,
       "results": {},
       "failed": {},
       "left_out": {},
     }
-    self.whole["stages"][name] = self.section
     self.save()
 
   @property
@@ -168,23 +180,54 @@ def read(folder: pathlib.Path) -> dict:
   with contextlib.suppress(FileNotFoundError):
     try:
       whole = json.loads(path.read_text(encoding="utf-8"))
-      return {key: whole[key] for key in ("calls", "stages", "earlier")}
+      kinds = {key: type(whole[key]) for key in _EMPTY}
+      if kinds != {key: type(value) for key, value in _EMPTY.items()}:
+        raise TypeError(kinds)
+      return {key: whole[key] for key in _EMPTY}
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
         f"{path} is not what this program wrote: remove it, or name another "
         "--output"
       ) from error
-  return {"calls": [], "stages": {}, "earlier": []}
+  return copy.deepcopy(_EMPTY)
 
 
-def ended_badly(stages: Mapping[str, dict], names: Iterable[str]) -> list[str]:
-  """'name: how it ended' of the stages that crashed or failed."""
-  ends = {name: stages[name]["status"] for name in names if name in stages}
-  return [
-    f"{name}: {how}"
-    for name, how in ends.items()
-    if how != "finished" and not how.startswith("left out")
-  ]
+def begin_call(folder: pathlib.Path, call: dict) -> None:
+  """Adds a call; a stage that still `runs` was killed with an earlier one."""
+  whole = read(folder)
+  for section in whole["stages"].values():
+    close(section, "killed")
+  whole["calls"].append(call)
+  write(folder, whole)
+
+
+def leave_out(folder: pathlib.Path, name: str) -> None:
+  """Notes that the call did not come to a stage, whose results stay."""
+  whole = read(folder)
+  whole["calls"][-1].setdefault("left_out", []).append(name)
+  whole["stages"].setdefault(name, {"status": NO_TIME})
+  write(folder, whole)
+
+
+def close(section: dict, status: str) -> None:
+  """Says in a section how its stage ended, where it did not do so itself."""
+  if section["status"] == "running":
+    section["status"] = status
+    if running := section.get("running"):
+      section["failed"][running] = status
+      section["running"] = None
+
+
+def of_last_call(whole: dict) -> dict[str, dict]:
+  """Sections of the stages that the last call began."""
+  number, stages = len(whole["calls"]), whole["stages"]
+  return {n: s for n, s in stages.items() if s.get("call") == number}
+
+
+def ended_badly(stages: Mapping[str, dict]) -> list[str]:
+  """'name: how it ended' of the stages that did not finish."""
+  ends = {name: section["status"] for name, section in stages.items()}
+  return [f"{name}: {how}" for name, how in ends.items() if how != "finished"]
 
 
 def write(folder: pathlib.Path, whole: dict) -> None:

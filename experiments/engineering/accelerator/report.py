@@ -3,10 +3,10 @@
 from experiments.measure import study
 
 
-def text(stages: dict) -> str:
-  """A few lines per stage, whatever it came to."""
+def text(whole: dict) -> str:
+  """A few lines per stage, and those that the last call did not come to."""
   lines = []
-  for name, section in stages.items():
+  for name, section in whole["stages"].items():
     results = section.get("results", {})
     kind = section.get("device", {}).get("kind", "no device")
     lines.append(
@@ -20,6 +20,8 @@ def text(stages: dict) -> str:
         f"  {title.replace('_', ' ')}: {key}: {why}"
         for key, why in found.items()
       ]
+  if names := whole["calls"][-1].get("left_out"):
+    lines.append(f"not begun by this call: {', '.join(names)}")
   return "\n".join(lines)
 
 

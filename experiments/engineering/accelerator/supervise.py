@@ -31,32 +31,27 @@ def run(
     scale: the stage's.
   """
   if until - time.time() < LEAST:
-    _end(folder, name, "left out: no time")
+    record.leave_out(folder, name)
     return
+  record.Stage(folder, name, until)  # its section, whatever becomes of it
   child = processes.Process(target=work, args=(name, folder, until, scale))
   child.start()
+  how = "interrupted"
   try:
     child.join(until + GRACE - time.time())
-    late = child.exitcode is None
+    how = _how(child.exitcode)
   finally:  # Ctrl-C, too
     if child.exitcode is None:
       child.kill()
       child.join()
-  if late:
-    _end(folder, name, f"ended {GRACE:g} s after its time")
-  elif child.exitcode:
-    code = child.exitcode
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    _end(folder, name, f"ended by {how}")
-
-
-def _end(folder, name, status):
-  """Writes how a stage ended that did not do so itself."""
-  whole = record.read(folder)
-  section = whole["stages"].setdefault(name, {"status": "running"})
-  if section["status"] == "running":
-    section["status"] = status
-    if running := section.get("running"):
-      section["failed"][running] = status
-      section["running"] = None
+    whole = record.read(folder)
+    record.close(whole["stages"][name], how)
     record.write(folder, whole)
+
+
+def _how(code: int | None) -> str:
+  """How a process ended, which has not written that it is finished."""
+  if code is None:
+    return f"ended {GRACE:g} s after its time"
+  name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+  return f"ended by {name}"
