@@ -265,6 +265,15 @@ def test_errors_are_one_line(call, settings, words, monkeypatch):
   assert "\n" not in str(error.value)
 
 
+def test_a_text_beyond_the_trained_length_is_told(call, loaded, monkeypatch):
+  _, cfg, codec = loaded
+  cfg = cfg.replace(model={"rope_length": 6})
+  monkeypatch.setattr(folders, "settings", lambda path, step: (cfg, codec))
+  line = "--max_new reach 7 tokens; the model was trained on 6 at most\n"
+  assert line in call(prompt="ab", max_new=4).err  # bos is the first
+  assert "trained on" not in call(prompt="ab", max_new=3).err
+
+
 def test_a_missing_run_is_one_line(call, monkeypatch):
   def fail(path, step):
     raise checkpoints.CheckpointError(f"{path} holds no checkpoint")

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import signal
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -366,7 +368,9 @@ def test_convert(tmp_path, call):
   code, out, err = convert(model, f"--output={output}", "--heads=2")
   assert code == 0, err
   assert re.fullmatch(
-    rf"{output}: 2 heads over 1 layers, Hugging Face's format, 0.\d MB\n", out
+    rf"{output}: 2 heads over 1 layers, Hugging Face's format, "
+    r"0.\d MB in bfloat16\n",
+    out,
   )
   net, cfg, _ = mtp_jax.load(output)
   assert cfg.model.n_future == 2
@@ -377,6 +381,28 @@ def test_convert(tmp_path, call):
   new = f"--output={tmp_path / 'new'}"
   code, _, err = convert(model, new, "--heads=5", "--format=meta")
   assert code == 1 and err == f"error: --heads=5: {folder} has 4\n"
+
+
+STOPPED = """
+import os, signal
+from experiments import convert
+from experiments.startup import program
+from mtp_jax.interchange import export
+
+# All files are written; they are moved to their place next.
+export.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+program.start(convert.main)
+"""
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path):
+  folder = write(tmp_path / "model", 1)
+  process = forked.Process(
+    ["-c", STOPPED, f"--model={folder}", f"--output={tmp_path / 'out' / 'new'}"]
+  )
+  _, err = process.communicate()
+  assert process.returncode == 128 + signal.SIGTERM, err
+  assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_convert_refuses_before_it_reads_the_model(tmp_path, call):
