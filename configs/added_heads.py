@@ -7,8 +7,8 @@ PATH is any folder that `mtp_jax.load` reads, such as a Llama from Hugging Face;
 the model's shape and its tokenizer come from there. The corpus is this
 machine's Python files. Every text of the model stays the same.
 A step of SmolLM2-135M has 1,024 tokens and 0.7 TFLOPs: hours on two CPU cores,
-for which `experiments.claims.heads_for_a_model` is faster. Run to its end with
-four short steps alone, so no number is expected.
+for which `experiments.claims.heads_for_a_model` is faster. Four short steps
+have been run, no more, so no number is expected.
 """
 
 from mtp_jax import config

@@ -51,14 +51,11 @@ def main(_: list[str]) -> None:
 
 
 def _start() -> initial.Start:
-  init = _INIT.value
-  if init is None:
+  if _INIT.value is None:
     options.refuse_idle(["init_heads"], "without --init")
-    init = initial.origin(_WORKDIR.value)
-    if init is None:
-      return initial.Start(_CONFIG.value.check(), None)
+    return initial.Start(_CONFIG.value.check(), None)
   return initial.choose(
-    _CONFIG.value, _CONFIG.given, init, _WORKDIR.value, _INIT_HEADS.value
+    _CONFIG.value, _CONFIG.given, _INIT.value, _WORKDIR.value, _INIT_HEADS.value
   )
 
 

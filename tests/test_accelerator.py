@@ -18,7 +18,6 @@ from experiments.engineering.accelerator import (
   byte_model,
   exactness,
   record,
-  report,
   scales,
   supervise,
 )
@@ -137,7 +136,7 @@ def test_no_time_at_all(tmp_path):
   assert whole["stages"]["training"]["status"] == "left out: no time"
   assert whole["stages"]["decoding"] == done.section
   assert not record.of_last_call(whole) and not whole["earlier"]
-  assert "not begun by this call: training, decoding" in report.text(whole)
+  assert whole["calls"][0]["left_out"] == ["training", "decoding"]
 
 
 def test_a_section_that_was_killed_is_no_running_one(tmp_path):
@@ -150,6 +149,19 @@ def test_a_section_that_was_killed_is_no_running_one(tmp_path):
   again = record.Stage(tmp_path, "decoding", time.time() + 9)
   assert again.whole["earlier"] == [{"decoding": section}]
   assert again.section["status"] == "running"
+
+
+def test_a_stage_that_is_interrupted_as_it_starts(tmp_path):
+  def interrupt(**_):
+    raise KeyboardInterrupt
+
+  record.begin_call(tmp_path, {})
+  child = types.SimpleNamespace(start=interrupt, pid=None, exitcode=None)
+  processes = types.SimpleNamespace(Process=lambda **_: child)
+  with pytest.raises(KeyboardInterrupt):
+    supervise.run(processes, None, "training", tmp_path, time.time() + 9, "cpu")
+  section = record.read(tmp_path)["stages"]["training"]
+  assert section["status"] == "interrupted"
 
 
 @pytest.mark.slow
@@ -170,6 +182,7 @@ def test_an_interrupted_call_lists_what_it_did_not_do(number, tmp_path):
   whole = record.read(tmp_path)
   assert whole["stages"]["exactness"]["status"] == "interrupted"
   assert whole["calls"][0]["left_out"] == ["decoding", "training", "byte model"]
+  assert whole["stages"]["decoding"] == {"status": "left out: interrupted"}
   assert "exactness: interrupted" in out and "not begun by this call" in out
 
 
@@ -332,9 +345,12 @@ def test_bad_calls(tmp_path, call):
   )
   (tmp_path / record.FILE).write_text("[]")
   assert "is not what this program wrote" in error(f"--output={tmp_path}")
-  wrong = '{"calls": {}, "stages": [], "earlier": 3}'
-  (tmp_path / record.FILE).write_text(wrong)
-  assert "is not what this program wrote" in error(f"--output={tmp_path}")
+  for wrong in (
+    '{"calls": {}, "stages": [], "earlier": 3}',
+    '{"calls": [], "stages": {"exactness": 3}, "earlier": []}',
+  ):
+    (tmp_path / record.FILE).write_text(wrong)
+    assert "is not what this program wrote" in error(f"--output={tmp_path}")
   assert f"{tmp_path / record.FILE} is a file; name a folder" in error(
     f"--output={tmp_path / record.FILE}"
   )

@@ -127,7 +127,7 @@ def test_again_nothing_is_drawn(finished, request_, monkeypatch):
     ({"seed": -5}, "seed=-5 is outside"),
     ({"max_new": 2**30 + 1}, "max_new=1073741825 is too many; give at most"),
     ({"heads": 9}, "--heads=9: the model can draft with 1"),
-    ({"output": pathlib.Path(__file__)}, "cannot make .*: File exists"),
+    ({"output": pathlib.Path(__file__)}, "is a file; name a folder"),
   ],
 )
 def test_errors_come_before_the_model_is_read(

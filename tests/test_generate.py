@@ -269,9 +269,11 @@ def test_a_text_beyond_the_trained_length_is_told(call, loaded, monkeypatch):
   _, cfg, codec = loaded
   cfg = cfg.replace(model={"rope_length": 6})
   monkeypatch.setattr(folders, "settings", lambda path, step: (cfg, codec))
-  line = "--max_new reach 7 tokens; the model was trained on 6 at most\n"
+  line = "--max_new reach 7 tokens, more than the 6 that the model is made for"
   assert line in call(prompt="ab", max_new=4).err  # bos is the first
-  assert "trained on" not in call(prompt="ab", max_new=3).err
+  assert "made for" not in call(prompt="ab", max_new=3).err
+  windowed = call(prompt="ab", max_new=4, sliding_window=5)
+  assert "made for" not in windowed.err
 
 
 def test_a_missing_run_is_one_line(call, monkeypatch):

@@ -313,20 +313,13 @@ def test_a_run_that_began_with_another_model_says_so(home, trained, caplog):
   )
 
 
-def test_a_run_resumes_without_init(home, trained, tmp_path, call):
-  """In its own shape and with its own tokenizer, though `source` is gone."""
+def test_a_run_that_resumes_without_its_init_is_told(home, trained, tmp_path):
   shutil.copytree(home / "run", tmp_path / "run")
-  assert initial.origin(tmp_path) is None
-  assert initial.origin(home / "source") is None
-  assert initial.origin(tmp_path / "run") == home / "source"
-  code, out, err = call(
-    f"--config={home}/config.json",
-    f"--workdir={tmp_path}/run",
-    "--config.train.steps=2",
-    "--config.train.freeze=trunk",
-  )
-  assert code == 0, err
-  assert "finished already" in out
+  cfg = config.load(home / "config.json")
+  cfg = cfg.replace(train={"steps": 2}, model={"width": 16}).check()
+  line = f"the run began with --init={home}/source, .* give it again"
+  with pytest.raises(checkpoints.CheckpointError, match=line):
+    loop.fit(cfg, tmp_path / "run")
 
 
 def test_weights_are_checked_before_the_corpus_is_read(home, tmp_path, call):

@@ -109,7 +109,7 @@ def test_built_in_summaries_are_held_out(values, monkeypatch):
     ({"task": "man_pages", "data": "x"}, "man_pages is built in: leave out --"),
     ({"heads": 3}, "--heads=3: the model can draft with 2"),
     ({"seed": -5}, "seed=-5 is outside"),
-    ({"output": pathlib.Path(__file__)}, "cannot make .*: File exists"),
+    ({"output": pathlib.Path(__file__)}, "is a file; name a folder"),
     ({"task": "xsum", "data": "none.jsonl"}, "there is no file none.jsonl"),
   ],
 )

@@ -78,7 +78,8 @@ def run(request: Request) -> None:
   settings = _settings(request, cfg, codec, rule, tree)
   ids = _Prompts(codec, request)
   prompt = None if interactive else ids.of(_prompt(request))
-  if prompt is not None:
+  window = request.sliding_window or cfg.model.sliding_window
+  if prompt is not None and not window:
     _note_length(len(prompt) + settings["max_new"], cfg.model)
 
   dtype = request.dtype or cfg.model.dtype
@@ -101,12 +102,12 @@ def run(request: Request) -> None:
 
 
 def _note_length(tokens: int, shape: config.Model) -> None:
-  """Says that a text may become longer than those of the training."""
-  trained = shape.rope_length
-  if shape.rope_scaling == "none" and 0 < trained < tokens:
+  """Says that a text may become longer than the model's config allows."""
+  most = shape.rope_length
+  if shape.rope_scaling == "none" and 0 < most < tokens:
     terminal.note(
-      f"the prompt and --max_new reach {tokens} tokens; the model was trained "
-      f"on {trained} at most\n"
+      f"the prompt and --max_new reach {tokens} tokens, more than the {most} "
+      "that the model is made for: what it writes there may be worse\n"
     )
 
 

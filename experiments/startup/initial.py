@@ -1,10 +1,10 @@
-"""The model that a run starts from, --init, and the config that follows."""
+"""Models of folders that a run starts from, --init, or that are planned."""
 
 import dataclasses
 import functools
 import pathlib
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 import jax
 from absl import logging
@@ -14,8 +14,7 @@ from mtp_jax import config, sharding, tokenizer
 from mtp_jax.checkpoint import checkpoints, storage
 from mtp_jax.interchange import folders, model_card
 from mtp_jax.model import heads, model, surgery, vocabulary
-from mtp_jax.train import provenance
-from mtp_jax.train import workdir as run_lib
+from mtp_jax.train import provenance, workdir
 
 
 class Start(typing.NamedTuple):
@@ -59,24 +58,25 @@ def choose(
   """
   if path.resolve() == target.resolve():
     raise ValueError(
-      f"--init and --workdir are both {target}: a run resumes in its workdir "
-      "without --init, and a new one that starts from the model there needs "
-      "another --workdir"
+      f"--init and --workdir are both {target}: a run resumes with the --init "
+      "that it began with, if any, and a new one that starts from the model "
+      "there needs another --workdir"
     )
   wanted = {
     name.removeprefix("model."): value
     for name, value in given.items()
     if name.startswith("model.")
   }
-  resumes = run_lib.has_checkpoints(target)
+  resumes = workdir.has_checkpoints(target)
   source = target if resumes else path
   found, codec = folders.settings(source)
   shape = _shape(found.model, wanted, source)
   if not resumes:
     folders.check_weights(path)
-  # A frozen trunk needs two heads, and says so.
-  says = cfg.train.freeze != "trunk" or shape.n_future > 1
-  if says and "n_future" not in wanted and not resumes:
+  default = cfg.model.n_future == config.Model.n_future
+  # `surgery.trainable` refuses a frozen trunk with one head.
+  refused = default and cfg.train.freeze == "trunk" and shape.n_future == 1
+  if "n_future" not in wanted and not (resumes or refused):
     _check_heads(cfg.model.n_future, shape.n_future, path)
   settings = _settings(cfg.model, wanted)
   shape = dataclasses.replace(shape, **settings)
@@ -99,7 +99,7 @@ def choose(
 
 
 def planned(
-  cfg: config.Config, given: Iterable[str], path: pathlib.Path
+  cfg: config.Config, given: Collection[str], path: pathlib.Path
 ) -> config.Config:
   """`cfg` with the model in `path`, of as many heads as a flag asks for.
 
@@ -111,28 +111,23 @@ def planned(
   Raises:
     ValueError: flags set another field of the model.
   """
-  own = [n for n in given if n.startswith("model.") and n != "model.n_future"]
+  own = {n.removeprefix("model.") for n in given if n.startswith("model.")}
   options.refuse_idle(
-    [f"config.{name}" for name in own],
-    "with --model, whose shape is planned; only its n_future may be given",
+    [f"config.model.{n}" for n in own - {"n_future", *surgery.SETTINGS}],
+    "with --model, whose shape is planned; its n_future and "
+    f"{', '.join(surgery.SETTINGS)} may be given",
   )
   shape = folders.settings(path)[0].model
-  if "model.n_future" in given:
+  if "n_future" in own:
     shape = shape.with_heads(cfg.model.n_future)
-  # What the config says of its own model's heads.
+  shape = dataclasses.replace(shape, **_settings(cfg.model, own))
+  # What the config file says of its own model's heads.
   of_heads = {"head_weights": (), "head_stages": (), "head_change": "step"}
+  of_heads |= {"detach": 0}
+  kept = {n: v for n, v in of_heads.items() if f"train.{n}" not in given}
   return dataclasses.replace(cfg, model=shape).replace(
-    train=of_heads | {"detach": 0}, decode={"heads": 0}
+    train=kept, decode={"heads": 0}
   )
-
-
-def origin(workdir: pathlib.Path) -> pathlib.Path | None:
-  """--init of the run in a workdir; None: there is no run, or it had none."""
-  if not run_lib.has_checkpoints(workdir):
-    return None
-  with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
-    path = (saved.metadata().get("init") or {}).get("path")
-  return path and pathlib.Path(path)
 
 
 def _check_heads(asked: int, n: int, path: pathlib.Path) -> None:
@@ -170,8 +165,9 @@ def _check_tokenizer(
 
 def _warn_of_another(path: pathlib.Path, target: pathlib.Path) -> None:
   """Logs a warning if the run in `target` did not begin with `path`."""
-  began = origin(target)
-  same = began and began.absolute() == path.absolute()
+  with checkpoints.Checkpoints(target / "checkpoints") as saved:
+    began = saved.metadata().get("init", {}).get("path")
+  same = began and pathlib.Path(began).absolute() == path.absolute()
   if not same and jax.process_index() == 0:
     logging.warning(
       "--init=%s is not used: the run in %s goes on, which began with %s",
@@ -245,7 +241,7 @@ def _host() -> jax.sharding.Mesh:
 
 
 def _settings(
-  model_section: config.Model, wanted: dict[str, typing.Any]
+  model_section: config.Model, wanted: Collection[str]
 ) -> dict[str, typing.Any]:
   """The `surgery.SETTINGS` that flags or the config file set."""
   default = config.Model()

@@ -60,8 +60,8 @@ def lay_out(
       in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
       own; drafts may be accepted less often.
     on: where the decoder runs. A mesh: tensor parallel over its axis 'model',
-      rows over 'data'. Or the name of a platform; None:
-      `jax.default_backend()`.
+      rows over 'data'. Or the name of a platform, as 'cpu', 'gpu' or 'tpu';
+      None: `jax.default_backend()`.
 
   Raises:
     ValueError: the model has fewer ids than `vocab`, or none are wanted; a
@@ -81,7 +81,7 @@ def lay_out(
   _one_of("cache_dtype", cache_dtype, cache_lib.DTYPES)
   _one_of("draft_dtype", draft_dtype, (None, "bfloat16", "int8"))
   if mesh is None:
-    _one_of("on", on, (None, *_PLATFORMS))
+    _one_of("on", on, (None, *_PLATFORMS, jax.default_backend()))
   _check_drafts(cfg, draft_dtype, mesh)
   if cfg.drafting < cfg.n_future:
     net = surgery.drop_heads(net, cfg.drafting)

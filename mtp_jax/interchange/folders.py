@@ -110,10 +110,13 @@ def settings(
 
 
 def check_weights(path: str | pathlib.Path) -> None:
-  """Raises what `load` does of a folder of others, before a tensor is read.
+  """Checks the weights of another program's folder, by its files' headers.
 
-  A file is missing, cut off or damaged; a tensor is missing or of another
-  shape. Nothing is checked of a workdir.
+  Nothing is checked of a workdir.
+
+  Raises:
+    ValueError: a file is missing, cut off or damaged; a tensor is missing or
+      has another shape.
   """
   path = storage.local(path)
   if reader := _OTHERS.get(kind(path)):
@@ -145,7 +148,9 @@ def kind(path: pathlib.Path) -> str:
   if any((path / name).exists() for name in _META):
     return "meta"
   line = workdir.no_run(path)
-  if not path.exists() and len(path.parts) == 2:  # as names on the Hub have
+  # As names on the Hub look, and as no folder near here does.
+  is_name = len(path.parts) == 2 and not {"/", "..", "."} & set(path.parts)
+  if is_name and not path.parent.exists():
     line += (
       f"; a model of Hugging Face's Hub is fetched first: hf download {path} "
       "--local-dir=FOLDER"

@@ -5,6 +5,7 @@ that model.safetensors.index.json lists. Heads 2..N, which only this library
 knows of, are in a file of their own (`extra_heads`).
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -280,7 +281,7 @@ def _open(file) -> safetensors.safe_open:
       f"cannot read {file}: {error.strerror or error}"
     ) from error
   except safetensors.SafetensorError as error:
-    with open(file, "rb") as opened:
+    with contextlib.suppress(OSError), open(file, "rb") as opened:
       if opened.read(len(_GIT_LFS)) == _GIT_LFS:
         raise ValueError(
           f"{file} is a pointer of Git LFS, not the weights: run git lfs pull"

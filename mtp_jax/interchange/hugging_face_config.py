@@ -144,7 +144,7 @@ def their_names(text: str) -> str:
   def name(match):
     return _NAMES.get(match[1], match[0])
 
-  return re.sub(r"\bmodel\.(\w+)", name, text)
+  return re.sub(r"(?<![.\w])model\.(\w+)", name, text)
 
 
 _NAMES = {
@@ -159,6 +159,8 @@ _NAMES = {
   "sliding_window": "sliding_window",
   "rope_length": "max_position_embeddings",
   "rope_theta": "rope_theta",
+  "rope_scaling": "rope_type",
+  "rope_factor": "factor",
 }
 
 

@@ -179,7 +179,9 @@ def load(
     ValueError: the file is cut off or damaged or asks for more than tensors; a
       tensor is missing, has another shape or dtype, or is one too many.
   """
-  found, wanted = _checked(path, cfg)
+  found, wanted, unused = _checked(path, cfg)
+  if unused:
+    logging.info("%s: not used: %s", weights(path), ", ".join(unused))
 
   def read(name, index):
     return found[name].read(index)
@@ -193,12 +195,10 @@ def check_weights(path: pathlib.Path, cfg: config.Model) -> None:
 
 
 def _checked(path, cfg):
-  """Tensors of the file by name, and those that the model takes of them."""
+  """Tensors by name, those that the model takes, and names of unused ones."""
   file = weights(path)
   stored = torch_files.read(file)
   found = _used(stored)
-  if unused := [name for name in stored if name not in found]:
-    logging.info("%s: not used: %s", file, ", ".join(unused))
   for name, tensor in found.items():
     if str(tensor.place.dtype) not in _DTYPES:
       raise ValueError(
@@ -209,7 +209,7 @@ def _checked(path, cfg):
   streaming.check_layers(cfg, shapes, file)
   wanted = names.tensors(cfg, names.META)
   streaming.check(wanted, shapes, file)
-  return found, wanted
+  return found, wanted, [name for name in stored if name not in found]
 
 
 def dtype(path: pathlib.Path) -> str:

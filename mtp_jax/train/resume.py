@@ -22,16 +22,24 @@ def refusals(stored: dict, metadata: dict) -> list[str]:
   """
   metadata = _without(metadata, "free", "local", "reported")
   # Fingerprints, which say nothing to a reader.
-  text, codec = metadata.pop("data", None), metadata.pop("tokenizer", None)
+  corpus, codec = metadata.pop("data", None), metadata.pop("tokenizer", None)
   lines = differences(stored, metadata, _defaults())
+  began = (stored.get("init") or {}).get("path")
   if codec != stored.get("tokenizer", codec):
+    before = stored["config"].get("data", {}).get("tokenizer")
     lines.append(
-      "the tokenizer differs: leave out --config.data.tokenizer, or restore it"
+      f"the tokenizer differs: the run's is {before!r}, give it by "
+      "--config.data.tokenizer"
     )
-  elif text != stored.get("data", text):
+  elif corpus != stored.get("data", corpus):
     lines.append(
-      "the text differs: the corpus's files have changed, or others are read; "
-      "restore them"
+      "the corpus differs: its files have changed, or others are read; restore "
+      "them"
+    )
+  if began and any(line.startswith("config.model.") for line in lines):
+    lines.append(
+      f"the run began with --init={began}, which gave it its model: give it "
+      "again, even if nothing is there any more"
     )
   return lines
 

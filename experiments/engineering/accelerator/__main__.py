@@ -77,9 +77,10 @@ def main(_: list[str]) -> None:
       supervise.run(processes, stage.run, name, folder, until, _SCALE.value)
   finally:  # Ctrl-C and SIGTERM, too
     for name in left:
-      record.leave_out(folder, name)
+      record.leave_out(folder, name, "interrupted")
     whole = record.read(folder)
-    print(report.text(whole), flush=True)
+    not_begun = whole["calls"][-1].get("left_out", [])
+    print(report.text(whole["stages"], not_begun), flush=True)
   stages = record.of_last_call(whole)
   if not any(section["results"] for section in stages.values()):
     sys.exit("error: no stage has a result")

@@ -18,7 +18,6 @@ from absl import logging
 from experiments.measure import study
 
 FILE = "results.json"
-NO_TIME = "left out: no time"
 _EMPTY = {"calls": [], "stages": {}, "earlier": []}
 
 
@@ -183,6 +182,8 @@ def read(folder: pathlib.Path) -> dict:
       kinds = {key: type(whole[key]) for key in _EMPTY}
       if kinds != {key: type(value) for key, value in _EMPTY.items()}:
         raise TypeError(kinds)
+      if not all("status" in section for section in whole["stages"].values()):
+        raise TypeError("a stage without a status")
       return {key: whole[key] for key in _EMPTY}
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(
@@ -201,11 +202,11 @@ def begin_call(folder: pathlib.Path, call: dict) -> None:
   write(folder, whole)
 
 
-def leave_out(folder: pathlib.Path, name: str) -> None:
+def leave_out(folder: pathlib.Path, name: str, why: str) -> None:
   """Notes that the call did not come to a stage, whose results stay."""
   whole = read(folder)
   whole["calls"][-1].setdefault("left_out", []).append(name)
-  whole["stages"].setdefault(name, {"status": NO_TIME})
+  whole["stages"].setdefault(name, {"status": f"left out: {why}"})
   write(folder, whole)
 
 

@@ -1,12 +1,14 @@
 """What a call prints at its end: figures, verdicts, what was not done."""
 
+from collections.abc import Sequence
+
 from experiments.measure import study
 
 
-def text(whole: dict) -> str:
-  """A few lines per stage, and those that the last call did not come to."""
+def text(stages: dict, not_begun: Sequence[str] = ()) -> str:
+  """A few lines per stage, and those that the last call did not begin."""
   lines = []
-  for name, section in whole["stages"].items():
+  for name, section in stages.items():
     results = section.get("results", {})
     kind = section.get("device", {}).get("kind", "no device")
     lines.append(
@@ -20,8 +22,8 @@ def text(whole: dict) -> str:
         f"  {title.replace('_', ' ')}: {key}: {why}"
         for key, why in found.items()
       ]
-  if names := whole["calls"][-1].get("left_out"):
-    lines.append(f"not begun by this call: {', '.join(names)}")
+  if not_begun:
+    lines.append(f"not begun by this call: {', '.join(not_begun)}")
   return "\n".join(lines)
 
 

@@ -31,17 +31,17 @@ def run(
     scale: the stage's.
   """
   if until - time.time() < LEAST:
-    record.leave_out(folder, name)
+    record.leave_out(folder, name, "no time")
     return
   record.Stage(folder, name, until)  # its section, whatever becomes of it
   child = processes.Process(target=work, args=(name, folder, until, scale))
-  child.start()
   how = "interrupted"
   try:
+    child.start()
     child.join(until + GRACE - time.time())
     how = _how(child.exitcode)
   finally:  # Ctrl-C, too
-    if child.exitcode is None:
+    if child.pid and child.exitcode is None:
       child.kill()
       child.join()
     whole = record.read(folder)
