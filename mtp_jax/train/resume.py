@@ -22,16 +22,16 @@ def refusals(stored: dict, metadata: dict) -> list[str]:
   """
   metadata = _without(metadata, "free", "local", "reported")
   # Fingerprints, which say nothing to a reader.
-  corpus, codec = metadata.pop("data", None), metadata.pop("tokenizer", None)
+  codec, corpus = ({n: metadata.pop(n)} for n in ("tokenizer", "data"))
   lines = differences(stored, metadata, _defaults())
   began = (stored.get("init") or {}).get("path")
-  if codec != stored.get("tokenizer", codec):
+  if differences(stored, codec, {}):
     before = stored["config"].get("data", {}).get("tokenizer")
     lines.append(
       f"the tokenizer differs: the run's is {before!r}, give it by "
       "--config.data.tokenizer"
     )
-  elif corpus != stored.get("data", corpus):
+  elif differences(stored, corpus, {}):
     lines.append(
       "the corpus differs: its files have changed, or others are read; restore "
       "them"

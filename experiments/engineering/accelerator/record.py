@@ -194,7 +194,7 @@ def read(folder: pathlib.Path) -> dict:
 
 
 def begin_call(folder: pathlib.Path, call: dict) -> None:
-  """Adds a call; a stage that still `runs` was killed with an earlier one."""
+  """Adds a call; a stage still 'running' was killed with an earlier call."""
   whole = read(folder)
   for section in whole["stages"].values():
     close(section, "killed")
