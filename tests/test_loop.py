@@ -1,6 +1,7 @@
 """The loop writes what ordinary decoding writes; a mock forces its paths."""
 
 import dataclasses
+import re
 
 import hypothesis
 import jax
@@ -382,3 +383,18 @@ def test_the_loop_updates_its_cache_in_place(kind, tree):
   print(f"{kind}: temp / cache {memory.temp_size_in_bytes / cache:.3f}")
   assert memory.temp_size_in_bytes < 0.1 * cache
   assert memory.alias_size_in_bytes > cache  # the state's buffers are donated
+
+
+@pytest.mark.parametrize("window", [0, 200])
+def test_ordinary_decoding_of_one_row_copies_no_cache(window):
+  """The compiler took the single row's update for a part of each product."""
+  cfg = parameters.model_config(n_future=1, layers=3, sliding_window=window)
+  net = jax.eval_shape(lambda: model.Model(cfg, jax.random.key(0)))
+  decoder = jax.eval_shape(layout.lay_out, net)
+  rule = accept.Greedy()
+  settings = interface.check_settings(decoder, heads=1, max_new=9, rule=rule)
+  state = loop.abstract_state(decoder, settings, batch=1, cache_len=999)
+  program = loop.run_jit.lower(decoder, rule, state).compile().as_text()
+  shape = ",".join(map(str, state.cache[0][0].shape))
+  assert f"f32[{shape}]" in program
+  assert not re.findall(rf"copy\S* = f32\[{shape}\]", program)

@@ -69,10 +69,32 @@ def put(old, new, start, *, ring: bool = False, valid=None):
   positions of the window that are written. The others are padding, and would
   overwrite positions that are still in use.
   """
-  if not ring:
-    return jax.vmap(
-      lambda a, b, s: jax.lax.dynamic_update_slice_in_dim(a, b, s, 1)
-    )(old, new, start)
+  by_row = _put_in_ring if ring else _put_in_order
+
+  def by_kv_head(old, new, start, valid):
+    # Of one row. XLA's CPU compiler would fuse the update of a single row into
+    # the products that read the cache, and copy the cache four times for that.
+    old, new = (jnp.swapaxes(a, 0, 1) for a in (old, new))
+    start, valid = jax.tree.map(
+      lambda a: jnp.repeat(a, len(old)), (start, valid)
+    )
+    return jnp.swapaxes(by_row(old, new, start, valid), 0, 1)
+
+  on_cpu = {"cpu": by_kv_head} if len(old) == 1 else {}
+  return jax.lax.platform_dependent(
+    old, new, start, valid, **on_cpu, default=by_row
+  )
+
+
+def _put_in_order(old, new, start, valid):
+  def one(old, new, start):
+    return jax.lax.dynamic_update_slice_in_dim(old, new, start, 1)
+
+  del valid
+  return jax.vmap(one)(old, new, start)
+
+
+def _put_in_ring(old, new, start, valid):
   S, W = old.shape[2], new.shape[2]
   place = jnp.arange(W, dtype=jnp.int32)
   slot = (start[:, None] + place) % S

@@ -55,9 +55,9 @@ def prompts(
 def trees(
   decoder: decoder_lib.Transformer, tuning: list[np.ndarray], new: int
 ) -> list[tree_lib.Tree]:
-  """Ordinary decoding, chains of 2 and of N, a tree of 8 built on prompts."""
+  """Ordinary decoding, every chain, and a tree of 8 built on prompts."""
   acceptance = autotune.measure_acceptance(decoder, tuning, max_new=new)
-  chains = [tree_lib.chain(k) for k in sorted({1, 2, decoder.n_future})]
+  chains = [tree_lib.chain(k) for k in range(1, decoder.n_future + 1)]
   return [*chains, tree_lib.build(acceptance, 8)]
 
 
