@@ -269,6 +269,23 @@ def test_a_number_that_float16_lacks_is_refused_from_bfloat16_too(
     mtp_jax.save(net, tmp_path / "model", codec=BYTES, dtype="float16")
 
 
+def test_of_two_that_write_one_folder_the_first_wins(
+  nets, tmp_path, monkeypatch
+):
+  rename, model = os.rename, tmp_path / "model"
+
+  def late(source, target):
+    monkeypatch.setattr(os, "rename", rename)
+    mtp_jax.save(nets["parallel"], model, codec=BYTES)
+    rename(source, target)
+
+  monkeypatch.setattr(os, "rename", late)
+  with pytest.raises(ValueError, match="exists by now, made by another"):
+    mtp_jax.save(nets["causal"], model, codec=BYTES)
+  assert os.listdir(tmp_path) == ["model"]
+  assert mtp_jax.load(model)[1].model.head == "parallel"
+
+
 def test_a_full_disk_leaves_nothing(nets, tmp_path, monkeypatch):
   def full(number):
     raise OSError(28, "No space left on device")

@@ -202,7 +202,14 @@ def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     partial = pathlib.Path(around) / path.name
     partial.mkdir()
     yield partial
-    os.rename(partial, path)
+    try:
+      os.rename(partial, path)
+    except OSError:
+      if os.path.lexists(path):
+        raise ValueError(
+          f"{path} exists by now, made by another program: name a new folder"
+        ) from None
+      raise
 
 
 @contextlib.contextmanager
