@@ -226,10 +226,6 @@ def test_attention_equals_the_formula(dtype, model):
   assert got.shape == q.shape and got.dtype == q.dtype
 
   keys, values = (np.asarray(a, np.float64) for a in read(layer, jnp.float32))
-  if dtype == "float32":  # kept so, and rounded to the model's to be used
-    keys, values = (
-      np.asarray(jnp.asarray(x, model), np.float64) for x in (keys, values)
-    )
   queries = np.asarray(q, np.float64).reshape(B, W, K, G, C)
   scores = np.einsum("bwkgc,bksc->bkgws", queries, keys) / np.sqrt(C)
   scores = np.where(mask[:, None, None], scores, -np.inf)

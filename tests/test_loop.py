@@ -1,6 +1,7 @@
 """The loop writes what ordinary decoding writes; a mock forces its paths."""
 
 import dataclasses
+import math
 import re
 
 import hypothesis
@@ -398,3 +399,25 @@ def test_ordinary_decoding_of_one_row_copies_no_cache(window):
   shape = ",".join(map(str, state.cache[0][0].shape))
   assert f"f32[{shape}]" in program
   assert not re.findall(rf"copy\S* = f32\[{shape}\]", program)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_decoding_in_bfloat16_converts_no_weight_and_no_cache(batch, heads):
+  """The compiler has no kernel for a product of one row or with rounded sums,
+  nor for access to single rows: it would convert the whole array."""
+  cfg = parameters.model_config(
+    n_future=2, layers=3, vocab=4999, dtype="bfloat16"
+  )
+  net = jax.eval_shape(lambda: model.Model(cfg, jax.random.key(0)))
+  decoder = jax.eval_shape(layout.lay_out, net)
+  rule = accept.Greedy()
+  settings = interface.check_settings(
+    decoder, heads=heads, max_new=9, rule=rule
+  )
+  state = loop.abstract_state(decoder, settings, batch=batch, cache_len=999)
+  program = loop.run_jit.lower(decoder, rule, state).compile().as_text()
+  converted = re.findall(r"= \w+\[([\d,]+)\]\S* convert\(", program)
+  sizes = {math.prod(map(int, shape.split(","))) for shape in converted}
+  smallest = min(a.size for a in jax.tree.leaves(decoder) if a.ndim > 1)
+  assert sizes and max(sizes) < smallest < state.cache[0][0].size

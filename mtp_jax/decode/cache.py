@@ -110,9 +110,9 @@ def attend(mask, q, k, v, k_scale=None, v_scale=None) -> jax.Array:
 
   The queries of one kv head, Q = W H / K of them, are the rows of one product
   over the cache as it lies (`jax.nn.dot_product_attention` has another order of
-  axes). Scores and softmax are float32. A cache of another dtype is converted
-  for the products, on a CPU into a copy; an int8 one's scales belong to
-  positions, so they move to the scores and to the weights.
+  axes). Scores and softmax are float32. Products are in the wider of q's dtype
+  and the cache's; a narrower cache is converted, on a CPU into a copy. An int8
+  one's scales belong to positions, so they move to the scores and the weights.
 
   Args:
     mask: [B, W, S] bool, what each query sees.
@@ -122,16 +122,16 @@ def attend(mask, q, k, v, k_scale=None, v_scale=None) -> jax.Array:
   B, W, H, C = q.shape
   K, G = k.shape[1], H // k.shape[1]
   q = jnp.swapaxes(q.reshape(B, W, K, G, C), 1, 2).reshape(B, K, W * G, C)
-  scores = cpu.scores(q, k.astype(q.dtype))
+  dtype = jnp.promote_types(q.dtype, k.dtype)
+  scores = cpu.scores(q.astype(dtype), k.astype(dtype))
   if k_scale is not None:
     scores *= jnp.swapaxes(k_scale, 2, 3)
   mask = jnp.repeat(mask[:, None], G, 2)
   weights = jax.nn.softmax(jnp.where(mask, scores * C**-0.5, -jnp.inf))
   if v_scale is not None:
     weights *= jnp.swapaxes(v_scale, 2, 3)
-  out = jnp.einsum(
-    "BKQS,BKSC->BKQC", weights.astype(q.dtype), v.astype(q.dtype)
-  )
+  out = jnp.einsum("BKQS,BKSC->BKQC", weights.astype(dtype), v.astype(dtype))
+  out = out.astype(q.dtype)
   return jnp.swapaxes(out.reshape(B, K, W, G, C), 1, 2).reshape(B, W, H, C)
 
 

@@ -4,6 +4,11 @@ XLA's CPU kernels copy the right-hand matrix of every product into tiles. In
 `x @ w` that is the weight, in `q @ k.T` the keys, and the copy costs more than
 the product with a few rows. With the large matrix on the left, the rows are
 copied instead. Weights are therefore stored as [out, in].
+
+In bfloat16 these kernels take two rows or more, and write float32. A product of
+one row, and one that writes bfloat16, converts the weight to float32 first,
+which takes ten times as long. So does every gather from a bfloat16 array, and
+every scatter: see `keeps`.
 """
 
 import dataclasses
@@ -17,6 +22,20 @@ import jax.numpy as jnp
 # tenth of a pass, where 576 x 1536 gained half of one.
 LARGE = 1 << 18
 FEW = 128  # rows of the other matrix from which on the copy costs little
+
+
+def turns(w: jax.Array) -> bool:
+  """Whether a weight is to be stored as a `Matrix`."""
+  return w.size >= LARGE or w.dtype == jnp.bfloat16
+
+
+def keeps(dtype: str) -> str:
+  """The dtype of an embedding or a cache whose rows are read or written.
+
+  XLA's CPU compiler converts a whole bfloat16 array to float32 and back for
+  every such access.
+  """
+  return "float32" if dtype == "bfloat16" else dtype
 
 
 @jax.tree_util.register_dataclass
@@ -40,12 +59,15 @@ class Matrix:
     """x [..., *in] times the weight, [..., *out]; see `layers.product`."""
     batch = x.shape[: x.ndim - len(self.inputs)]
     x = x.reshape(math.prod(batch), -1)
-    if len(x) < FEW:
+    rows, asked = len(x), dtype or x.dtype
+    if x.dtype == jnp.bfloat16:  # see above
+      x, dtype = jnp.repeat(x, 2 if rows == 1 else 1, 0), "float32"
+    if rows < FEW:
       y = jnp.einsum("FD,MD->FM", self.values, x, preferred_element_type=dtype)
       y = _swapped(y)
     else:
       y = jnp.einsum("MD,FD->MF", x, self.values, preferred_element_type=dtype)
-    return y.reshape(*batch, *self.outputs)
+    return y[:rows].astype(asked).reshape(*batch, *self.outputs)
 
 
 def matrix(w: jax.Array, axes: int = 1) -> Matrix:

@@ -34,11 +34,11 @@ def lay_out(
 ) -> decoder_lib.Transformer:
   """Lays a trained model out for decoding; call it once, outside the loop.
 
-  Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU large
-  matrices are transposed (`cpu.Matrix`), except int8 ones and on a mesh. In a
-  float32 model the embedding, and the unembedding if not transposed, are shared
-  with `net`; the layers are copies. Heads behind a gap of `cfg.offsets` are
-  left out: drafts are a text without gaps.
+  Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU, but not on a
+  mesh, large and bfloat16 matrices are transposed (`cpu.Matrix`) and the
+  embedding is float32. In a float32 model the embedding, and the unembedding if
+  not transposed, are shared with `net`; the layers are copies. Heads behind a
+  gap of `cfg.offsets` are left out: drafts are a text without gaps.
 
   Example, with the run that the example of `mtp_jax.fit` trains:
     >>> import mtp_jax
@@ -55,7 +55,7 @@ def lay_out(
       that size, so the text may have any length. None: the model's own
       (`cfg.sliding_window`), if it has one. Any other it was not trained for,
       unless its texts were no longer than the window.
-    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`.
+    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`, on a CPU float32.
     draft_dtype: keep what only heads 2..N use, their layers and unembedding,
       in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
       own; drafts may be accepted less often.
@@ -71,7 +71,9 @@ def lay_out(
   """
   cfg, mesh = net.cfg, on if isinstance(on, jax.sharding.Mesh) else None
   vocab = checks.integer("vocab", cfg.vocab if vocab is None else vocab, 1)
-  cache_dtype = cfg.dtype if cache_dtype is None else cache_dtype
+  on_cpu = mesh is None and (on or jax.default_backend()) == "cpu"
+  if cache_dtype is None:
+    cache_dtype = cpu.keeps(cfg.dtype) if on_cpu else cfg.dtype
   if vocab > cfg.vocab:
     raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
   if sliding_window is None:
@@ -85,9 +87,8 @@ def lay_out(
   _check_drafts(cfg, draft_dtype, mesh)
   if cfg.drafting < cfg.n_future:
     net = surgery.drop_heads(net, cfg.drafting)
-  transpose = mesh is None and (on or jax.default_backend()) == "cpu"
   decoder = decoder_lib.Transformer(
-    **_weights(net, draft_dtype, transpose),
+    **_weights(net, draft_dtype, on_cpu),
     cfg=net.cfg,
     vocab=vocab,
     sliding_window=sliding_window,
@@ -97,13 +98,13 @@ def lay_out(
   return decoder if mesh is None else _place(decoder, mesh)
 
 
-def _weights(net, draft_dtype, transpose) -> dict[str, Any]:
+def _weights(net, draft_dtype, on_cpu) -> dict[str, Any]:
   """The fields of a `decoder.Transformer` that hold weights.
 
-  Layers are taken out of their stacks, matrices cast, and large ones
-  transposed where `transpose`.
+  Layers are taken out of their stacks and matrices cast.
   """
   cfg = net.cfg
+  embed_dtype = cpu.keeps(cfg.dtype) if on_cpu else cfg.dtype
 
   def cast(p):
     return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
@@ -116,15 +117,16 @@ def _weights(net, draft_dtype, transpose) -> dict[str, Any]:
     dtype = draft_dtype or cfg.dtype
     return arrange(first), *(arrange(layer, dtype=dtype) for layer in rest)
 
+  embed = net.embed.replace(net.embed.astype(embed_dtype))
   net = _map(cast, net)
-  arrange = functools.partial(_arrange, dtype=cfg.dtype, transpose=transpose)
+  arrange = functools.partial(_arrange, dtype=cfg.dtype, on_cpu=on_cpu)
   unembed = net.heads.unembed
   if net.heads.kind.own_unembed:
     unembed = unstack(unembed, cfg.n_future)
   else:  # a second one, for drafts, where they are in another dtype
     unembed = [unembed] * (2 if draft_dtype else 1)
   return {
-    "embed": net.embed,
+    "embed": embed,
     "trunk": tuple(map(arrange, unstack(net.trunk, cfg.trunk_layers))),
     "head_modules": arrange_all(unstack(net.heads.layers, cfg.n_future)),
     "norm": net.heads.norm,
@@ -204,8 +206,8 @@ def _check_drafts(cfg, draft_dtype, mesh) -> None:
     raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
 
 
-def _arrange(layer, dtype, transpose):
-  """The layer with its matrices in a dtype, large ones transposed on a CPU."""
+def _arrange(layer, dtype, on_cpu):
+  """The layer with its matrices in a dtype, some as a `cpu.Matrix`."""
 
   def one(p):
     w = p[...]
@@ -214,8 +216,8 @@ def _arrange(layer, dtype, transpose):
     if dtype == "int8":
       return p.replace(int8.matrix(w))
     w = w.astype(dtype)
-    large = transpose and w.size >= cpu.LARGE
-    return p.replace(cpu.matrix(w, _inputs(p)) if large else w)
+    turned = on_cpu and cpu.turns(w)
+    return p.replace(cpu.matrix(w, _inputs(p)) if turned else w)
 
   return _map(one, layer)
 
