@@ -117,7 +117,7 @@ def test_transformers_reads_no_workdir(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
   for kind, found in ("workdir", []), ("meta", []), ("hugging_face", [PEER]):
     monkeypatch.setattr(decoding.folders, "kind", lambda path, kind=kind: kind)
-    assert [*decoding.peer(tmp_path)] == found
+    assert [*decoding.peer(tmp_path, "float32")] == found
 
 
 def test_the_demo_compares_nothing(tmp_path):

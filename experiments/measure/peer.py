@@ -55,11 +55,11 @@ def of(
 
 
 def load(
-  folder: pathlib.Path, attention: str = "sdpa"
+  folder: pathlib.Path, attention: str = "sdpa", dtype: str = "float32"
 ) -> transformers.PreTrainedModel:
-  """The model of a Hugging Face folder, float32; no end token ends a text."""
+  """The model of a Hugging Face folder; no end token ends a text."""
   llama = transformers.AutoModelForCausalLM.from_pretrained(
-    folder, dtype=torch.float32, attn_implementation=attention
+    folder, dtype=getattr(torch, dtype), attn_implementation=attention
   )
   llama.generation_config = transformers.GenerationConfig()
   return llama.eval()

@@ -46,6 +46,7 @@ _CORPORA = flags.DEFINE_list(
   "corpora", None, "What heads are trained on, of files and written; else all."
 )
 _HEADS = flags.DEFINE_integer("heads", 4, "N.", lower_bound=2)
+_DTYPE = options.define_dtype("the model's own; heads are trained in that")
 
 NOTES = {  # for the model cards
   "files": "Heads 2 and up: trained on Python files, trunk frozen.",
@@ -62,7 +63,8 @@ def main(_: list[str]) -> None:
     raise ValueError(f"--corpora={','.join(names)}: choose files or written")
   if _MODEL.value:  # refuses what is no model before anything is fetched
     folders.settings(_MODEL.value)
-  options.make_room(folder / "results.json")
+  results = f"results_{_DTYPE.value}.json" if _DTYPE.value else "results.json"
+  options.make_room(folder / results)
   source = _MODEL.value or smollm2.fetch(folder)
   asked = scale.training() | {
     "heads": _HEADS.value,
@@ -92,10 +94,11 @@ def main(_: list[str]) -> None:
       mtp_jax.save(trained, place / "model", like=source, notes=NOTES[name])
   for name in names:
     begin, place = time.time(), folder / name
-    heads, _, _ = mtp_jax.load(place / "model")
+    heads, _, _ = mtp_jax.load(place / "model", dtype=_DTYPE.value)
     trained = _read(place / "training.json")
     found = trained | study.provenance(_SEED.value)
     found["trained_on_machine"] = trained["machine"]
+    found["dtype"] = heads.cfg.dtype
     decoder = layout.limit_drafts(
       mtp_jax.lay_out(heads, codec.vocab), found.pop("draft_ids")
     )
@@ -111,15 +114,16 @@ def main(_: list[str]) -> None:
     found["decoding"] = {}
     if scale.batches:
       topologies = decoding.trees(decoder, tuning, scale.new)
+      others = decoding.peer(source, heads.cfg.dtype)
       found["decoding"] = decoding.measure(
-        decoder, texts, topologies, scale, decoding.peer(source)
+        decoder, texts, topologies, scale, others
       )
-    study.write_json(place / "results.json", found)
+    study.write_json(place / results, found)
     print(f"page: {place / 'report.html'}   model: {place / 'model'}")
   result = {
-    name: _read(folder / name / "results.json")
+    name: _read(folder / name / results)
     for name in corpora.NAMES
-    if (folder / name / "results.json").exists()
+    if (folder / name / results).exists()
   }
   report.write_picture(folder, result)
   print(report.tables(result))

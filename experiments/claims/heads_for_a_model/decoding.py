@@ -124,7 +124,7 @@ def scores(held: pipeline.Packed, found: Mapping) -> dict:
   }
 
 
-def peer(folder: pathlib.Path) -> dict[str, Callable]:
+def peer(folder: pathlib.Path, dtype: str) -> dict[str, Callable]:
   """transformers' decoding of the same folder on a CPU, if it is installed.
 
   None of a workdir or of Meta's format, which transformers does not read.
@@ -137,5 +137,5 @@ def peer(folder: pathlib.Path) -> dict[str, Callable]:
     from experiments.measure import peer as peer_lib
   except ImportError:
     return {}
-  model = peer_lib.load(folder)
+  model = peer_lib.load(folder, dtype=dtype)
   return {"transformers": functools.partial(peer_lib.decode, model)}
