@@ -106,9 +106,15 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   assert row["step"] == "4" and float(row["learning_rate"]) == pytest.approx(
     want
   )
-  cfg = cfg.replace(train={"steps": 7})
+
+  def pack(*_):
+    raise AssertionError("the corpus was read before this run was refused")
+
+  monkeypatch.setattr(loop.pipeline, "pack", pack)
   with pytest.raises(ValueError, match="at step 8 already, past train.steps 7"):
-    loop.fit(cfg, tmp_path)
+    loop.fit(cfg.replace(train={"steps": 7}), tmp_path)
+  with pytest.raises(checkpoints.CheckpointError, match="train.seed: 0 in the"):
+    loop.fit(cfg.replace(train={"seed": 5}), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def loaded():
 @pytest.fixture
 def call(loaded, monkeypatch, capsys):
   """Runs the program; returns its standard output and error."""
+  monkeypatch.setattr(folders, "kind", lambda path: "workdir")
   monkeypatch.setattr(folders, "settings", lambda path, step: loaded[1:])
   monkeypatch.setattr(
     folders, "load_step", lambda path, step, dtype=None: (*loaded, 7)
@@ -267,9 +268,17 @@ def test_errors_are_one_line(call, settings, words, monkeypatch):
 
 def test_a_text_beyond_the_trained_length_is_told(call, loaded, monkeypatch):
   _, cfg, codec = loaded
-  cfg = cfg.replace(model={"rope_length": 6})
-  monkeypatch.setattr(folders, "settings", lambda path, step: (cfg, codec))
+
+  def change(**sections):
+    changed = cfg.replace(**sections)
+    monkeypatch.setattr(folders, "settings", lambda *_: (changed, codec))
+
   line = "--max_new reach 7 tokens, more than the 6 that the model is made for"
+  change(data={"seq_len": 6})  # of its own run
+  assert line in call(prompt="ab", max_new=4).err
+  change(model={"rope_length": 3, "rope_scaling": "linear", "rope_factor": 2.0})
+  assert line in call(prompt="ab", max_new=4).err
+  change(model={"rope_length": 6}, data={"seq_len": 5})
   assert line in call(prompt="ab", max_new=4).err  # bos is the first
   assert "made for" not in call(prompt="ab", max_new=3).err
   windowed = call(prompt="ab", max_new=4, sliding_window=5)

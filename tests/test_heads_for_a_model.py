@@ -111,7 +111,7 @@ def test_heads_of_other_settings_are_not_taken(finished):
 
 
 def test_transformers_reads_no_workdir(tmp_path, monkeypatch):
-  peer = types.SimpleNamespace(load=lambda path: path, decode=print)
+  peer = types.SimpleNamespace(load=lambda path, dtype: path, decode=print)
   monkeypatch.setitem(sys.modules, "experiments.measure.peer", peer)
   monkeypatch.setattr(measure, "peer", peer, raising=False)
   monkeypatch.setattr(jax, "default_backend", lambda: "cpu")

@@ -11,6 +11,7 @@ import tokenizers
 from hypothesis import strategies as st
 
 from mtp_jax import tokenizer
+from mtp_jax.interchange import tokenizer_files as exports
 from tests import tokenizer_files
 
 KINDS, NAMES = tokenizer_files.KINDS, tokenizer_files.NAMES
@@ -181,6 +182,24 @@ def test_where_special_ids_come_from(trained, tmp_path):
     copy = tokenizer.load(str(tmp_path / f"copy{i}"))
     assert copy.special == codec.special and copy.prefix == codec.prefix
     assert copy.fingerprint == codec.fingerprint
+
+
+def test_settings_of_other_programs_are_kept(trained, tmp_path):
+  """A run keeps its tokenizer, and an export of the run has them again."""
+  files = {
+    "tokenizer_config": NAMES
+    | {"model_max_length": 99, "tokenizer_class": "X"},
+    "generation_config": {"temperature": 0.6, "eos_token_id": [2, 3]},
+  }
+  codec = tokenizer.load(str(write(tmp_path / "a", trained["llama"], **files)))
+  (tmp_path / "kept").mkdir()
+  for name, content in codec.files().items():
+    (tmp_path / "kept" / name).write_bytes(content)
+  copy = tokenizer.load(str(tmp_path / "kept"))
+  exported = exports.of(copy)
+  for name, fields in files.items():
+    found = json.loads(exported[f"{name}.json"])
+    assert fields.items() <= found.items()
 
 
 def test_what_cannot_be_loaded_is_named(trained, tmp_path):

@@ -80,7 +80,7 @@ def run(request: Request) -> None:
   prompt = None if interactive else ids.of(_prompt(request))
   window = request.sliding_window or cfg.model.sliding_window
   if prompt is not None and not window:
-    _note_length(len(prompt) + settings["max_new"], cfg.model)
+    _note_length(len(prompt) + settings["max_new"], request.workdir, cfg)
 
   dtype = request.dtype or cfg.model.dtype
   decoder, size, step = _decoder(request, dtype, codec.vocab)
@@ -101,10 +101,12 @@ def run(request: Request) -> None:
     writer.write(prompt, request.seed)
 
 
-def _note_length(tokens: int, shape: config.Model) -> None:
-  """Says that a text may become longer than the model's config allows."""
-  most = shape.rope_length
-  if shape.rope_scaling == "none" and 0 < most < tokens:
+def _note_length(tokens: int, path: pathlib.Path, cfg: config.Config) -> None:
+  """Says that a text may become longer than those the model was made for."""
+  most = int(cfg.model.rope_length * cfg.model.rope_factor)
+  if not most and folders.kind(path) == "workdir":
+    most = cfg.data.seq_len
+  if 0 < most < tokens:
     terminal.note(
       f"the prompt and --max_new reach {tokens} tokens, more than the {most} "
       "that the model is made for: what it writes there may be worse\n"

@@ -161,6 +161,17 @@ class Checkpoints:
       step, lambda n: self._fallback.record(n)["metadata"]
     )
 
+  def check(self, refusals: Callable[[dict], list[str]]) -> int | None:
+    """Raises what `restore` would by `refusals`, and reads no array for it.
+
+    Returns:
+      The step that `restore` begins with, None if the folder holds none.
+    """
+    self.wait()
+    if not self._fallback.candidates():
+      return None
+    return self._fallback.read(None, lambda n: self._check(n, refusals)["step"])
+
   def newest(self) -> int:
     """The newest step whose metadata are whole."""
     self.wait()
@@ -222,14 +233,8 @@ class Checkpoints:
     """
     arrays, leaves = integrity.flatten(like)
     targets = integrity.targets(arrays)
-    record = self._fallback.record(step)
+    record = self._check(step, refusals)
     subject = f"checkpoint {step} in {self._folder}"
-    if lines := refusals(record["metadata"]):
-      raise CheckpointError(
-        f"{subject} (the first) does not fit this run (the second): "
-        + "; ".join(lines)
-        + ". Take a new folder, or the first's settings"
-      )
     stored = record["arrays"]
     if partial:
       stored = {n: e for n, e in stored.items() if n.split("/")[0] in like}
@@ -243,6 +248,17 @@ class Checkpoints:
       jax.tree.structure(like), [loaded[name] for name in leaves]
     )
     return state, record["metadata"], step
+
+  def _check(self, step, refusals) -> dict:
+    """The record of one step; raises CheckpointError if it is refused."""
+    record = self._fallback.record(step)
+    if lines := refusals(record["metadata"]):
+      raise CheckpointError(
+        f"checkpoint {step} in {self._folder} (the first) does not fit this "
+        f"run (the second): {'; '.join(lines)}. Take a new folder, or the "
+        "first's settings"
+      )
+    return record
 
   def _begin_writing(self) -> None:
     """Opens the writer and sets damaged steps aside.

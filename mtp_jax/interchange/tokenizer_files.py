@@ -32,8 +32,9 @@ def of(codec: tokenizer.Tokenizer) -> dict[str, bytes]:
   if "tokenizer.model" in files:
     config |= _llama_tokenizer(codec)
   else:
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-  generation = ids(codec)
+    config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+  generation = json.loads(files.get("generation_config.json", "{}"))
+  generation |= ids(codec)
   return files | {
     "tokenizer_config.json": f"{json.dumps(config, indent=2)}\n".encode(),
     "generation_config.json": f"{json.dumps(generation, indent=2)}\n".encode(),

@@ -15,13 +15,19 @@ from mtp_jax.tokenizer import json_file
 
 _NAMED = "tokenizer_config.json", "special_tokens_map.json"
 _NUMBERED = "generation_config.json", "config.json"
+_TOKENS = "bos_token", "eos_token", "pad_token", "unk_token"
 _ADDED = "added_tokens.json"
 _TEMPLATE = "chat_template.jinja"
 
 
 @dataclasses.dataclass(frozen=True)
 class SpecialIds:
-  """Special ids of a model, their names, and its chat template."""
+  """Special ids of a model, their names, and its chat template.
+
+  Attributes:
+    others: what the two files have besides, by their names: settings of other
+      programs, such as a temperature, kept for these.
+  """
 
   bos: int
   eos: int
@@ -30,6 +36,7 @@ class SpecialIds:
   adds_bos: bool | None  # before a prompt; None: the post-processor decides
   names: dict[str, str]  # for chat templates, such as {"bos_token": "<s>"}
   template: str | None  # of a chat
+  others: dict[str, dict] = dataclasses.field(default_factory=dict)
 
   def files(self) -> dict[str, bytes]:
     """Two files from which `read` makes the same."""
@@ -43,13 +50,13 @@ class SpecialIds:
       "eos_token_id": list(self.ends),
       "pad_token_id": self.pad,
     }
+    contents = {
+      name: self.others.get(name, {}) | own
+      for name, own in ((_NAMED[0], named), (_NUMBERED[0], numbered))
+    }
     return {
-      name: f"{json.dumps(value, indent=2)}\n".encode()
-      for name, value in zip(
-        ("tokenizer_config.json", "generation_config.json"),
-        (named, numbered),
-        strict=True,
-      )
+      name: f"{json.dumps(content, indent=2)}\n".encode()
+      for name, content in contents.items()
     }
 
 
@@ -78,7 +85,7 @@ def read(
   folder = path.parent
   named = [_fields(folder / name) for name in _NAMED]
   names = dict(names or {})
-  for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+  for key in _TOKENS:
     values = (_name(fields.get(key)) for fields in named)
     if name := next(filter(None, values), None):
       names[key] = name
@@ -111,6 +118,7 @@ def read(
     None if adds_bos is None else bool(adds_bos),
     names,
     _template(folder, named[0].get("chat_template")),
+    _others(folder),
   )
 
 
@@ -179,6 +187,17 @@ def _ids(path: pathlib.Path, key: str, vocab: int) -> list[int]:
         f"{path}: {key} {i!r} is not one of the tokenizer's {vocab} ids"
       )
   return ids
+
+
+def _others(folder: pathlib.Path) -> dict[str, dict]:
+  """What the files have that `SpecialIds.files` does not write by itself."""
+  own = {"add_bos_token", "chat_template", *_TOKENS}
+  own |= {f"{token}_id" for token in _TOKENS}
+  found = {
+    name: {k: v for k, v in _fields(folder / name).items() if k not in own}
+    for name in (_NAMED[0], _NUMBERED[0])
+  }
+  return {name: rest for name, rest in found.items() if rest}
 
 
 def _template(folder: pathlib.Path, inline) -> str | None:

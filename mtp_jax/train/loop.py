@@ -100,6 +100,7 @@ def fit(
   is_first = jax.process_index() == 0
   progress = terminal.Progress(is_first)
   with lock.exclusive(workdir):  # before hours of packing
+    _check_resume(cfg, codec, workdir)
     with progress.doing("reading the corpus, which is packed once"):
       splits = pipeline.pack(cfg.data, codec)
     metadata = workdir_lib.metadata(cfg, codec, splits)
@@ -304,6 +305,22 @@ def _check_random(train):
     why = "train.finetune is on, and this run would begin at random"
   if why:
     raise ValueError(f"{why}: give --init=PATH, or a model as `init`")
+
+
+def _check_resume(cfg, codec, workdir):
+  """Raises what `_resume` would, as far as the corpus does not matter.
+
+  Several processes can read a checkpoint only together, so they leave it to
+  `_resume`.
+  """
+  folder = workdir / "checkpoints"
+  if jax.process_count() > 1 or not folder.is_dir():
+    return
+  metadata = workdir_lib.metadata(cfg, codec, ())
+  with checkpoints.Checkpoints(folder) as saved:
+    step = saved.check(lambda stored: resume.refusals(stored, metadata))
+  if step is not None:
+    resume.check_step(step, cfg.train.steps, workdir)
 
 
 def _resume(cfg, mesh, saved, metadata, workdir):

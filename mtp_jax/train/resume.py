@@ -81,8 +81,16 @@ def check_agreement(metadata: dict) -> None:
 
 
 def disagreements(first: dict, other: dict) -> list[str]:
-  """One line for each value that differs between two processes of one run."""
-  return differences(_shared(first), _shared(other))
+  """One line for each value that differs between two processes of one run.
+
+  Fingerprints of corpora, which say nothing to a reader, make one line.
+  """
+  first, other = _shared(first), _shared(other)
+  corpora = first.pop("data"), other.pop("data")
+  lines = differences(first, other)
+  if differences(*corpora):
+    lines.append("their corpora differ")
+  return lines
 
 
 def differences(

@@ -287,14 +287,15 @@ def write_settings(cfg: config.Config, workdir: pathlib.Path) -> None:
 def metadata(
   cfg: config.Config,
   codec: tokenizer_lib.Tokenizer,
-  splits: tuple[pipeline.Packed, pipeline.Packed],
+  splits: tuple[pipeline.Packed, ...],
 ) -> dict:
-  """The metadata of a checkpoint: config, and fingerprints of its inputs."""
+  """The metadata of a checkpoint: config, and fingerprints of its inputs.
+
+  `splits` are empty where the corpus is not packed yet.
+  """
+  names = ("train", "held_out") if splits else ()
   return {
     "config": dataclasses.asdict(cfg),
     "tokenizer": codec.fingerprint,
-    "data": {
-      "train": splits[0].fingerprint,
-      "held_out": splits[1].fingerprint,
-    },
+    "data": {n: s.fingerprint for n, s in zip(names, splits, strict=True)},
   }
