@@ -89,6 +89,11 @@ def test_bfloat16_casts_matrices_and_keeps_norms_and_biases(kind, tokens):
     assert jnp.std(error) < 0.02 * jnp.std(want)
 
 
+def rounded(x):
+  """To bfloat16, as float32."""
+  return np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32)
+
+
 @pytest.mark.parametrize("rows", [(1, 1), (3, 5), (2, cpu.FEW)])
 @pytest.mark.parametrize("axes", [1, 2])
 def test_a_weight_that_is_turned_multiplies_as_it_was(rows, axes):
@@ -101,6 +106,8 @@ def test_a_weight_that_is_turned_multiplies_as_it_was(rows, axes):
   np.testing.assert_allclose(got, np.tensordot(x, w, axes), rtol=0, atol=1e-5)
   half = layers.product("", x.astype("bfloat16"), turned)
   assert half.dtype == jnp.bfloat16 and half.shape == got.shape
+  want = np.tensordot(rounded(x), rounded(w), axes)
+  np.testing.assert_allclose(rounded(half), want, rtol=2**-8, atol=2**-10)
 
 
 @pytest.mark.parametrize("queries", [1, 6, cpu.FEW - 1, cpu.FEW])

@@ -110,9 +110,9 @@ def test_divergence_stops_and_goes_on_with_other_rates(
   def pack(*_):
     raise AssertionError("the corpus was read before this run was refused")
 
-  monkeypatch.setattr(loop.pipeline, "pack", pack)
   with pytest.raises(ValueError, match="at step 8 already, past train.steps 7"):
     loop.fit(cfg.replace(train={"steps": 7}), tmp_path)
+  monkeypatch.setattr(loop.pipeline, "pack", pack)
   with pytest.raises(checkpoints.CheckpointError, match="train.seed: 0 in the"):
     loop.fit(cfg.replace(train={"seed": 5}), tmp_path)
 

@@ -90,8 +90,13 @@ def test_what_is_done_is_not_done_again(finished):
   kept = [*folder.glob("*/model/model.safetensors")]
   before = [file.stat().st_mtime_ns for file in kept]
   out = run(folder.parent, "--corpora=files")
-  assert [file.stat().st_mtime_ns for file in kept] == before
   assert "| files | 1 |" in out and "| written | 1 |" in out
+  out = run(folder.parent, "--corpora=files", "--dtype=bfloat16")
+  assert "| files | 1 |" in out and "| written | 1 |" not in out
+  assert [file.stat().st_mtime_ns for file in kept] == before
+  for place, dtype in ((folder, "float32"), (folder / "bfloat16", "bfloat16")):
+    found = json.loads((place / "files" / "results.json").read_text())
+    assert found["dtype"] == dtype
 
 
 @pytest.mark.slow
@@ -111,13 +116,17 @@ def test_heads_of_other_settings_are_not_taken(finished):
 
 
 def test_transformers_reads_no_workdir(tmp_path, monkeypatch):
-  peer = types.SimpleNamespace(load=lambda path, dtype: path, decode=print)
+  read = []
+  peer = types.SimpleNamespace(
+    load=lambda path, dtype: read.append(dtype), decode=print
+  )
   monkeypatch.setitem(sys.modules, "experiments.measure.peer", peer)
   monkeypatch.setattr(measure, "peer", peer, raising=False)
   monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
   for kind, found in ("workdir", []), ("meta", []), ("hugging_face", [PEER]):
     monkeypatch.setattr(decoding.folders, "kind", lambda path, kind=kind: kind)
-    assert [*decoding.peer(tmp_path, "float32")] == found
+    assert [*decoding.peer(tmp_path, "bfloat16")] == found
+  assert read == ["bfloat16"]
 
 
 def test_the_demo_compares_nothing(tmp_path):

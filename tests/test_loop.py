@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import pathlib
 import re
 
 import hypothesis
@@ -28,6 +29,9 @@ from tests.mocks import (
   check_mock,
   start,
 )
+
+_INFO = pathlib.Path("/proc/cpuinfo")
+CPU = _INFO.read_text("utf-8") if _INFO.exists() else ""
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
@@ -401,6 +405,10 @@ def test_ordinary_decoding_of_one_row_copies_no_cache(window):
   assert not re.findall(rf"copy\S* = f32\[{shape}\]", program)
 
 
+@pytest.mark.skipif(
+  not re.search("amx_bf16|avx512_bf16", CPU),
+  reason="a processor without products in bfloat16",
+)
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_decoding_in_bfloat16_converts_no_weight_and_no_cache(batch, heads):

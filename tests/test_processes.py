@@ -447,7 +447,14 @@ def test_a_silent_process_stops_the_others(home, victim):
   job.kill()
 
 
-def test_processes_have_to_agree(home, tmp_path):
+@pytest.mark.parametrize(
+  "more, line",
+  [  # settings are compared before the corpus is packed
+    (["--config.train.save_every=3"], "train.save_every: 4 in the first, 3 in"),
+    ([], "the same run: their corpora differ. Start all with"),
+  ],
+)
+def test_processes_have_to_agree(home, tmp_path, more, line):
   (tmp_path / "c.jsonl").write_text(
     "\n".join(json.dumps({"text": f"another {i}"}) for i in range(99))
   )
@@ -457,7 +464,7 @@ def test_processes_have_to_agree(home, tmp_path):
   commands[1] += [
     f"--config.data.path={tmp_path / 'c.jsonl'}",
     f"--config.data.cache={tmp_path / 'cache'}",
-    "--config.train.save_every=3",
+    *more,
   ]
   job = Job(home, commands)
   assert job.ends() == [1, 1]
@@ -465,8 +472,7 @@ def test_processes_have_to_agree(home, tmp_path):
     for text in (
       "error: process 0 (the first) and process 1 (the second) do not do the "
       "same run: ",
-      "their corpora differ",
-      "train.save_every: 4 in the first, 3 in the second",
+      line,
     ):
       assert text in job.text(i)
     assert "Traceback" not in job.text(i)

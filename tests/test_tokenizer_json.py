@@ -186,9 +186,15 @@ def test_where_special_ids_come_from(trained, tmp_path):
 
 def test_settings_of_other_programs_are_kept(trained, tmp_path):
   """A run keeps its tokenizer, and an export of the run has them again."""
+  kept = {"model_max_length": 99, "padding_side": "left"}
+  # With these transformers would not read tokenizer.json as it is.
+  harmful = {
+    "tokenizer_class": "LlamaTokenizer",
+    "add_eos_token": False,
+    "auto_map": {"AutoTokenizer": "x.Y"},
+  }
   files = {
-    "tokenizer_config": NAMES
-    | {"model_max_length": 99, "tokenizer_class": "X"},
+    "tokenizer_config": NAMES | kept | harmful,
     "generation_config": {"temperature": 0.6, "eos_token_id": [2, 3]},
   }
   codec = tokenizer.load(str(write(tmp_path / "a", trained["llama"], **files)))
@@ -196,10 +202,15 @@ def test_settings_of_other_programs_are_kept(trained, tmp_path):
   for name, content in codec.files().items():
     (tmp_path / "kept" / name).write_bytes(content)
   copy = tokenizer.load(str(tmp_path / "kept"))
-  exported = exports.of(copy)
-  for name, fields in files.items():
-    found = json.loads(exported[f"{name}.json"])
-    assert fields.items() <= found.items()
+  for model_is_new in (True, False):
+    exported = exports.of(copy, model_is_new)
+    named = json.loads(exported["tokenizer_config.json"])
+    assert kept.items() <= named.items() and named.keys() >= NAMES.keys()
+    assert named.pop("tokenizer_class") == "PreTrainedTokenizerFast"
+    assert named.keys().isdisjoint(harmful)
+    numbered = json.loads(exported["generation_config.json"])
+    assert numbered["eos_token_id"] == [2, 3]
+    assert ("temperature" in numbered) == (not model_is_new)
 
 
 def test_what_cannot_be_loaded_is_named(trained, tmp_path):

@@ -103,10 +103,12 @@ def run(request: Request) -> None:
 
 def _note_length(tokens: int, path: pathlib.Path, cfg: config.Config) -> None:
   """Says that a text may become longer than those the model was made for."""
-  most = int(cfg.model.rope_length * cfg.model.rope_factor)
-  if not most and folders.kind(path) == "workdir":
-    most = cfg.data.seq_len
-  if 0 < most < tokens:
+  shape = cfg.model
+  if shape.rope_scaling == "llama3":  # made for more than is in its config
+    return
+  most = int(shape.rope_length * shape.rope_factor)
+  most = most or folders.trained_length(path, cfg)
+  if most and most < tokens:
     terminal.note(
       f"the prompt and --max_new reach {tokens} tokens, more than the {most} "
       "that the model is made for: what it writes there may be worse\n"

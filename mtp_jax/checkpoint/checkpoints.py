@@ -161,16 +161,22 @@ class Checkpoints:
       step, lambda n: self._fallback.record(n)["metadata"]
     )
 
-  def check(self, refusals: Callable[[dict], list[str]]) -> int | None:
-    """Raises what `restore` would by `refusals`, and reads no array for it.
+  def check(self, refusals: Callable[[dict], list[str]]) -> None:
+    """Compares the newest metadata that can be read; reads no arrays.
 
-    Returns:
-      The step that `restore` begins with, None if the folder holds none.
+    Args:
+      refusals: as in `restore`.
+
+    Raises:
+      CheckpointError: the metadata do not fit.
     """
     self.wait()
-    if not self._fallback.candidates():
-      return None
-    return self._fallback.read(None, lambda n: self._check(n, refusals)["step"])
+    for step in reversed(self._fallback.candidates()):
+      try:
+        self._check(step, refusals)
+        return
+      except (reader.Damaged, reader.ReadFailed):
+        pass  # `restore` will say so
 
   def newest(self) -> int:
     """The newest step whose metadata are whole."""

@@ -5,10 +5,10 @@ XLA's CPU kernels copy the right-hand matrix of every product into tiles. In
 the product with a few rows. With the large matrix on the left, the rows are
 copied instead. Weights are therefore stored as [out, in].
 
-In bfloat16 these kernels take two rows or more, and write float32. A product of
-one row, and one that writes bfloat16, converts the weight to float32 first,
-which takes ten times as long. So does every gather from a bfloat16 array, and
-every scatter: see `keeps`.
+In bfloat16 these kernels multiply two rows or more and write float32. For one
+row, or a result in bfloat16, XLA first converts the weight to float32, which
+takes ten times as long (jax 0.10.2, on an Intel Xeon with AMX). Gathers from a
+bfloat16 array and scatters into it convert the whole array: see `row_dtype`.
 """
 
 import dataclasses
@@ -17,23 +17,26 @@ import math
 import jax
 import jax.numpy as jnp
 
-# Elements from which on a weight is turned. A smaller one lies in a core's
-# cache, where its copy is cheap: 256 x 704 gained nothing and 96 x 256 lost a
-# tenth of a pass, where 576 x 1536 gained half of one.
+# Elements from which on a float32 weight is turned. A smaller one lies in a
+# core's cache, where its copy is cheap: 256 x 704 gained nothing and 96 x 256
+# lost a tenth of a pass, where 576 x 1536 gained half of one.
 LARGE = 1 << 18
 FEW = 128  # rows of the other matrix from which on the copy costs little
 
 
-def turns(w: jax.Array) -> bool:
-  """Whether a weight is to be stored as a `Matrix`."""
-  return w.size >= LARGE or w.dtype == jnp.bfloat16
+def smallest(dtype: str) -> int:
+  """Elements from which on a weight is kept as a `Matrix`.
+
+  Args:
+    dtype: of the activations that it is multiplied with.
+  """
+  return 0 if dtype == "bfloat16" else LARGE
 
 
-def keeps(dtype: str) -> str:
-  """The dtype of an embedding or a cache whose rows are read or written.
+def row_dtype(dtype: str) -> str:
+  """The dtype of an embedding and of a cache in a model of `dtype`.
 
-  XLA's CPU compiler converts a whole bfloat16 array to float32 and back for
-  every such access.
+  Single rows of them are read and written.
   """
   return "float32" if dtype == "bfloat16" else dtype
 
@@ -60,8 +63,10 @@ class Matrix:
     batch = x.shape[: x.ndim - len(self.inputs)]
     x = x.reshape(math.prod(batch), -1)
     rows, asked = len(x), dtype or x.dtype
-    if x.dtype == jnp.bfloat16:  # see above
-      x, dtype = jnp.repeat(x, 2 if rows == 1 else 1, 0), "float32"
+    if x.dtype == jnp.bfloat16:  # see the module
+      dtype = "float32"
+      if rows == 1:
+        x = jnp.concatenate([x, x])
     if rows < FEW:
       y = jnp.einsum("FD,MD->FM", self.values, x, preferred_element_type=dtype)
       y = _swapped(y)

@@ -35,10 +35,11 @@ def lay_out(
   """Lays a trained model out for decoding; call it once, outside the loop.
 
   Matrices are cast to `cfg.dtype`; norms stay float32. On a CPU, but not on a
-  mesh, large and bfloat16 matrices are transposed (`cpu.Matrix`) and the
-  embedding is float32. In a float32 model the embedding, and the unembedding if
-  not transposed, are shared with `net`; the layers are copies. Heads behind a
-  gap of `cfg.offsets` are left out: drafts are a text without gaps.
+  mesh, large matrices, and all of a bfloat16 model, are transposed
+  (`cpu.Matrix`), except int8 ones; a bfloat16 model's embedding is float32
+  there. In a float32 model the embedding, and the unembedding if not
+  transposed, are shared with `net`; the layers are copies. Heads behind a gap
+  of `cfg.offsets` are left out: drafts are a text without gaps.
 
   Example, with the run that the example of `mtp_jax.fit` trains:
     >>> import mtp_jax
@@ -55,7 +56,8 @@ def lay_out(
       that size, so the text may have any length. None: the model's own
       (`cfg.sliding_window`), if it has one. Any other it was not trained for,
       unless its texts were no longer than the window.
-    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`, on a CPU float32.
+    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`, and float32 on a
+      CPU, unless it is a mesh. There every pass converts the others.
     draft_dtype: keep what only heads 2..N use, their layers and unembedding,
       in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
       own; drafts may be accepted less often.
@@ -73,7 +75,7 @@ def lay_out(
   vocab = checks.integer("vocab", cfg.vocab if vocab is None else vocab, 1)
   on_cpu = mesh is None and (on or jax.default_backend()) == "cpu"
   if cache_dtype is None:
-    cache_dtype = cpu.keeps(cfg.dtype) if on_cpu else cfg.dtype
+    cache_dtype = cpu.row_dtype(cfg.dtype) if on_cpu else cfg.dtype
   if vocab > cfg.vocab:
     raise ValueError(f"vocab {vocab} exceeds the model's {cfg.vocab} ids")
   if sliding_window is None:
@@ -104,7 +106,8 @@ def _weights(net, draft_dtype, on_cpu) -> dict[str, Any]:
   Layers are taken out of their stacks and matrices cast.
   """
   cfg = net.cfg
-  embed_dtype = cpu.keeps(cfg.dtype) if on_cpu else cfg.dtype
+  embed_dtype = cpu.row_dtype(cfg.dtype) if on_cpu else cfg.dtype
+  smallest = cpu.smallest(cfg.dtype) if on_cpu else None
 
   def cast(p):
     return p.replace(p.astype(cfg.dtype)) if len(p.axes) > 1 else p
@@ -118,18 +121,18 @@ def _weights(net, draft_dtype, on_cpu) -> dict[str, Any]:
     return arrange(first), *(arrange(layer, dtype=dtype) for layer in rest)
 
   embed = net.embed.replace(net.embed.astype(embed_dtype))
-  net = _map(cast, net)
-  arrange = functools.partial(_arrange, dtype=cfg.dtype, on_cpu=on_cpu)
-  unembed = net.heads.unembed
-  if net.heads.kind.own_unembed:
+  trunk, cast_heads = _map(cast, (net.trunk, net.heads))
+  arrange = functools.partial(_arrange, dtype=cfg.dtype, smallest=smallest)
+  unembed = cast_heads.unembed
+  if cast_heads.kind.own_unembed:
     unembed = unstack(unembed, cfg.n_future)
   else:  # a second one, for drafts, where they are in another dtype
     unembed = [unembed] * (2 if draft_dtype else 1)
   return {
     "embed": embed,
-    "trunk": tuple(map(arrange, unstack(net.trunk, cfg.trunk_layers))),
-    "head_modules": arrange_all(unstack(net.heads.layers, cfg.n_future)),
-    "norm": net.heads.norm,
+    "trunk": tuple(map(arrange, unstack(trunk, cfg.trunk_layers))),
+    "head_modules": arrange_all(unstack(cast_heads.layers, cfg.n_future)),
+    "norm": cast_heads.norm,
     "unembed": arrange_all(unembed),
   }
 
@@ -206,8 +209,11 @@ def _check_drafts(cfg, draft_dtype, mesh) -> None:
     raise ValueError("draft_dtype='int8' is not split over a mesh: 'bfloat16'")
 
 
-def _arrange(layer, dtype, on_cpu):
-  """The layer with its matrices in a dtype, some as a `cpu.Matrix`."""
+def _arrange(layer, dtype, smallest):
+  """The layer with its matrices in a dtype.
+
+  Those of `smallest` elements or more are kept as a `cpu.Matrix`; None: none.
+  """
 
   def one(p):
     w = p[...]
@@ -216,7 +222,7 @@ def _arrange(layer, dtype, on_cpu):
     if dtype == "int8":
       return p.replace(int8.matrix(w))
     w = w.astype(dtype)
-    turned = on_cpu and cpu.turns(w)
+    turned = smallest is not None and w.size >= smallest
     return p.replace(cpu.matrix(w, _inputs(p)) if turned else w)
 
   return _map(one, layer)

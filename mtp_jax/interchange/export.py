@@ -74,7 +74,8 @@ def save(
   if codec is source.codec and source.kind == "hugging_face":
     files = tokenizer_files.of_folder(source.path)
   else:
-    files = tokenizer_files.of(codec)
+    model_is_new = not source.record.get("init")
+    files = tokenizer_files.of(codec, model_is_new)
   files |= source.files()
   with _new_folder(path) as folder:
     written = hugging_face.write(folder, net, dtype)

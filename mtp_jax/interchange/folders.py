@@ -123,6 +123,21 @@ def check_weights(path: str | pathlib.Path) -> None:
     reader.check_weights(path, reader.settings(path))
 
 
+def trained_length(path: pathlib.Path, cfg: config.Config) -> int | None:
+  """Tokens of the sequences of a folder's training, where that is known.
+
+  Args:
+    path: a folder that `load` reads.
+    cfg: its config.
+  """
+  match kind(path):
+    case "workdir":
+      return cfg.data.seq_len
+    case "meta":
+      return meta.sequence_length(path)
+  return None
+
+
 def dtype(path: str | pathlib.Path) -> str:
   """A dtype in which a folder's model is held and written without a change.
 

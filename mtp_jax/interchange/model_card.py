@@ -7,7 +7,7 @@ from typing import Any
 
 from mtp_jax import config, tokenizer
 from mtp_jax.checkpoint import checkpoints, storage
-from mtp_jax.interchange import extra_heads, folders, meta
+from mtp_jax.interchange import extra_heads, folders
 
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 PREVIOUS = "README.original.md"  # the card of the model that this one is from
@@ -72,11 +72,7 @@ class Source:
   @property
   def length(self) -> int | None:
     """Tokens of the sequences that it was trained on, where that is known."""
-    if self.kind == "workdir":
-      return self.cfg.data.seq_len
-    if self.kind == "meta":
-      return meta.sequence_length(self.path)
-    return None
+    return self.path and folders.trained_length(self.path, self.cfg)
 
   def files(self) -> dict[str, bytes]:
     """Content of the licences and of the model card, by name."""

@@ -25,16 +25,27 @@ def of_folder(folder: pathlib.Path) -> dict[str, bytes]:
   return {n: path.read_bytes() for n, path in files.items() if path.is_file()}
 
 
-def of(codec: tokenizer.Tokenizer) -> dict[str, bytes]:
-  """Content of the files of a tokenizer, by name."""
+def of(
+  codec: tokenizer.Tokenizer, model_is_new: bool = True
+) -> dict[str, bytes]:
+  """Content of the files of a tokenizer, by name.
+
+  Args:
+    codec: the tokenizer.
+    model_is_new: the model is not the one that the tokenizer was made for,
+      whose settings of generation, such as a temperature, are left out.
+  """
   files = codec.files()
   config = json.loads(files.get("tokenizer_config.json", "{}"))
   if "tokenizer.model" in files:
     config |= _llama_tokenizer(codec)
   else:
-    config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
-  generation = json.loads(files.get("generation_config.json", "{}"))
-  generation |= ids(codec)
+    # Others may read another rule than tokenizer.json's, or need a program.
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for name in ("auto_map", "add_eos_token"):
+      config.pop(name, None)
+  found = json.loads(files.get("generation_config.json", "{}"))
+  generation = ({} if model_is_new else found) | ids(codec)
   return files | {
     "tokenizer_config.json": f"{json.dumps(config, indent=2)}\n".encode(),
     "generation_config.json": f"{json.dumps(generation, indent=2)}\n".encode(),

@@ -92,7 +92,7 @@ class HuggingFace(interface.Tokenizer):
     return sorted(filter(None, names), key=len, reverse=True)
 
   def files(self) -> dict[str, bytes]:
-    """tokenizer.json, and two short files of its special ids."""
+    """tokenizer.json, and two files with its special ids."""
     return self.special.files() | {"tokenizer.json": self._json}
 
   def encode(self, text: str | bytes) -> np.ndarray:

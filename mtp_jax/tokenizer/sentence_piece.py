@@ -91,7 +91,7 @@ class SentencePiece(interface.Tokenizer):
     return sorted(names, key=len, reverse=True)
 
   def files(self) -> dict[str, bytes]:
-    """The model, and short files of special ids that are not its own."""
+    """The model, and files with special ids that are not its own."""
     files = {"tokenizer.model": self._model}
     if self._alone:
       return files

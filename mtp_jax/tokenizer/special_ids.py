@@ -25,8 +25,8 @@ class SpecialIds:
   """Special ids of a model, their names, and its chat template.
 
   Attributes:
-    others: what the two files have besides, by their names: settings of other
-      programs, such as a temperature, kept for these.
+    others: name of a file -> its fields that this library does not read, such
+      as a temperature; `files` writes them again.
   """
 
   bos: int
@@ -39,7 +39,7 @@ class SpecialIds:
   others: dict[str, dict] = dataclasses.field(default_factory=dict)
 
   def files(self) -> dict[str, bytes]:
-    """Two files from which `read` makes the same."""
+    """Content of two files from which `read` makes the same."""
     named = dict(self.names)
     if self.adds_bos is not None:
       named["add_bos_token"] = self.adds_bos
@@ -190,12 +190,14 @@ def _ids(path: pathlib.Path, key: str, vocab: int) -> list[int]:
 
 
 def _others(folder: pathlib.Path) -> dict[str, dict]:
-  """What the files have that `SpecialIds.files` does not write by itself."""
-  own = {"add_bos_token", "chat_template", *_TOKENS}
-  own |= {f"{token}_id" for token in _TOKENS}
+  """The fields that `SpecialIds.files` does not write by itself."""
+  own = {
+    _NAMED[0]: {"add_bos_token", "chat_template", *_TOKENS},
+    _NUMBERED[0]: {"bos_token_id", "eos_token_id", "pad_token_id"},
+  }
   found = {
-    name: {k: v for k, v in _fields(folder / name).items() if k not in own}
-    for name in (_NAMED[0], _NUMBERED[0])
+    name: {k: v for k, v in _fields(folder / name).items() if k not in fields}
+    for name, fields in own.items()
   }
   return {name: rest for name, rest in found.items() if rest}
 

@@ -99,8 +99,9 @@ def fit(
   codec, mesh = _prepare(cfg, workdir, profile, init)
   is_first = jax.process_index() == 0
   progress = terminal.Progress(is_first)
-  with lock.exclusive(workdir):  # before hours of packing
-    _check_resume(cfg, codec, workdir)
+  with lock.exclusive(workdir):
+    with processes.watched():  # before hours of packing
+      _check_resume(cfg, codec, workdir)
     with progress.doing("reading the corpus, which is packed once"):
       splits = pipeline.pack(cfg.data, codec)
     metadata = workdir_lib.metadata(cfg, codec, splits)
@@ -308,19 +309,14 @@ def _check_random(train):
 
 
 def _check_resume(cfg, codec, workdir):
-  """Raises what `_resume` would, as far as the corpus does not matter.
+  """Raises if the processes, or a checkpoint, have other settings.
 
-  Several processes can read a checkpoint only together, so they leave it to
-  `_resume`.
+  The corpus is not compared: it is not packed yet.
   """
-  folder = workdir / "checkpoints"
-  if jax.process_count() > 1 or not folder.is_dir():
-    return
   metadata = workdir_lib.metadata(cfg, codec, ())
-  with checkpoints.Checkpoints(folder) as saved:
-    step = saved.check(lambda stored: resume.refusals(stored, metadata))
-  if step is not None:
-    resume.check_step(step, cfg.train.steps, workdir)
+  resume.check_agreement(metadata)
+  with checkpoints.Checkpoints(workdir / "checkpoints") as saved:
+    saved.check(lambda stored: resume.refusals(stored, metadata))
 
 
 def _resume(cfg, mesh, saved, metadata, workdir):

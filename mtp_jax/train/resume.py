@@ -83,14 +83,15 @@ def check_agreement(metadata: dict) -> None:
 def disagreements(first: dict, other: dict) -> list[str]:
   """One line for each value that differs between two processes of one run.
 
-  Fingerprints of corpora, which say nothing to a reader, make one line.
+  Fingerprints, which say nothing to a reader, are not shown.
   """
   first, other = _shared(first), _shared(other)
-  corpora = first.pop("data"), other.pop("data")
-  lines = differences(first, other)
-  if differences(*corpora):
-    lines.append("their corpora differ")
-  return lines
+  lines = []
+  for name, what in (("tokenizer", "tokenizers"), ("data", "corpora")):
+    pair = ({name: metadata.pop(name)} for metadata in (first, other))
+    if differences(*pair):
+      lines.append(f"their {what} differ")
+  return lines + differences(first, other)
 
 
 def differences(

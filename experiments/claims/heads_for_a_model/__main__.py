@@ -10,7 +10,8 @@ texts that the model wrote itself. Then held-out files and HumanEval's prompts
 are continued ordinarily, in chains and in trees, and by transformers where it
 is installed. For each corpus, --output takes a folder with the model, the
 page of its completions, and the results. A corpus whose model is there is not
-trained again.
+trained again. With --dtype texts are written in that dtype, and pages and
+results go into a folder of its name.
 """
 
 import json
@@ -46,7 +47,7 @@ _CORPORA = flags.DEFINE_list(
   "corpora", None, "What heads are trained on, of files and written; else all."
 )
 _HEADS = flags.DEFINE_integer("heads", 4, "N.", lower_bound=2)
-_DTYPE = options.define_dtype("the model's own; heads are trained in that")
+_DTYPE = options.define_dtype("that of the folder with the heads")
 
 NOTES = {  # for the model cards
   "files": "Heads 2 and up: trained on Python files, trunk frozen.",
@@ -63,8 +64,8 @@ def main(_: list[str]) -> None:
     raise ValueError(f"--corpora={','.join(names)}: choose files or written")
   if _MODEL.value:  # refuses what is no model before anything is fetched
     folders.settings(_MODEL.value)
-  results = f"results_{_DTYPE.value}.json" if _DTYPE.value else "results.json"
-  options.make_room(folder / results)
+  texts_folder = folder / (_DTYPE.value or "")
+  options.make_room(texts_folder / "results.json")
   source = _MODEL.value or smollm2.fetch(folder)
   asked = scale.training() | {
     "heads": _HEADS.value,
@@ -93,7 +94,8 @@ def main(_: list[str]) -> None:
       study.write_json(place / "training.json", record)
       mtp_jax.save(trained, place / "model", like=source, notes=NOTES[name])
   for name in names:
-    begin, place = time.time(), folder / name
+    begin, place, pages = time.time(), folder / name, texts_folder / name
+    pages.mkdir(parents=True, exist_ok=True)
     heads, _, _ = mtp_jax.load(place / "model", dtype=_DTYPE.value)
     trained = _read(place / "training.json")
     found = trained | study.provenance(_SEED.value)
@@ -106,7 +108,7 @@ def main(_: list[str]) -> None:
       heads, decoder, codec, texts["files"], scale
     ) | {"scores": decoding.scores(held, found)}
     page |= {"seconds": round(time.time() - begin)}
-    report.write_page(place, found | page, codec)
+    report.write_page(pages, found | page, codec)
     kept = "heads", "tokens_per_forward", "accepted", "seconds", "speedup"
     found["completions"] = [
       {name: entry[name] for name in kept} for entry in page["decoding"]
@@ -118,14 +120,14 @@ def main(_: list[str]) -> None:
       found["decoding"] = decoding.measure(
         decoder, texts, topologies, scale, others
       )
-    study.write_json(place / results, found)
-    print(f"page: {place / 'report.html'}   model: {place / 'model'}")
+    study.write_json(pages / "results.json", found)
+    print(f"page: {pages / 'report.html'}   model: {place / 'model'}")
   result = {
-    name: _read(folder / name / results)
+    name: _read(texts_folder / name / "results.json")
     for name in corpora.NAMES
-    if (folder / name / results).exists()
+    if (texts_folder / name / "results.json").exists()
   }
-  report.write_picture(folder, result)
+  report.write_picture(texts_folder, result)
   print(report.tables(result))
 
 
