@@ -227,6 +227,7 @@ def talk(codec, monkeypatch, capsys):
     model=parameters.model_config("unembedding", vocab=codec.vocab, layers=1)
   )
   loaded = parameters.model_of(cfg.model), cfg, codec
+  monkeypatch.setattr(folders, "kind", lambda path: "workdir")
   monkeypatch.setattr(folders, "settings", lambda path, step: loaded[1:])
   monkeypatch.setattr(
     folders, "load_step", lambda path, step, dtype=None: (*loaded, 7)

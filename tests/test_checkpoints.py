@@ -135,6 +135,18 @@ def test_a_newer_format_is_refused_and_no_older_step_stands_in(
   assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_newest_whole_metadata_are_compared(folder):
+  other = {"tokenizer": "bytes-2"}
+  with checkpoints.Checkpoints(folder) as saved:
+    for step in (2, 1):
+      with pytest.raises(
+        checkpoints.CheckpointError, match=f"checkpoint {step} .*bytes-1"
+      ):
+        saved.check(lambda m: resume.differences(m, other))
+      (folder / f"{step}" / "metadata" / "metadata").write_text("{")
+    saved.check(lambda m: resume.differences(m, other))
+
+
 def test_mismatches_are_named(folder):
   """A checkpoint of another run is no damage: nothing falls back."""
   other = {

@@ -179,6 +179,17 @@ def test_a_folder_of_others_comes_out_as_it_was(tmp_path, monkeypatch, dtype):
   assert raw(mtp_jax.load(ours, dtype=dtype)[0]) == raw(net)
 
 
+def test_settings_of_generation_stay_with_their_model(tmp_path):
+  folder = theirs(tmp_path / "theirs", "float32")
+  file = folder / "generation_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"top_k": 7}))
+  net, _, codec = mtp_jax.load(folder)
+  for i, (like, has) in enumerate(((folder, True), (None, False))):
+    mtp_jax.save(net, tmp_path / f"{i}", like=like, codec=codec)
+    found = json.loads((tmp_path / f"{i}" / file.name).read_text())
+    assert (found.get("top_k") == 7) == has
+
+
 def test_a_tied_model_that_is_so_no_more_is_written_untied(tmp_path):
   folder = theirs(tmp_path / "theirs", "float32")
   net, *_ = mtp_jax.load(folder)

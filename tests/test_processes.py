@@ -475,6 +475,7 @@ def test_processes_have_to_agree(home, tmp_path, more, line):
       line,
     ):
       assert text in job.text(i)
+    assert ("corpora differ" in job.text(i)) == (not more)
     assert "Traceback" not in job.text(i)
     assert "data.path" not in job.text(i)
   assert os.listdir(tmp_path / "w") == ["lock"]  # empty, for the next start

@@ -104,10 +104,10 @@ def run(request: Request) -> None:
 def _note_length(tokens: int, path: pathlib.Path, cfg: config.Config) -> None:
   """Says that a text may become longer than those the model was made for."""
   shape = cfg.model
-  if shape.rope_scaling == "llama3":  # made for more than is in its config
-    return
+  if shape.rope_scaling == "llama3":
+    return  # Llama 3.1 is made for twice its rope_length times rope_factor
   most = int(shape.rope_length * shape.rope_factor)
-  most = most or folders.trained_length(path, cfg)
+  most = most or folders.trained_length(folders.kind(path), path, cfg)
   if most and most < tokens:
     terminal.note(
       f"the prompt and --max_new reach {tokens} tokens, more than the {most} "

@@ -162,7 +162,9 @@ class Checkpoints:
     )
 
   def check(self, refusals: Callable[[dict], list[str]]) -> None:
-    """Compares the newest metadata that can be read; reads no arrays.
+    """Compares the newest metadata that are whole; reads no arrays.
+
+    What else may be wrong with a step, `restore` says.
 
     Args:
       refusals: as in `restore`.
@@ -176,7 +178,7 @@ class Checkpoints:
         self._check(step, refusals)
         return
       except (reader.Damaged, reader.ReadFailed):
-        pass  # `restore` will say so
+        continue
 
   def newest(self) -> int:
     """The newest step whose metadata are whole."""

@@ -56,8 +56,8 @@ def lay_out(
       that size, so the text may have any length. None: the model's own
       (`cfg.sliding_window`), if it has one. Any other it was not trained for,
       unless its texts were no longer than the window.
-    cache_dtype: one of `cache.DTYPES`; None: `cfg.dtype`, and float32 on a
-      CPU, unless it is a mesh. There every pass converts the others.
+    cache_dtype: one of `cache.DTYPES`. None: `cfg.dtype`; on a CPU without a
+      mesh float32, since every pass would convert another cache.
     draft_dtype: keep what only heads 2..N use, their layers and unembedding,
       in 'bfloat16' or 'int8' (`int8.Matrix`). Texts stay head 1's
       own; drafts may be accepted less often.

@@ -74,8 +74,7 @@ def save(
   if codec is source.codec and source.kind == "hugging_face":
     files = tokenizer_files.of_folder(source.path)
   else:
-    model_is_new = not source.record.get("init")
-    files = tokenizer_files.of(codec, model_is_new)
+    files = tokenizer_files.of(codec, _is_new(codec, source))
   files |= source.files()
   with _new_folder(path) as folder:
     written = hugging_face.write(folder, net, dtype)
@@ -184,6 +183,13 @@ def _checked_tokenizer(
       "the two belong to different models"
     )
   return codec
+
+
+def _is_new(codec, source) -> bool:
+  """Whether the tokenizer was made for another model than this one."""
+  if not source.codec or codec.fingerprint != source.codec.fingerprint:
+    return True
+  return source.kind == "workdir" and not source.record.get("init")
 
 
 @contextlib.contextmanager

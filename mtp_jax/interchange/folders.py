@@ -123,14 +123,17 @@ def check_weights(path: str | pathlib.Path) -> None:
     reader.check_weights(path, reader.settings(path))
 
 
-def trained_length(path: pathlib.Path, cfg: config.Config) -> int | None:
+def trained_length(
+  kind: str, path: pathlib.Path, cfg: config.Config
+) -> int | None:
   """Tokens of the sequences of a folder's training, where that is known.
 
   Args:
+    kind: from `kind`.
     path: a folder that `load` reads.
     cfg: its config.
   """
-  match kind(path):
+  match kind:
     case "workdir":
       return cfg.data.seq_len
     case "meta":

@@ -72,7 +72,9 @@ class Source:
   @property
   def length(self) -> int | None:
     """Tokens of the sequences that it was trained on, where that is known."""
-    return self.path and folders.trained_length(self.path, self.cfg)
+    if self.path is None:
+      return None
+    return folders.trained_length(self.kind, self.path, self.cfg)
 
   def files(self) -> dict[str, bytes]:
     """Content of the licences and of the model card, by name."""

@@ -32,17 +32,18 @@ def of(
 
   Args:
     codec: the tokenizer.
-    model_is_new: the model is not the one that the tokenizer was made for,
-      whose settings of generation, such as a temperature, are left out.
+    model_is_new: leaves out settings of generation, such as a temperature,
+      since they belong to the model that the tokenizer was made for.
   """
   files = codec.files()
   config = json.loads(files.get("tokenizer_config.json", "{}"))
+  config.pop("auto_map", None)  # names a Python file
   if "tokenizer.model" in files:
     config |= _llama_tokenizer(codec)
   else:
-    # Others may read another rule than tokenizer.json's, or need a program.
+    # Another class, or these fields, may split differently from tokenizer.json.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for name in ("auto_map", "add_eos_token"):
+    for name in ("add_eos_token", "from_slow"):
       config.pop(name, None)
   found = json.loads(files.get("generation_config.json", "{}"))
   generation = ({} if model_is_new else found) | ids(codec)

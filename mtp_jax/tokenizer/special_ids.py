@@ -25,8 +25,8 @@ class SpecialIds:
   """Special ids of a model, their names, and its chat template.
 
   Attributes:
-    others: name of a file -> its fields that this library does not read, such
-      as a temperature; `files` writes them again.
+    others: name of a file -> its other fields, such as a temperature; `files`
+      writes them again.
   """
 
   bos: int

@@ -309,9 +309,10 @@ def _check_random(train):
 
 
 def _check_resume(cfg, codec, workdir):
-  """Raises if the processes, or a checkpoint, have other settings.
+  """Raises if processes' settings differ, or do not fit the checkpoint.
 
-  The corpus is not compared: it is not packed yet.
+  The corpus is not compared: it is not packed yet. Neither is the step: damaged
+  arrays may make the run go on from an older one.
   """
   metadata = workdir_lib.metadata(cfg, codec, ())
   resume.check_agreement(metadata)

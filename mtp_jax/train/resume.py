@@ -83,7 +83,7 @@ def check_agreement(metadata: dict) -> None:
 def disagreements(first: dict, other: dict) -> list[str]:
   """One line for each value that differs between two processes of one run.
 
-  Fingerprints, which say nothing to a reader, are not shown.
+  Fingerprints of tokenizers and corpora, which say nothing, are not shown.
   """
   first, other = _shared(first), _shared(other)
   lines = []

@@ -10,7 +10,7 @@ texts that the model wrote itself. Then held-out files and HumanEval's prompts
 are continued ordinarily, in chains and in trees, and by transformers where it
 is installed. For each corpus, --output takes a folder with the model, the
 page of its completions, and the results. A corpus whose model is there is not
-trained again. With --dtype texts are written in that dtype, and pages and
+trained again. With --dtype decoding is measured in that dtype, and pages and
 results go into a folder of its name.
 """
 
