@@ -17,6 +17,7 @@ import mtp_jax
 from mtp_jax import config, tokenizer
 from mtp_jax.checkpoint import checkpoints
 from mtp_jax.interchange import (
+  export,
   extra_heads,
   hugging_face,
   hugging_face_config,
@@ -188,6 +189,10 @@ def test_settings_of_generation_stay_with_their_model(tmp_path):
     mtp_jax.save(net, tmp_path / f"{i}", like=like, codec=codec)
     found = json.loads((tmp_path / f"{i}" / file.name).read_text())
     assert (found.get("top_k") == 7) == has
+  for record, is_new in (({"init": {"path": "theirs"}}, False), ({}, True)):
+    run = model_card.Source("workdir", codec=codec, record=record)
+    assert export._is_new(codec, run) == is_new
+    assert export._is_new(BYTES, run)  # made for yet another
 
 
 def test_a_tied_model_that_is_so_no_more_is_written_untied(tmp_path):

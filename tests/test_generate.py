@@ -278,6 +278,9 @@ def test_a_text_beyond_the_trained_length_is_told(call, loaded, monkeypatch):
   assert line in call(prompt="ab", max_new=4).err
   change(model={"rope_length": 3, "rope_scaling": "linear", "rope_factor": 2.0})
   assert line in call(prompt="ab", max_new=4).err
+  # Its length is not in its config.
+  change(model={"rope_length": 3, "rope_scaling": "llama3", "rope_factor": 2.0})
+  assert "made for" not in call(prompt="ab", max_new=4).err
   change(model={"rope_length": 6}, data={"seq_len": 5})
   assert line in call(prompt="ab", max_new=4).err  # bos is the first
   assert "made for" not in call(prompt="ab", max_new=3).err
